@@ -1,0 +1,1 @@
+"""Triton kernels, one module per op; imported as ``mim4dd.kernels`` and only when launched."""

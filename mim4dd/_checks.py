@@ -1,0 +1,78 @@
+"""Argument checks shared by the public functions: each names the argument, the rule, the value."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+Backend = Literal["reference"] | None
+
+
+def check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    """Require ``tensor`` to have ``rank`` dimensions."""
+    if tensor.dim() != rank:
+        raise ValueError(f"{name} must be {rank}-d, got shape {tuple(tensor.shape)}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Require a real floating-point dtype."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+
+
+def check_integer(name: str, tensor: Tensor) -> None:
+    """Require an integer dtype, as class labels and indices have."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
+
+
+def check_same_device(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Require both tensors on one device."""
+    if first.device != second.device:
+        raise ValueError(
+            f"{first_name} and {second_name} must be on one device, "
+            f"got {first.device} and {second.device}"
+        )
+
+
+def check_matching(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Require both tensors to share dtype and device."""
+    if first.dtype != second.dtype:
+        raise TypeError(
+            f"{first_name} and {second_name} must share a dtype, "
+            f"got {first.dtype} and {second.dtype}"
+        )
+    check_same_device(first_name, first, second_name, second)
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Require ``value`` to be one of ``choices``."""
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_positive(name: str, value: Tensor | float) -> None:
+    """Require a finite number above zero."""
+    value = value.item() if isinstance(value, Tensor) else value
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_finite(name: str, value: Tensor | float) -> None:
+    """Require a finite number."""
+    value = value.item() if isinstance(value, Tensor) else value
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def refuse_forward_ad(op: str, *tensors: Tensor) -> None:
+    """Raise where a forward-mode tangent comes in: an op without such a rule would drop it."""
+    if torch.compiler.is_compiling():
+        return
+    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"{op} has no forward-mode derivative; pass backend='reference' for torch.func.jvp"
+        )

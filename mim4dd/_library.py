@@ -1,0 +1,38 @@
+"""The ``mim4dd::`` operator namespace and the compiled halves that put kernels into it."""
+
+import importlib
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+LIB = torch.library.Library("mim4dd", "FRAGMENT")
+
+REBUILD = "rebuild it with `pip install --no-build-isolation -e .`; `mim4dd doctor` says more"
+
+
+def _load(module: str) -> ImportError | None:
+    """Import a compiled half, whose import registers its kernels; return what went wrong."""
+    try:
+        importlib.import_module(f"mim4dd.{module}")
+    except ImportError as error:  # absent (ModuleNotFoundError) or broken; doctor tells which
+        return error
+    return None
+
+
+# The CUDA half links libtorch_cuda, so a CPU-only torch could not load it.
+LOAD_ERRORS: dict[str, ImportError | None] = {"CPU": _load("_C")}
+if torch.version.cuda is not None:
+    LOAD_ERRORS["CUDA"] = _load("_C_cuda")
+
+
+def expect_compiled(op: str, device: str) -> None:
+    """Make ``mim4dd::<op>`` on ``device`` name the cure where its compiled kernel is missing."""
+    error = LOAD_ERRORS.get(device)
+    if error is None:
+        return
+
+    def missing(*_args: Tensor) -> NoReturn:
+        raise RuntimeError(f"mim4dd::{op} has no {device} kernel ({error}): {REBUILD}") from error
+
+    LIB.impl(op, missing, device)

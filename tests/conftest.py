@@ -1,0 +1,38 @@
+"""Device fixtures. Without a GPU the Triton kernels run in Triton's interpreter, on the CPU."""
+
+import os
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel module is first imported
+
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+def device(request):
+    """Every device the public API runs on."""
+    return request.param
+
+
+@pytest.fixture
+def kernel_device():
+    """The device on which the Triton launchers can be called directly."""
+    return "cuda" if HAS_GPU else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_seed_and_poisoned_memory(request):
+    """Fresh random inputs for every test and run, and NaN in torch.empty so that gaps show.
+
+    The seed is printed by a failing test; MIM4DD_TEST_SEED repeats it.
+    """
+    seed = int(os.environ.get("MIM4DD_TEST_SEED", torch.seed() % 2**31))
+    print(f"MIM4DD_TEST_SEED={seed}")
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
