@@ -1,0 +1,126 @@
+"""Compile every GPU kernel for every supported GPU, without one, and tabulate what each takes.
+
+    python bench/resources.py [--triton] [--cuda] > docs/resources.md
+
+Exits with an error if a kernel does not compile or spills registers to memory.
+"""
+
+import argparse
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+CAPABILITIES = (80, 90, 100)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Usage(NamedTuple):
+    """What one kernel takes on one GPU."""
+
+    kernel: str
+    capability: int
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+def triton_usages() -> Iterator[Usage]:
+    """Compile what each module of mim4dd.kernels lists in compilations()."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    import mim4dd.kernels
+
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    for module in pkgutil.iter_modules(mim4dd.kernels.__path__, "mim4dd.kernels."):
+        if module.name.rpartition(".")[2].startswith("_"):
+            continue
+        for case in importlib.import_module(module.name).compilations():
+            signature = case.signature | dict.fromkeys(case.constants, "constexpr")
+            for capability in CAPABILITIES:
+                compiled = triton.compile(
+                    ASTSource(case.kernel, signature, case.constants),
+                    target=GPUTarget("cuda", capability, 32),
+                    options={"num_warps": case.num_warps},
+                )
+                with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+                    cubin.write(compiled.asm["cubin"])
+                    cubin.flush()
+                    report = run(str(cuobjdump), "-res-usage", cubin.name)
+                # Triton kernels have no local arrays: whatever is on the stack was spilled.
+                registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
+                yield Usage(
+                    case.name, capability, int(registers), compiled.metadata.shared, int(stack)
+                )
+
+
+def cuda_usages() -> Iterator[Usage]:
+    """Compile csrc/*.cu with nvcc against the headers of the installed torch, CUDA build or not."""
+    from torch.utils.cpp_extension import include_paths
+
+    if shutil.which("nvcc") is None:
+        sys.exit("nvcc is not on the PATH: install the CUDA toolkit, or pass --triton alone")
+    includes = [*include_paths(), sysconfig.get_path("include")]
+    command = ["nvcc", "-c", "-O3", "-std=c++17", "-Xptxas", "-v", "-o", os.devnull]
+    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
+    command += ["-DUSE_CUDA", *(f"-I{path}" for path in includes)]
+    for source in sorted((ROOT / "csrc").glob("*.cu")):
+        for capability in CAPABILITIES:
+            report = run(*command, f"-arch=sm_{capability}", str(source))
+            for entry in report.split("Compiling entry function '")[1:]:
+                (kernel,) = run("c++filt", entry.split("'")[0]).split("\n", 1)[:1]
+                kernel = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", kernel)
+                registers = re.search(r"Used (\d+) registers", entry)
+                shared = re.search(r"(\d+) bytes smem", entry)
+                spills = re.search(r"(\d+) bytes spill stores", entry)
+                yield Usage(
+                    f"{source.name} {kernel}",
+                    capability,
+                    int(registers[1]),
+                    int(shared[1]) if shared else 0,
+                    int(spills[1]),
+                )
+
+
+def run(*command: str) -> str:
+    """Standard output and error of a command that must succeed."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--triton", action="store_true", help="only the Triton kernels")
+    parser.add_argument("--cuda", action="store_true", help="only csrc/*.cu")
+    args = parser.parse_args()
+    usages: list[Usage] = []
+    if args.triton or not args.cuda:
+        usages += triton_usages()
+    if args.cuda or not args.triton:
+        usages += cuda_usages()
+    print("| kernel | GPU | registers | shared memory | spilled |")
+    print("|---|---|---|---|---|")
+    for usage in usages:
+        print(
+            f"| {usage.kernel} | sm_{usage.capability} | {usage.registers} "
+            f"| {usage.shared_bytes} B | {usage.spill_bytes} B |"
+        )
+    spilling = [usage for usage in usages if usage.spill_bytes]
+    if spilling:
+        sys.exit(f"{len(spilling)} of {len(usages)} kernels spill registers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""The contrastive losses as modules, with the mutual information they certify beside them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim4dd import reference
+from mim4dd._checks import Reduction, check_choice, check_positive
+from mim4dd.ops._contrastive import reduce_queries
+from mim4dd.ops.info_nce import info_nce
+from mim4dd.ops.nce import nce
+from mim4dd.ops.sup_con import sup_con
+
+__all__ = ["InfoNCELoss", "MIM4DDLoss", "NCELoss", "SupConLoss"]
+
+# Pixels per side that feature maps are pooled to. One would throw away what instance norm leaves:
+# it fixes mean and variance of every map, so where a map is active says more than how much.
+_POOLED = 4
+
+
+class _ContrastiveLoss(nn.Module):
+    """Options and results that the single-layer losses share."""
+
+    loss_per_query: Tensor
+    mi_lower_bound: Tensor
+
+    def __init__(
+        self,
+        temperature: float | nn.Parameter = 0.1,
+        reduction: Reduction = "mean",
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+        self.normalize = normalize
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        temperature = float(torch.as_tensor(self.temperature).detach())
+        return f"temperature={temperature:g}, {self.reduction=!s}, {self.normalize=}".replace(
+            "self.", ""
+        )
+
+    @torch.no_grad()
+    def _certificate(
+        self, query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor
+    ) -> Tensor:
+        """InfoNCE per query (N,), whose negatives are marginal, as a valid bound needs."""
+        return info_nce(
+            query,
+            key,
+            labels=labels,
+            key_labels=key_labels,
+            temperature=self.temperature,
+            reduction="none",
+            normalize=self.normalize,
+        )
+
+    def _finish(
+        self,
+        loss: Tensor,  # (N,), what is trained on
+        certificate: Tensor,  # (N,), InfoNCE of the same pairs
+        num_keys: int,
+        labels: Tensor | None,
+        key_labels: Tensor | None,
+    ) -> Tensor:
+        """Store the results that stand beside the loss, and reduce it."""
+        self.loss_per_query = loss.detach()
+        mean = reduce_queries(certificate.detach(), labels, key_labels, "mean")
+        self.mi_lower_bound = reference.mi_lower_bound(mean, num_keys)
+        return reduce_queries(loss, labels, key_labels, self.reduction)
+
+
+class InfoNCELoss(_ContrastiveLoss):
+    """:func:`mim4dd.info_nce` as a module.
+
+    After a call, ``loss_per_query`` (N,) holds the loss of every query and ``mi_lower_bound`` ()
+    log M minus their mean, in nats, both detached. Between classes alone the bound can reach
+    log C, with C classes: read it beside that.
+
+    Args:
+        temperature: Softmax temperature τ > 0; an ``nn.Parameter`` is learned.
+        reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
+        normalize: Scale every row of both sides to unit length first.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> loss = mim4dd.InfoNCELoss(temperature=0.5)
+        >>> loss(torch.eye(4), torch.eye(4))
+        tensor(0.3408)
+        >>> loss.mi_lower_bound
+        tensor(1.0455)
+    """
+
+    def forward(
+        self,
+        query: Tensor,  # (N, D)
+        key: Tensor,  # (M, D)
+        *,
+        positive_index: Tensor | None = None,  # (N,)
+        labels: Tensor | None = None,  # (N,)
+        key_labels: Tensor | None = None,  # (M,)
+    ) -> Tensor:
+        """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
+        loss = info_nce(
+            query,
+            key,
+            positive_index=positive_index,
+            labels=labels,
+            key_labels=key_labels,
+            temperature=self.temperature,
+            reduction="none",
+            normalize=self.normalize,
+        )
+        return self._finish(loss, loss, key.shape[0], labels, key_labels)
+
+
+class SupConLoss(_ContrastiveLoss):
+    """:func:`mim4dd.sup_con` as a module.
+
+    After a call, ``loss_per_query`` (N,) and ``mi_lower_bound`` () are as in
+    :class:`mim4dd.InfoNCELoss`; the bound is InfoNCE's whichever the variant.
+
+    Args:
+        temperature: Softmax temperature τ > 0; an ``nn.Parameter`` is learned.
+        reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
+        normalize: Scale every row of both sides to unit length first.
+        variant: Whether the mean over the positives stands outside the logarithm or inside.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> mim4dd.SupConLoss(temperature=1.0)(torch.eye(3), torch.eye(3), labels, labels)
+        tensor(0.8848)
+    """
+
+    def __init__(
+        self,
+        temperature: float | nn.Parameter = 0.1,
+        reduction: Reduction = "mean",
+        normalize: bool = False,
+        variant: Literal["out", "in"] = "out",
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        check_choice("variant", variant, ("out", "in"))
+        self.variant: Literal["out", "in"] = variant
+
+    def forward(
+        self,
+        query: Tensor,  # (N, D)
+        key: Tensor,  # (M, D)
+        labels: Tensor,  # (N,)
+        key_labels: Tensor,  # (M,)
+    ) -> Tensor:
+        """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
+        loss = sup_con(
+            query,
+            key,
+            labels,
+            key_labels,
+            variant=self.variant,
+            temperature=self.temperature,
+            reduction="none",
+            normalize=self.normalize,
+        )
+        certificate = loss
+        if self.variant == "in":
+            certificate = self._certificate(query, key, labels, key_labels)
+        return self._finish(loss, certificate, key.shape[0], labels, key_labels)
+
+
+class NCELoss(_ContrastiveLoss):
+    """:func:`mim4dd.nce` as a module: the binary critic of CRD and CMIM.
+
+    After a call, ``loss_per_query`` (N,) and ``mi_lower_bound`` () are as in
+    :class:`mim4dd.InfoNCELoss`; the bound is InfoNCE's on the same pairs, whose negatives are
+    marginal, as a valid bound needs.
+
+    Args:
+        temperature: Temperature τ > 0 of the logits; an ``nn.Parameter`` is learned.
+        reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
+        normalize: Scale every row of both sides to unit length first.
+        bias: Added to every logit, as in :func:`mim4dd.nce`; an ``nn.Parameter`` is learned.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> labels = torch.arange(3)
+        >>> mim4dd.NCELoss(temperature=1.0)(torch.eye(3), torch.eye(3), labels, labels)
+        tensor(2.0367)
+    """
+
+    def __init__(
+        self,
+        temperature: float | nn.Parameter = 0.1,
+        reduction: Reduction = "mean",
+        normalize: bool = False,
+        bias: float | nn.Parameter | None = None,
+    ) -> None:
+        super().__init__(temperature, reduction, normalize)
+        self.bias = bias
+
+    def forward(
+        self,
+        query: Tensor,  # (N, D)
+        key: Tensor,  # (M, D)
+        labels: Tensor,  # (N,)
+        key_labels: Tensor,  # (M,)
+    ) -> Tensor:
+        """The reduced loss; arguments as in :func:`mim4dd.nce`."""
+        loss = nce(
+            query,
+            key,
+            labels,
+            key_labels,
+            temperature=self.temperature,
+            bias=self.bias,
+            reduction="none",
+            normalize=self.normalize,
+        )
+        certificate = self._certificate(query, key, labels, key_labels)
+        return self._finish(loss, certificate, key.shape[0], labels, key_labels)
+
+
+class MIM4DDLoss(nn.Module):
+    r"""Mutual information between the features of synthetic and of real samples, over K layers.
+
+    .. math:: \sum_{k=1}^{K} \gamma^{K-k}\, \ell(a_k^{syn}, a_k^{real})
+
+    where samples of one class attract and all others repel. Feature maps (N, C, H, W) are averaged
+    down to at most 4 × 4 pixels; features of any shape are then flattened, projected where a
+    projection is given, scaled to unit length, and compared by the critic.
+
+    After a call, ``loss_per_layer`` (K,) and ``mi_lower_bound`` (K,), in nats, are there, detached.
+    The bound uses marginal negatives whatever the critic, and is valid where both sides have the
+    same class proportions; pairs that share only a class carry at most log C nats, so read it
+    beside that (docs/math.md, "The bound").
+
+    Args:
+        temperature: Temperature τ > 0 of the logits; an ``nn.Parameter`` is learned.
+        critic: ``"info_nce"`` or ``"nce"``.
+        layer_decay: γ in (0, 1]: each layer counts γ times the one after it.
+        projection: One module per layer, applied to the pooled and flattened features of both
+            sides, or None. Its parameters are trained or frozen by the caller, as any.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> features = [torch.eye(4), torch.eye(4).reshape(4, 1, 2, 2)]
+        >>> labels = torch.arange(4)
+        >>> loss = mim4dd.MIM4DDLoss(temperature=0.5)
+        >>> loss(features, features, labels, labels)
+        tensor(0.6815)
+        >>> loss.mi_lower_bound
+        tensor([1.0455, 1.0455])
+
+    References:
+        Shang, Yuan, Yan. MIM4DD: Mutual Information Maximization for Dataset Distillation.
+        NeurIPS 2023, arXiv:2312.16627. docs/math.md says what it leaves open and what is taken.
+    """
+
+    loss_per_layer: Tensor
+    mi_lower_bound: Tensor
+
+    def __init__(
+        self,
+        temperature: float | nn.Parameter = 0.1,
+        critic: Literal["info_nce", "nce"] = "info_nce",
+        layer_decay: float = 1.0,
+        projection: Sequence[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("critic", critic, ("info_nce", "nce"))
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
+        loss = InfoNCELoss if critic == "info_nce" else NCELoss
+        self.critic = loss(temperature=temperature, normalize=True)
+        self.layer_decay = layer_decay
+        self.projection = None if projection is None else nn.ModuleList(projection)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"layer_decay={self.layer_decay:g}"
+
+    def forward(
+        self,
+        features_syn: Sequence[Tensor],  # K of (N, ...)
+        features_real: Sequence[Tensor],  # K of (M, ...)
+        labels_syn: Tensor,  # (N,)
+        labels_real: Tensor,  # (M,)
+    ) -> Tensor:
+        """The weighted sum over the layers, a scalar in nats."""
+        num_layers = len(features_syn)
+        if num_layers == 0 or len(features_real) != num_layers:
+            raise ValueError(
+                "features_syn and features_real must hold the same layers, at least one, "
+                f"got {num_layers} and {len(features_real)}"
+            )
+        if self.projection is not None and len(self.projection) != num_layers:
+            raise ValueError(
+                f"projection must hold one module per layer, got {len(self.projection)} modules "
+                f"and {num_layers} layers"
+            )
+        losses, bounds = [], []
+        for layer, (syn, real) in enumerate(zip(features_syn, features_real, strict=True)):
+            losses.append(
+                self.critic(
+                    self._embed(layer, syn),
+                    self._embed(layer, real),
+                    labels=labels_syn,
+                    key_labels=labels_real,
+                )
+            )
+            bounds.append(self.critic.mi_lower_bound)
+        per_layer = torch.stack(losses)
+        self.loss_per_layer = per_layer.detach()
+        self.mi_lower_bound = torch.stack(bounds)
+        exponents = torch.arange(num_layers - 1, -1, -1, device=per_layer.device)
+        return (per_layer * self.layer_decay**exponents).sum()
+
+    def _embed(self, layer: int, features: Tensor) -> Tensor:
+        """Features of one layer as rows of the contrastive space, not yet normalised."""
+        rows = pooled_rows(features)
+        return rows if self.projection is None else self.projection[layer](rows)
+
+
+def pooled_rows(features: Tensor) -> Tensor:
+    """Features of one layer, (N, ...), as rows (N, D): maps averaged to at most 4 × 4 pixels."""
+    if features.dim() < 2:
+        raise ValueError(
+            f"features must be (N, ...) with at least 2 dimensions, got {tuple(features.shape)}"
+        )
+    if features.dim() == 4:
+        height, width = features.shape[2:]
+        features = F.adaptive_avg_pool2d(features, (min(height, _POOLED), min(width, _POOLED)))
+    return features.flatten(1)
