@@ -5,6 +5,8 @@ from mim4dd.ops.info_nce import info_nce
 from mim4dd.ops.nce import nce
 from mim4dd.ops.sgd_step import sgd_step
 from mim4dd.ops.sup_con import sup_con
+from mim4dd.ops.trajectory_loss import trajectory_loss
+from mim4dd.unroll import flatten_parameters, unroll_sgd
 
 __version__ = "0.1.0"
 
@@ -13,8 +15,11 @@ __all__ = [
     "MIM4DDLoss",
     "NCELoss",
     "SupConLoss",
+    "flatten_parameters",
     "info_nce",
     "nce",
     "sgd_step",
     "sup_con",
+    "trajectory_loss",
+    "unroll_sgd",
 ]
