@@ -1,0 +1,114 @@
+"""Matching Training Trajectories (MTT)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd.distill.augment import augmentation
+from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.method import BaseLoss, ComparedNetwork, RealData
+from mim4dd.distill.settings import Settings
+from mim4dd.ops.trajectory_loss import trajectory_loss
+from mim4dd.unroll import unroll_sgd
+
+__all__ = ["MTT", "MTTSettings"]
+
+
+@dataclass(frozen=True)
+class MTTSettings(Settings):
+    """What trajectory matching matches.
+
+    Args:
+        syn_steps: Inner steps T of the student.
+        expert_epochs: Epochs of the expert between start and target.
+        max_start_epoch: Start epochs are drawn from 0 up to, not including, it.
+        batch_syn: Synthetic samples per inner step; by default all of them.
+        dsa_strategy: Augmentation of the inner batches: families joined by "_", or "none".
+        memory_budget: Bytes that may be spent on recomputing less, see mim4dd.unroll_sgd.
+    """
+
+    syn_steps: int = 20
+    expert_epochs: int = 2
+    max_start_epoch: int = 5
+    batch_syn: int | None = None
+    dsa_strategy: str = "none"
+    memory_budget: int = 2**30
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(
+            syn_steps=1, expert_epochs=1, max_start_epoch=1, batch_syn=1, memory_budget=0
+        )
+        augmentation(self.dsa_strategy)
+
+
+class MTT:
+    """Match where a student, trained on the synthetic set, ends to where an expert got.
+
+    Every step draws an expert and a start epoch, trains the student from there for ``syn_steps``
+    steps, and compares with the expert ``expert_epochs`` epochs later by
+    :func:`mim4dd.trajectory_loss`.
+
+    Args:
+        network: The network that the experts are; its own parameters are not used.
+        experts: Their trajectories.
+        settings: What to match.
+
+    Raises:
+        ValueError: If the experts are of another network or too short.
+
+    References:
+        Cazenavette et al. Dataset Distillation by Matching Training Trajectories. arXiv:2203.11932.
+    """
+
+    def __init__(self, network: nn.Module, experts: ExpertBuffer, settings: MTTSettings) -> None:
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        if experts.num_parameters != num_parameters:
+            raise ValueError(
+                f"experts must be of the network to distil for, with {num_parameters} parameters; "
+                f"these have {experts.num_parameters}"
+            )
+        last_target = settings.max_start_epoch - 1 + settings.expert_epochs
+        if last_target > experts.num_epochs:
+            raise ValueError(
+                "max_start_epoch - 1 + expert_epochs must be within the experts' "
+                f"{experts.num_epochs} epochs, got {last_target}"
+            )
+        self.network = network
+        self.experts = experts
+        self.settings = settings
+        self.augment = augmentation(settings.dsa_strategy)
+
+    def loss(
+        self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
+    ) -> BaseLoss:
+        """The trajectory loss of one drawn segment."""
+        device, settings = image_syn.device, self.settings
+        expert, start = real.integer(len(self.experts)), real.integer(settings.max_start_epoch)
+        segment = self.experts.segment(expert, start, settings.expert_epochs)
+        theta_0, theta_target = (theta.to(device) for theta in segment)
+        theta_T = unroll_sgd(
+            self.network,
+            theta_0,
+            image_syn,
+            label_syn,
+            self._schedule(len(image_syn), real.generator).to(device),
+            lr=syn_lr,
+            augment=self.augment,
+            seed=real.integer(2**31),
+            memory_budget=settings.memory_budget,
+        )
+        value = trajectory_loss(theta_T, theta_0, theta_target)
+        compared = ComparedNetwork(self.network, theta_syn=theta_T, theta_real=theta_target)
+        return BaseLoss(value, [compared], {"trajectory_loss": value.item()})
+
+    def _schedule(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Batches (T, B) that walk through one random permutation of the samples after another."""
+        batch = min(self.settings.batch_syn or num_samples, num_samples)
+        per_permutation = num_samples // batch
+        rows = []
+        for _ in range(-(-self.settings.syn_steps // per_permutation)):
+            permutation = torch.randperm(num_samples, generator=generator)
+            rows.append(permutation[: per_permutation * batch].view(per_permutation, batch))
+        return torch.cat(rows)[: self.settings.syn_steps]

@@ -1,0 +1,174 @@
+"""The MIM4DD add-on: mutual information between features, on top of any base method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd.distill.method import BaseLoss, BaseMethod, ComparedNetwork, RealData
+from mim4dd.distill.settings import Settings
+from mim4dd.distill.training import seeded_network
+from mim4dd.losses import MIM4DDLoss, pooled_rows
+from mim4dd.unroll import flatten_parameters, functional_model
+
+__all__ = ["MIM4DD", "MIM4DDSettings", "layer_features"]
+
+
+@dataclass(frozen=True)
+class MIM4DDSettings(Settings):
+    """What the add-on compares, and what that counts.
+
+    Args:
+        weight: Weight of the mutual-information loss; 0 leaves it out.
+        temperature: Temperature of its logits.
+        critic: "info_nce", or "nce" as in CRD and CMIM.
+        layer_decay: Each layer counts this times the one after it.
+        layers: Comma-separated names of the submodules to compare; by default all blocks.
+        projection: Dimension of a frozen random projection of every layer; by default none.
+        real_per_class: Real images of every class in the contrastive batch.
+    """
+
+    weight: float = 0.1
+    temperature: float = 0.1
+    critic: Literal["info_nce", "nce"] = "info_nce"
+    layer_decay: float = 0.5
+    layers: str | None = None
+    projection: int | None = None
+    real_per_class: int = 20
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(weight=0, projection=1, real_per_class=1)
+        MIM4DDLoss(self.temperature, self.critic, self.layer_decay)
+
+
+class MIM4DD:
+    """Add ``weight`` times the contrastive loss of all layers to a base method.
+
+    The features of the synthetic samples come from the network trained on them, those of a fresh
+    class-balanced real batch from the network trained on real data. Gradients reach the images both
+    through their features and through the parameters.
+
+    Args:
+        base: The method to add to.
+        criterion: The contrastive loss over the layers.
+        weight: What it counts.
+        layers: Names of the submodules whose outputs are compared, early to late; None takes the
+            network's ``feature_layers``.
+        real_per_class: Real samples of every class in a step.
+
+    Raises:
+        ValueError: If the weight is negative or not finite.
+
+    References:
+        Shang, Yuan, Yan. MIM4DD. NeurIPS 2023, arXiv:2312.16627.
+    """
+
+    def __init__(
+        self,
+        base: BaseMethod,
+        criterion: MIM4DDLoss,
+        *,
+        weight: float,
+        layers: Sequence[str] | None = None,
+        real_per_class: int = 20,
+    ) -> None:
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be at least 0 and finite, got {weight}")
+        self.base = base
+        self.criterion = criterion
+        self.weight = weight
+        self.layers = layers
+        self.real_per_class = real_per_class
+
+    @staticmethod
+    def from_settings(
+        base: BaseMethod, settings: MIM4DDSettings, network: nn.Module, images: Tensor, seed: int
+    ) -> "MIM4DD":
+        """Build the add-on; ``images`` (n, …) show which features ``network`` has."""
+        layers = None if settings.layers is None else settings.layers.split(",")
+        projection = None
+        with torch.no_grad():  # also when nothing is projected: it refuses unknown layers early
+            theta = flatten_parameters(network)
+            features = layer_features(network, theta, images[:1], _names(network, layers))
+        if settings.projection is not None:
+            sizes = [pooled_rows(part).shape[1] for part in features]
+            dimension = settings.projection
+            heads = seeded_network(
+                lambda: nn.ModuleList([nn.Linear(size, dimension) for size in sizes]), seed
+            )
+            projection = list(heads.to(images.device).requires_grad_(False))
+        criterion = MIM4DDLoss(
+            settings.temperature, settings.critic, settings.layer_decay, projection
+        )
+        return MIM4DD(
+            base,
+            criterion,
+            weight=settings.weight,
+            layers=layers,
+            real_per_class=settings.real_per_class,
+        )
+
+    def loss(
+        self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
+    ) -> BaseLoss:
+        """The base method's loss plus the weighted contrastive loss."""
+        base = self.base.loss(image_syn, label_syn, syn_lr, real)
+        image_real, label_real = real.sample(self.real_per_class)
+        losses, bounds = [], []
+        for compared in base.compared:
+            features_syn, features_real = self._features(compared, image_syn, image_real)
+            losses.append(self.criterion(features_syn, features_real, label_syn, label_real))
+            bounds.append(self.criterion.mi_lower_bound)
+        contrastive = torch.stack(losses).mean()
+        per_layer = torch.stack(bounds).mean(0).tolist()
+        metrics = {"contrastive_loss": contrastive.item(), "mi_lower_bound": max(per_layer)}
+        metrics |= {f"mi_lower_bound/{layer}": value for layer, value in enumerate(per_layer)}
+        return BaseLoss(
+            base.value + self.weight * contrastive, base.compared, base.metrics | metrics
+        )
+
+    def _features(
+        self, compared: ComparedNetwork, image_syn: Tensor, image_real: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        network, layers = compared.network, _names(compared.network, self.layers)
+        features_syn = layer_features(network, compared.theta_syn, image_syn, layers)
+        with torch.no_grad():
+            features_real = layer_features(network, compared.theta_real, image_real, layers)
+        return features_syn, features_real
+
+
+def _names(network: nn.Module, layers: Sequence[str] | None) -> Sequence[str]:
+    return layers if layers is not None else getattr(network, "feature_layers", ())
+
+
+def layer_features(
+    network: nn.Module, theta: Tensor, images: Tensor, layers: Sequence[str]
+) -> list[Tensor]:
+    """Outputs of the named submodules for ``images``, with ``network`` at the parameters ``theta``.
+
+    Raises:
+        ValueError: If no layer is named, or the network has no submodule of a name.
+    """
+    submodules = dict(network.named_modules())
+    unknown = [name for name in layers if name not in submodules]
+    if unknown or not layers:
+        names = ", ".join(name for name in submodules if name)
+        raise ValueError(
+            f"layers must name submodules of the network, got {list(layers)}; it has: {names}"
+        )
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        submodules[name].register_forward_hook(
+            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name in layers
+    ]
+    try:
+        functional_model(network)(theta, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [outputs[name] for name in layers]

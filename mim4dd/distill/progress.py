@@ -1,0 +1,14 @@
+"""Progress bars that stay readable in a log file."""
+
+import sys
+from typing import NoReturn
+
+from tqdm import tqdm
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(total: int, desc: str, initial: int = 0) -> "tqdm[NoReturn]":
+    """A bar on standard error: live in a terminal, a line every few seconds elsewhere."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=desc, initial=initial, mininterval=interval, leave=True)

@@ -1,0 +1,85 @@
+"""Making, training and testing a network on fixed images: what experts and evaluation share."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim4dd._adjoint import Augment
+
+Network = TypeVar("Network", bound=nn.Module)
+
+__all__ = ["accuracy", "seeded_network", "train_network"]
+
+
+def seeded_network(make_network: Callable[[], Network], seed: int) -> Network:
+    """A network whose initial weights depend on ``seed`` alone, the global stream left as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_network()
+
+
+def train_network(
+    network: nn.Module,
+    images: Tensor,  # (n, channels, H, W)
+    labels: Tensor,  # (n,), or (n, C) as probabilities
+    *,
+    num_steps: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Augment | None = None,
+    lr_drop: int | None = None,
+    after_epoch: Callable[[], None] | None = None,
+) -> None:
+    """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
+
+    Args:
+        network: What to train; its parameters are changed.
+        images: The training set.
+        labels: Its classes.
+        num_steps: Number of SGD steps.
+        lr: Step size.
+        momentum: As in :class:`torch.optim.SGD`.
+        weight_decay: As in :class:`torch.optim.SGD`.
+        batch_size: Images per step; the last batch of an epoch may be smaller.
+        generator: Source of every random draw, on the device of ``images``.
+        augment: Applied to every batch.
+        lr_drop: Step at which ``lr`` falls to a tenth.
+        after_epoch: Called whenever all images have been seen once more.
+    """
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+    )
+    network.train()
+    order: list[Tensor] = []
+    for step in range(num_steps):
+        if not order:
+            permutation = torch.randperm(len(images), generator=generator, device=images.device)
+            order = list(permutation.split(batch_size))
+        if step == lr_drop:
+            optimizer.param_groups[0]["lr"] = 0.1 * lr
+        rows = order.pop(0)
+        batch = images[rows]
+        if augment is not None:
+            batch = augment(batch, generator)
+        optimizer.zero_grad()
+        F.cross_entropy(network(batch), labels[rows]).backward()
+        optimizer.step()
+        if not order and after_epoch is not None:
+            after_epoch()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Fraction of ``images`` whose most likely class is their label."""
+    network.eval()
+    hits = sum(
+        int((network(batch).argmax(1) == truth).sum())
+        for batch, truth in zip(images.split(1024), labels.split(1024), strict=True)
+    )
+    return hits / len(labels)

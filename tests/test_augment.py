@@ -1,0 +1,74 @@
+"""DSA: each family does what it says, replays bit for bit, and is differentiable."""
+
+import pytest
+import torch
+
+from mim4dd.distill.augment import DSA, FAMILIES, augmentation
+
+
+def generator(device="cpu", seed=0):
+    return torch.Generator(device).manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replays_and_differs_between_images(family, channels, size, device):
+    images = torch.rand(1, channels, size, size, device=device).expand(16, -1, -1, -1)
+    augment = DSA(family)
+    first = augment(images, generator(device))
+    assert first.shape == images.shape
+    assert torch.equal(first, augment(images, generator(device)))
+    assert not torch.equal(first, augment(images, generator(device, 1)))
+    assert len(first.flatten(1).unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_derivatives(family):
+    images = torch.rand(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: DSA(family)(x, generator()), images)
+
+
+def test_one_family_is_drawn_per_batch():
+    images = torch.rand(8, 1, 16, 16)
+    both = DSA("flip_cutout")
+    stream = generator()
+    outcomes = set()
+    for _ in range(20):
+        out = both(images, stream)
+        outcomes.add("cutout" if (out == 0).any() else "flip")
+    assert outcomes == {"cutout", "flip"}
+
+
+def test_crop_shifts_by_up_to_an_eighth():
+    images = torch.zeros(500, 1, 16, 16)
+    images[:, :, 8, 8] = 1
+    rows, columns = torch.where(DSA("crop")(images, generator())[:, 0] == 1)[1:]
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 10, 6, 10)
+
+
+def test_cutout_blanks_a_box_of_half_the_size():
+    images = torch.ones(500, 1, 16, 16)
+    blank = (DSA("cutout")(images, generator()) == 0).sum((1, 2, 3))
+    assert blank.max() == 64  # 8 × 8 where the box lies inside
+    assert (blank > 0).all()
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = torch.rand(1, 1, 4, 4).expand(400, -1, -1, -1)
+    flipped = (DSA("flip")(images, generator()) == images.flip(3)).all((1, 2, 3)).float().mean()
+    assert 0.4 < flipped < 0.6
+
+
+def test_rotation_of_a_centred_disc_changes_little():
+    axis = torch.linspace(-1, 1, 33)
+    disc = ((axis[:, None] ** 2 + axis**2) < 0.5).float().expand(8, 1, 33, 33)
+    assert (DSA("rotate")(disc, generator()) - disc).abs().mean() < 0.03
+
+
+def test_strategies_by_name():
+    assert augmentation("none") is None
+    assert augmentation("crop_flip").families == ["crop", "flip"]
+    for strategy in ("", "blur", "crop_blur"):
+        with pytest.raises(ValueError, match="strategy must join some of color, crop"):
+            DSA(strategy)

@@ -1,0 +1,85 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+import os
+import resource
+import signal
+
+import pytest
+import torch
+
+from mim4dd.distill.storage import (
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_atomically,
+    write_json,
+)
+
+
+@pytest.fixture
+def disk_limit():
+    """Make writes beyond some bytes fail in the kernel, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path, disk_limit):
+    path = tmp_path / "result.safetensors"
+    save_tensors(path, {"x": torch.arange(4)}, {"version": 1})
+    disk_limit(4096)
+    with pytest.raises(OSError, match=r"result\.safetensors could not be written .* is kept"):
+        save_tensors(path, {"x": torch.zeros(10_000)}, {"version": 2})
+    disk_limit(resource.RLIM_INFINITY)
+    tensors, header = load_tensors(path)
+    assert torch.equal(tensors["x"], torch.arange(4))
+    assert header == {"version": 1}
+    assert os.listdir(tmp_path) == ["result.safetensors"]
+
+
+def test_a_crash_before_the_rename_keeps_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"version": 1})
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"version": 2})
+    assert read_json(path) == {"version": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_content_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    order = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *args: (order.append("replace"), replace(*args)))
+    write_atomically(tmp_path / "folder" / "file", b"content")
+    assert order == ["fsync", "replace", "fsync"]
+    assert (tmp_path / "folder" / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -3])
+def test_a_truncated_tensor_file_is_named(keep, tmp_path):
+    path = tmp_path / "buffer.safetensors"
+    save_tensors(path, {"x": torch.arange(100)}, {})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"buffer\.safetensors is truncated or not a safetensors"):
+        load_tensors(path)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_tensors(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="does not exist"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable as JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(ValueError, match="must hold a JSON object, got list"):
+        read_json(tmp_path / "a.json")
