@@ -1,0 +1,27 @@
+"""Entry point of the command line: turns errors into one line each."""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run ``mim4dd``; exit with 1 on a bad option, file or divergence, with 130 if interrupted."""
+    try:
+        from mim4dd.cli import app
+        from mim4dd.distill.loop import Interrupted
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "mim4dd":
+            raise
+        sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[distill]' brings it")
+    try:
+        app()
+    except Interrupted as stopped:
+        print(f"mim4dd: {stopped}", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+        sys.exit(f"mim4dd: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The main job end to end: experts, MTT, MTT + MIM4DD, and both beside honest baselines."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mim4dd.distill.config import CompareConfig, DistillConfig, part, read_config
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluate import Accuracy, evaluate, evaluate_full, evaluate_random_real
+from mim4dd.distill.experts import train_experts
+from mim4dd.distill.loop import distill
+from mim4dd.distill.pictures import save_curves, save_grid
+from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.storage import write_json
+
+__all__ = [
+    "accuracy_table",
+    "baseline_accuracies",
+    "compare",
+    "comparison_table",
+    "draw_run",
+    "judge",
+    "run_distillation",
+]
+
+_METHODS = {"mtt": "MTT", "mtt+mim4dd": "MTT + MIM4DD"}
+
+
+def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
+    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with."""
+    synthetic = synthetic.to(config.device)
+    return evaluate(
+        lambda: config.make_network(data),
+        synthetic.image_syn,
+        synthetic.label_syn,
+        synthetic.syn_lr.item(),
+        data,
+        config,
+    )
+
+
+def run_distillation(config: DistillConfig, data: ImageData, run: RunDirectory) -> SyntheticSet:
+    """Distil into ``run``: start it, continue it, or read its result if it is finished.
+
+    Raises:
+        ValueError: If ``run`` holds a run with other options.
+    """
+    if run.config.exists():
+        _require_same_options(config, run)
+    if run.finished:
+        return SyntheticSet.load(run.synthetic)
+    method = config.make_method(data)
+    if not run.config.exists():  # only now, so that options that cannot work leave no run behind
+        run.create(asdict(config))
+    # Two networks show how a curve goes; the accuracies that count are of num_eval.
+    glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
+    result = distill(method, data, config, run, lambda synthetic: judge(synthetic, data, glance))
+    draw_run(run, data.name)
+    return result
+
+
+def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
+    stored, asked = asdict(read_config(run.config, DistillConfig)), asdict(config)
+    differing = [name for name in asked if asked[name] != stored[name]]
+    if differing:
+        raise ValueError(
+            f"{run.path} holds a run with another {', '.join(differing)}; choose another --out"
+        )
+
+
+def draw_run(run: RunDirectory, data_name: str) -> list[Path]:
+    """Draw the pictures of a finished run; return their paths."""
+    synthetic, rows = SyntheticSet.load(run.synthetic), run.read_metrics()
+    grid, curves = run.pictures / "synthetic.png", run.pictures / "curves.png"
+    ipc = len(synthetic.label_syn) // len(synthetic.class_names)
+    title = f"{data_name}, ipc {ipc}: synthetic images after {rows[-1]['iteration']} iterations"
+    save_grid(grid, synthetic.pixels, synthetic.label_syn, synthetic.class_names, title)
+    save_curves(curves, {run.path.name: rows}, len(synthetic.class_names))
+    return [grid, curves]
+
+
+def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> dict[str, Any]:
+    """Distil by MTT alone and by MTT + MIM4DD, and judge both beside the baselines.
+
+    An interrupted call continues where it stopped. Nothing is chosen by the test images: the set
+    after the last iteration counts.
+
+    Args:
+        config: All options.
+        out: Where experts, runs, pictures and ``summary.json`` go.
+        install_seconds: What installing took, for the summary.
+
+    Returns:
+        The summary, as the file holds it.
+    """
+    data = config.load_data()
+    experts = train_experts(
+        lambda: config.make_network(data), config.network_name, data, config, out / "experts"
+    )
+    runs: dict[str, list[RunDirectory]] = {method: [] for method in _METHODS}
+    sets: dict[str, list[SyntheticSet]] = {method: [] for method in _METHODS}
+    for seed in range(config.seed, config.seed + config.num_distill):
+        for method in _METHODS:
+            options = part(
+                config,
+                DistillConfig,
+                experts=str(out / "experts"),
+                seed=seed,
+                weight=0.0 if method == "mtt" else config.weight,
+            )
+            run = RunDirectory(out / method / f"seed{seed}")
+            sets[method].append(run_distillation(options, data, run))
+            runs[method].append(run)
+
+    started = time.perf_counter()
+    accuracies = _accuracies(config, data, sets)
+    evaluate_seconds = time.perf_counter() - started
+    pictures = _draw(config, data, sets, runs, out / "pictures")
+    every_run = [run for group in runs.values() for run in group]
+    summary = {
+        "dataset": data.name,
+        "seconds": {
+            "install": install_seconds,
+            "experts": experts.seconds,
+            "distill": sum(run.load_checkpoint()[1]["seconds"] for run in every_run),
+            "evaluate": evaluate_seconds,
+        },
+        "accuracy": {
+            "full": accuracies["full"].summary(),
+            "ipc": {
+                str(config.ipc): {
+                    name: accuracies[name].summary() for name in ("random_real", *_METHODS)
+                }
+            },
+        },
+        "mim4dd_gain": _gain(accuracies),
+        "mi_lower_bound": {
+            "nats": statistics.fmean(_final_bound(run) for run in runs["mtt+mim4dd"]),
+            "log_num_classes": math.log(data.num_classes),
+        },
+        "num_distill": config.num_distill,
+        "pictures": [str(picture) for picture in pictures],
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def baseline_accuracies(config: DistillConfig, data: ImageData) -> tuple[Accuracy, Accuracy]:
+    """What random real images of the same count reach by the same recipe, and all of them."""
+
+    def make_network() -> nn.Module:
+        return config.make_network(data)
+
+    return (
+        evaluate_random_real(make_network, config.ipc, config.lr_teacher, data, config),
+        evaluate_full(make_network, config.lr_teacher, data, config),
+    )
+
+
+def _accuracies(
+    config: CompareConfig, data: ImageData, sets: dict[str, list[SyntheticSet]]
+) -> dict[str, Accuracy]:
+    """Baselines and methods by one recipe; a method's values are of all its sets."""
+    random_real, full = baseline_accuracies(config, data)
+    accuracies = {"random_real": random_real, "full": full}
+    for method, group in sets.items():
+        judged = [judge(synthetic, data, config).values for synthetic in group]
+        accuracies[method] = Accuracy(tuple(value for values in judged for value in values))
+    return accuracies
+
+
+def _gain(accuracies: dict[str, Accuracy]) -> dict[str, float | int]:
+    """What MIM4DD adds, over pairs of networks with the same seeds."""
+    pairs = zip(accuracies["mtt+mim4dd"].values, accuracies["mtt"].values, strict=True)
+    return Accuracy(tuple(with_it - without for with_it, without in pairs)).summary()
+
+
+def _final_bound(run: RunDirectory) -> float:
+    """The bound over the last tenth of a run; single steps differ by the real batch they drew."""
+    bounds = [row["mi_lower_bound"] for row in run.read_metrics() if "mi_lower_bound" in row]
+    return statistics.fmean(bounds[-max(1, len(bounds) // 10) :])
+
+
+def _draw(
+    config: CompareConfig,
+    data: ImageData,
+    sets: dict[str, list[SyntheticSet]],
+    runs: dict[str, list[RunDirectory]],
+    folder: Path,
+) -> list[Path]:
+    """Draw what each set looks like and all curves over each other."""
+    images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.eval_seed))
+    grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
+    for method, title in _METHODS.items():
+        first = sets[method][0]
+        grids[method] = (title, first.pixels, first.label_syn)
+    paths = []
+    for name, (title, pixels, shown_labels) in grids.items():
+        paths.append(folder / f"{name}.png")
+        caption = f"{data.name}, ipc {config.ipc}: {title}"
+        save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)
+    curves = {
+        f"{_METHODS[method]}, {run.path.name}" if config.num_distill > 1 else _METHODS[method]: (
+            run.read_metrics()
+        )
+        for method, group in runs.items()
+        for run in group
+    }
+    paths.append(folder / "curves.png")
+    save_curves(paths[-1], curves, data.num_classes)
+    return paths
+
+
+def accuracy_table(accuracies: Mapping[str, Mapping[str, float | int]]) -> str:
+    """One line per set: mean ± std in percent, and of how many networks."""
+    width = max(len(name) for name in accuracies)
+    return "\n".join(
+        f"{name:<{width}}  {100 * stats['mean']:5.1f} ± {100 * stats['std']:4.1f} %  "
+        f"of {stats['seeds']} networks"
+        for name, stats in accuracies.items()
+    )
+
+
+def comparison_table(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    ((ipc, by_name),) = summary["accuracy"]["ipc"].items()
+    accuracies = {f"{ipc} random real images per class": by_name["random_real"]}
+    accuracies |= {f"{ipc} per class by {_METHODS[name]}": by_name[name] for name in _METHODS}
+    accuracies["whole training set"] = summary["accuracy"]["full"]
+    gain, bound = summary["mim4dd_gain"], summary["mi_lower_bound"]
+    spent = [f"{name} {value:.0f} s" for name, value in summary["seconds"].items() if value]
+    return "\n".join(
+        [
+            f"{summary['dataset']}: accuracy on held-out real images, mean ± std",
+            accuracy_table(accuracies),
+            f"MIM4DD adds {100 * gain['mean']:+.1f} ± {100 * gain['std']:.1f} points to MTT "
+            f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
+            f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
+            f"log C = {bound['log_num_classes']:.2f}",
+            "time: " + ", ".join(spent),
+        ]
+    )

@@ -1,0 +1,173 @@
+"""Configurations of whole commands: every option of the parts, flat, under the field's names."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import torch
+
+from mim4dd._checks import check_choice
+from mim4dd.distill.data import ImageData, load_data
+from mim4dd.distill.evaluate import Evaluation
+from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
+from mim4dd.distill.loop import LoopSettings
+from mim4dd.distill.method import BaseMethod
+from mim4dd.distill.mtt import MTT, MTTSettings
+from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
+from mim4dd.distill.networks import ConvNet, Norm
+from mim4dd.distill.settings import Settings
+from mim4dd.distill.storage import read_json
+from mim4dd.distill.training import seeded_network
+
+__all__ = [
+    "CompareConfig",
+    "DistillConfig",
+    "ExpertsConfig",
+    "TaskSettings",
+    "option_names",
+    "part",
+    "read_config",
+]
+
+
+@dataclass(frozen=True)
+class TaskSettings(Settings):
+    """Data, network and device.
+
+    Args:
+        data: "digits", or a folder with one sub-folder of images per class.
+        image_size: Resize the images of a folder to this height and width.
+        zca: Whiten by ZCA instead of standardising every channel.
+        width: Channels of every block of the ConvNet.
+        depth: Blocks of the ConvNet; each halves the image.
+        norm: Norm of the ConvNet.
+        device: Where to compute: "cpu", "cuda", "cuda:1", …
+    """
+
+    data: str = "digits"
+    image_size: int | None = None
+    zca: bool = False
+    width: int = 32
+    depth: int = 2
+    norm: Norm = "instance"
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(image_size=1, width=1, depth=1)
+        check_choice("norm", self.norm, ("instance", "group", "layer", "batch", "none"))
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be one of PyTorch's, got {self.device!r}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r} was asked for, but PyTorch sees no CUDA GPU")
+
+    def load_data(self) -> ImageData:
+        """The data set, on the device."""
+        return load_data(self.data, self.image_size, self.zca).to(self.device)
+
+    def make_network(self, data: ImageData) -> ConvNet:
+        """A freshly initialised network for ``data``."""
+        return ConvNet(
+            data.num_classes, data.channels, self.width, self.depth, data.image_size, self.norm
+        )
+
+    @property
+    def network_name(self) -> str:
+        """What experts are told apart by."""
+        return f"ConvNet width={self.width} depth={self.depth} norm={self.norm} zca={self.zca}"
+
+
+@dataclass(frozen=True)
+class ExpertsConfig(TaskSettings, ExpertTraining):
+    """What `mim4dd experts` takes."""
+
+
+@dataclass(frozen=True)
+class DistillConfig(TaskSettings, MTTSettings, MIM4DDSettings, LoopSettings, Evaluation):
+    """What `mim4dd distill` takes.
+
+    Args:
+        experts: Folder of the expert trajectories.
+    """
+
+    experts: str = "runs/experts"
+
+    def make_method(self, data: ImageData) -> BaseMethod:
+        """MTT, with the MIM4DD add-on unless its weight is 0.
+
+        Raises:
+            ValueError: If the options do not fit the data, the network or the experts.
+        """
+        data.require(self.ipc, "ipc")
+        network = seeded_network(lambda: self.make_network(data), self.seed).to(self.device)
+        experts = ExpertBuffer(self.experts)
+        experts.require(network=self.network_name, data=data.name)
+        method = MTT(network, experts, self)
+        if self.weight == 0:
+            return method
+        data.require(self.real_per_class, "real_per_class")
+        return MIM4DD.from_settings(method, self, network, data.image_train, self.seed)
+
+
+@dataclass(frozen=True)
+class CompareConfig(DistillConfig, ExpertTraining):
+    """What `mim4dd compare` takes.
+
+    Args:
+        lr_teacher: Step size of the experts, and initial value of the learned step size.
+        dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
+        num_distill: Distillations by each method, with different seeds.
+        seed: Seed of the first distillation and expert; the others follow.
+    """
+
+    num_distill: int = 2
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(num_distill=1)
+        if self.weight == 0:
+            raise ValueError("weight must be above 0 to compare MTT + MIM4DD with MTT alone")
+
+
+Config = TypeVar("Config", bound=TaskSettings)
+
+
+def part(config: TaskSettings, kind: type[Config], **changes: Any) -> Config:
+    """The part of a configuration that another command takes, with some options changed."""
+    values = {name: value for name, value in asdict(config).items() if name in option_names(kind)}
+    return kind(**(values | changes))
+
+
+def read_config(path: str | Path, kind: type[Config]) -> Config:
+    """Read a configuration from JSON.
+
+    Raises:
+        ValueError: If the file is not readable, names an unknown option or holds a bad value.
+    """
+    values = read_json(Path(path))
+    check_options(values, kind, str(path))
+    return kind(**values)
+
+
+def check_options(values: dict[str, Any], kind: type[TaskSettings], source: str) -> None:
+    """Require every option to exist and to have its type."""
+    unknown = sorted(set(values) - option_names(kind))
+    if unknown:
+        raise ValueError(f"{source} names unknown options: {', '.join(unknown)}")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        # The parts of X | None are types, those of Literal["a", "b"] values.
+        parts = get_args(hints[name]) or (hints[name],)
+        allowed = {part if isinstance(part, type) else type(part) for part in parts}
+        if float in allowed:
+            allowed.add(int)  # JSON writes 1.0 as 1
+        if type(value) not in allowed:  # not isinstance, which takes True for an int
+            names = " or ".join(sorted(each.__name__ for each in allowed))
+            raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
+
+
+def option_names(kind: type[TaskSettings]) -> set[str]:
+    """Names of all options."""
+    return {option.name for option in fields(kind)}

@@ -1,0 +1,244 @@
+"""The command line, as a user types it: every command, its files, its errors, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mim4dd.__main__ import main
+from mim4dd.distill.run import RunDirectory, SyntheticSet
+
+EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
+DISTILL = (
+    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --real-per-class 4 "
+    "--num-eval 2 --eval-steps 10"
+)
+
+
+@pytest.fixture
+def mim4dd(tmp_path, monkeypatch, capfd):
+    """Run a command in a folder of its own; return exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command):
+        monkeypatch.setattr(sys, "argv", ["mim4dd", *command.split()])
+        status = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            status = stopped.code
+        out, err = capfd.readouterr()
+        if isinstance(status, str):  # the interpreter prints it and exits with 1
+            status, err = 1, err + status
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def with_experts(mim4dd):
+    assert mim4dd(f"experts {EXPERTS} --out experts")[0] == 0
+    return mim4dd
+
+
+def test_from_experts_to_evaluation(with_experts):
+    mim4dd = with_experts
+    status, out, _ = mim4dd(f"distill {DISTILL} --iterations 6 --eval-every 3 --out run")
+    assert status == 0
+    assert "run/synthetic.safetensors: test accuracy" in out
+    assert "over 2 networks" in out
+    run = RunDirectory("run")
+    config = run.read_config()
+    assert (config["syn_steps"], config["weight"], config["ipc"]) == (3, 0.1, 1)
+    rows = run.read_metrics()
+    assert len(rows) == 7
+    assert [row["iteration"] for row in rows if "accuracy" in row] == [0, 3, 6]
+    assert SyntheticSet.load(run.synthetic).label_syn.tolist() == list(range(10))
+    for name in ("synthetic", "curves"):
+        with Image.open(f"run/pictures/{name}.png") as picture:
+            assert picture.convert("L").getextrema()[0] < 100  # not blank
+        assert f"run/pictures/{name}.png" in out
+
+    status, out, _ = mim4dd("evaluate run --num-eval 3")
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "run",
+        "1 random real images per class",
+        "whole training set",
+    ]
+    assert all(line.endswith("of 3 networks") for line in lines)
+
+    mim4dd(f"distill {DISTILL} --iterations 2 --weight 0 --out mtt")
+    assert "mi_lower_bound" not in RunDirectory("mtt").read_metrics()[0]
+    status, out, _ = mim4dd("show run mtt --out both.png")
+    assert status == 0
+    assert "both.png" in out
+    assert Path("both.png").exists()
+
+
+def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
+    mim4dd = with_experts
+    mim4dd(f"distill {DISTILL} --iterations 1 --seed 7 --out first")
+    status, _, err = mim4dd("distill --config first/config.json --temperature 0.2 --out second")
+    assert status == 0, err
+    first, second = (RunDirectory(path).read_config() for path in ("first", "second"))
+    assert second == first | {"temperature": 0.2}
+    for content, message in (
+        ({"iteration": 3}, "bad.json names unknown options: iteration"),
+        ({"ipc": "one"}, "bad.json: ipc must be of type int, got 'one'"),
+        ({"ipc": True}, "bad.json: ipc must be of type int, got True"),
+        ({"ipc": None}, "bad.json: ipc must be of type int, got None"),
+        ({"layers": 1}, "bad.json: layers must be of type NoneType or str, got 1"),
+        ({"critic": 1.5}, "bad.json: critic must be of type str, got 1.5"),
+        ({"weight": "1"}, "bad.json: weight must be of type float or int, got '1'"),
+        ([], "bad.json must hold a JSON object, got list"),
+    ):
+        Path("bad.json").write_text(json.dumps(content))
+        status, _, err = mim4dd("distill --config bad.json --out third")
+        assert (status, err) == (1, f"mim4dd: {message}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--ipc 0", "ipc must be at least 1"),
+        ("--ipc 1000", "ipc must be at most the size of the smallest class"),
+        ("--temperature 0", "temperature must be positive and finite, got 0"),
+        ("--temperature nan", "temperature must be positive and finite, got nan"),
+        ("--weight -1", "weight must be at least 0 and finite, got -1"),
+        ("--syn-steps 0", "syn_steps must be at least 1"),
+        ("--max-start-epoch 9", "max_start_epoch - 1 + expert_epochs must be within the experts'"),
+        ("--width 16", "experts must be of the network 'ConvNet width=16"),
+        ("--zca", "experts must be of the network"),
+        ("--experts none", "experts must be a folder of expert_*.safetensors files, none holds"),
+        ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
+        ("--real-per-class 1000", "real_per_class must be at most the size of the smallest class"),
+        ("--dsa-strategy blur", "strategy must join some of color, crop"),
+        ("--data nowhere", "data must be 'digits' or an existing folder"),
+        ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
+        ("--resume run --ipc 2", "--resume takes the run's own options, got"),
+    ],
+)
+def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, message, with_experts):
+    status, _, err = with_experts(f"distill {DISTILL} --out run {options}")
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"mim4dd: {message}")
+    assert "Traceback" not in err
+    assert not Path("run").exists()
+
+
+def test_a_truncated_expert_is_named(with_experts):
+    path = Path("experts/expert_0001.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    status, _, err = with_experts(f"distill {DISTILL}")
+    assert status == 1
+    assert "expert_0001.safetensors is truncated or not a safetensors file" in err
+
+
+def test_a_run_is_never_overwritten(with_experts):
+    mim4dd = with_experts
+    mim4dd(f"distill {DISTILL} --iterations 1 --out run")
+    before = Path("run/synthetic.safetensors").read_bytes()
+    status, _, err = mim4dd(f"distill {DISTILL} --iterations 2 --out run")
+    assert status == 1
+    assert "run already holds a run: continue it with --resume run" in err
+    assert Path("run/synthetic.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_saves_and_resume_continues_bit_for_bit(with_experts, tmp_path):
+    mim4dd = with_experts
+    options = f"{DISTILL} --iterations 40 --dsa-strategy crop_scale"
+    assert mim4dd(f"distill {options} --out whole")[0] == 0
+    # In a process of its own, as a shell starts it: signals there are the command's, not pytest's.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mim4dd", "distill", *options.split(), "--out", "parts"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 5:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("mim4dd: stopped before iteration")
+    assert "continue with --resume parts" in err
+    assert not Path("parts/synthetic.safetensors").exists()
+    status, _, err = mim4dd("evaluate parts")
+    assert (status, err) == (1, "mim4dd: parts/synthetic.safetensors does not exist")
+    assert mim4dd("distill --resume parts")[0] == 0
+    for name in ("synthetic.safetensors", "metrics.jsonl"):
+        assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_compare_leaves_a_summary_and_continues(mim4dd):
+    options = f"{DISTILL.replace('--experts experts', '')} {EXPERTS} --iterations 3"
+    status, out, err = mim4dd(f"compare {options} --num-distill 2 --install-seconds 12 --out demo")
+    assert status == 0, err
+    summary = json.loads(Path("demo/summary.json").read_text())
+    assert summary["dataset"] == "digits"
+    assert summary["seconds"].keys() == {"install", "experts", "distill", "evaluate"}
+    assert summary["seconds"]["install"] == 12
+    by_name = summary["accuracy"]["ipc"]["1"]
+    for accuracy in (summary["accuracy"]["full"], *by_name.values()):
+        assert accuracy.keys() == {"mean", "std", "seeds"}
+        assert 0 <= accuracy["mean"] <= 1
+    counts = {name: accuracy["seeds"] for name, accuracy in by_name.items()}
+    assert counts == {"random_real": 2, "mtt": 4, "mtt+mim4dd": 4}
+    for path in summary["pictures"]:
+        assert Path(path).exists()
+        assert path in out
+    assert "MIM4DD adds" in out
+    assert "log C = 2.30" in out
+
+    before = os.stat("demo/mtt/seed0/synthetic.safetensors").st_mtime_ns
+    assert mim4dd(f"compare {options} --num-distill 2 --out demo")[0] == 0
+    assert os.stat("demo/mtt/seed0/synthetic.safetensors").st_mtime_ns == before
+    status, _, err = mim4dd(f"compare {options} --num-distill 2 --syn-steps 2 --out demo")
+    assert status == 1
+    assert "demo/mtt/seed0 holds a run with another syn_steps" in err
+
+
+def test_any_folder_of_images(mim4dd, tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = (torch.rand(10, 10, 3) * 127 + 128 * label).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.png")
+    task = "--data pets --image-size 8 --width 8"
+    assert mim4dd(f"experts {task} --num-experts 1 --train-epochs 4 --out experts")[0] == 0
+    status, _, err = mim4dd(f"distill {DISTILL} {task} --iterations 2 --out run")
+    assert status == 0, err
+    assert SyntheticSet.load(Path("run/synthetic.safetensors")).class_names == ("cat", "dog")
+
+
+def test_runs_of_different_tasks_are_not_set_beside_one_baseline(with_experts):
+    mim4dd = with_experts
+    for ipc in (1, 2):
+        mim4dd(f"distill {DISTILL} --iterations 1 --ipc {ipc} --out ipc{ipc}")
+    status, _, err = mim4dd("evaluate ipc1 ipc2")
+    assert status == 1
+    assert "runs must share data and ipc" in err
+    status, out, _ = mim4dd("evaluate ipc1 ipc2 --no-baselines")
+    assert status == 0
+    assert len(out.splitlines()) == 2
+
+
+def test_doctor_and_help(mim4dd):
+    status, out, _ = mim4dd("doctor")
+    assert status == 0
+    assert "CPU extension: loaded" in out
+    status, out, _ = mim4dd("distill --help")
+    assert status == 0
+    names = "ipc syn-steps expert-epochs max-start-epoch lr-img lr-lr weight temperature layers"
+    assert all(f"--{name}" in out for name in names.split())
