@@ -7,8 +7,10 @@ in float32. docs/math.md derives them.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -73,7 +75,7 @@ def nce(
         logits = logits - (num_negatives / key.shape[0]).log()
     else:
         logits = logits + bias
-    loss = torch.nn.functional.softplus(logits.where(~positive, -logits)).sum(1)
+    loss = F.softplus(logits.where(~positive, -logits)).sum(1)
     return loss.where(positive.any(1), loss * 0)
 
 
@@ -94,3 +96,29 @@ def sgd_step(theta: Tensor, direction: Tensor, lr: Tensor) -> Tensor:
 def trajectory_loss(theta_T: Tensor, theta_0: Tensor, theta_target: Tensor) -> Tensor:
     """‖θ_T − θ*‖² / ‖θ_0 − θ*‖²; see :func:`mim4dd.trajectory_loss`."""
     return (theta_T - theta_target).square().sum() / (theta_0 - theta_target).square().sum()
+
+
+def unroll_sgd(
+    call: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    image_syn: Tensor,
+    label_syn: Tensor,
+    batches: Tensor,
+    lr: Tensor,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    augment: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
+    """θ_T (P,) by the graph of all T steps, which grows with T; see :func:`mim4dd.unroll_sgd`.
+
+    ``call(theta, images)`` is the model, ``augment(images, step)`` the augmentation of a step.
+    """
+    velocity = torch.zeros_like(theta)
+    for step, rows in enumerate(batches):
+        images = image_syn[rows] if augment is None else augment(image_syn[rows], step)
+        value = loss(call(theta, images), label_syn[rows])
+        (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
+        velocity = momentum * velocity + gradient + weight_decay * theta
+        theta = sgd_step(theta, velocity, lr[step] if lr.shape == (len(batches),) else lr)
+    return theta

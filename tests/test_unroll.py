@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from peak_memory import peak_memory
 from torch import nn
 
-from mim4dd import flatten_parameters, trajectory_loss, unroll_sgd
+from mim4dd import flatten_parameters, reference, trajectory_loss, unroll_sgd
 from mim4dd.distill.augment import DSA
 from mim4dd.distill.networks import ConvNet
 from mim4dd.unroll import functional_model
@@ -44,18 +44,8 @@ def make_inputs(device, num_steps, batch=6, soft=False, lr_shape="scalar"):
     return model, theta_0, image_syn, label_syn, batches, lr.requires_grad_()
 
 
-def naive_sgd(
-    model, theta, image_syn, label_syn, batches, lr, momentum=0.0, weight_decay=0.0, draws=None
-):
-    """The graph of all T steps, as trajectory matching builds it; ``draws`` augments step t."""
-    call, velocity = functional_model(model), 0.0
-    for step, rows in enumerate(batches):
-        images = image_syn[rows] if draws is None else draws(image_syn[rows], step)
-        loss = F.cross_entropy(call(theta, images), label_syn[rows])
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        velocity = momentum * velocity + gradient + weight_decay * theta
-        theta = theta - (lr[step] if lr.shape == (len(batches),) else lr) * velocity
-    return theta
+def naive_sgd(model, *inputs, **options):
+    return reference.unroll_sgd(functional_model(model), *inputs, **options)
 
 
 def jitter(images, generator):
@@ -106,8 +96,7 @@ def test_gradients_match_the_naive_graph(num_steps, batch, augmented, soft, budg
         seed=5,
         memory_budget=BUDGETS[budget],
     )
-    draws = step_draws(5, num_steps) if augmented else None
-    expected = naive_sgd(*inputs, draws=draws)
+    expected = naive_sgd(*inputs, augment=step_draws(5, num_steps) if augmented else None)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     leaves = [theta_0, image_syn, lr] + ([label_syn] if soft else [])
     assert_same_gradients(actual, expected, leaves)
@@ -125,6 +114,18 @@ def test_momentum_decay_and_step_sizes(momentum, weight_decay, lr_shape, budget,
         lr=lr, memory_budget=BUDGETS[budget], **options,
     )  # fmt: skip
     assert_same_gradients(actual, naive_sgd(*inputs, **options), [theta_0, image_syn, lr])
+
+
+def test_the_steps_are_those_of_torch_optim(device):
+    model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, 5, 4)
+    options = {"momentum": 0.9, "weight_decay": 0.02}
+    theta_T = unroll_sgd(model, theta_0, image_syn, label_syn, batches, lr=lr, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr.item(), **options)
+    for rows in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(image_syn[rows]), label_syn[rows]).backward()
+        optimizer.step()
+    torch.testing.assert_close(theta_T, flatten_parameters(model), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10])
@@ -180,7 +181,7 @@ def test_the_fields_network_under_dsa(budget, device):
         )  # fmt: skip
 
     lr = torch.tensor(0.05, dtype=torch.float64, device=device)
-    expected = naive_sgd(model, theta_0, image_syn, labels, batches, lr, draws=draws)
+    expected = naive_sgd(model, theta_0, image_syn, labels, batches, lr, augment=draws)
     assert_same_gradients(run(), expected, [theta_0, image_syn])
     first, second = (torch.autograd.grad(terminal_loss(run()), image_syn)[0] for _ in range(2))
     assert torch.equal(first, second)
