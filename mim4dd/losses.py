@@ -43,8 +43,8 @@ class _ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         temperature = float(torch.as_tensor(self.temperature).detach())
-        return f"temperature={temperature:g}, {self.reduction=!s}, {self.normalize=}".replace(
-            "self.", ""
+        return (
+            f"temperature={temperature:g}, reduction={self.reduction!r}, normalize={self.normalize}"
         )
 
     @torch.no_grad()
@@ -66,14 +66,12 @@ class _ContrastiveLoss(nn.Module):
         self,
         loss: Tensor,  # (N,), what is trained on
         certificate: Tensor,  # (N,), InfoNCE of the same pairs
-        num_keys: int,
-        labels: Tensor | None,
-        key_labels: Tensor | None,
+        labels: Tensor,  # (N,)
+        key_labels: Tensor,  # (M,)
     ) -> Tensor:
         """Store the results that stand beside the loss, and reduce it."""
         self.loss_per_query = loss.detach()
-        mean = reduce_queries(certificate.detach(), labels, key_labels, "mean")
-        self.mi_lower_bound = reference.mi_lower_bound(mean, num_keys)
+        self.mi_lower_bound = reference.mi_lower_bound(certificate.detach(), labels, key_labels)
         return reduce_queries(loss, labels, key_labels, self.reduction)
 
 
@@ -81,8 +79,9 @@ class InfoNCELoss(_ContrastiveLoss):
     """:func:`mim4dd.info_nce` as a module.
 
     After a call, ``loss_per_query`` (N,) holds the loss of every query and ``mi_lower_bound`` ()
-    log M minus their mean, in nats, both detached. Between classes alone the bound can reach
-    log C, with C classes: read it beside that.
+    log M minus their mean, each class counted by its share of the keys; in nats, both detached.
+    The bound is valid for keys drawn independently; between classes alone it can reach log C, with
+    C classes: read it beside that (docs/math.md, "The bound").
 
     Args:
         temperature: Softmax temperature τ > 0; an ``nn.Parameter`` is learned.
@@ -118,7 +117,10 @@ class InfoNCELoss(_ContrastiveLoss):
             reduction="none",
             normalize=self.normalize,
         )
-        return self._finish(loss, loss, key.shape[0], labels, key_labels)
+        if labels is None or key_labels is None:  # a positive by index is a class of its own
+            key_labels = torch.arange(key.shape[0], device=key.device)
+            labels = key_labels[: query.shape[0]] if positive_index is None else positive_index
+        return self._finish(loss, loss, labels, key_labels)
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -172,7 +174,7 @@ class SupConLoss(_ContrastiveLoss):
         certificate = loss
         if self.variant == "in":
             certificate = self._certificate(query, key, labels, key_labels)
-        return self._finish(loss, certificate, key.shape[0], labels, key_labels)
+        return self._finish(loss, certificate, labels, key_labels)
 
 
 class NCELoss(_ContrastiveLoss):
@@ -192,7 +194,7 @@ class NCELoss(_ContrastiveLoss):
         >>> import torch, mim4dd
         >>> labels = torch.arange(3)
         >>> mim4dd.NCELoss(temperature=1.0)(torch.eye(3), torch.eye(3), labels, labels)
-        tensor(2.0367)
+        tensor(2.0519)
     """
 
     def __init__(
@@ -224,7 +226,7 @@ class NCELoss(_ContrastiveLoss):
             normalize=self.normalize,
         )
         certificate = self._certificate(query, key, labels, key_labels)
-        return self._finish(loss, certificate, key.shape[0], labels, key_labels)
+        return self._finish(loss, certificate, labels, key_labels)
 
 
 class MIM4DDLoss(nn.Module):
@@ -237,9 +239,9 @@ class MIM4DDLoss(nn.Module):
     projection is given, scaled to unit length, and compared by the critic.
 
     After a call, ``loss_per_layer`` (K,) and ``mi_lower_bound`` (K,), in nats, are there, detached.
-    The bound uses marginal negatives whatever the critic, and is valid where both sides have the
-    same class proportions; pairs that share only a class carry at most log C nats, so read it
-    beside that (docs/math.md, "The bound").
+    The bound uses marginal negatives whatever the critic, and is valid for real samples drawn
+    independently; pairs that share only a class carry at most log C nats, so read it beside that
+    (docs/math.md, "The bound").
 
     Args:
         temperature: Temperature τ > 0 of the logits; an ``nn.Parameter`` is learned.

@@ -79,13 +79,22 @@ def nce(
     return loss.where(positive.any(1), loss * 0)
 
 
-def mi_lower_bound(loss: Tensor, num_keys: int) -> Tensor:
-    """log M − InfoNCE, in nats: what the mean loss over M keys certifies of the mutual information.
+def mi_lower_bound(loss: Tensor, labels: Tensor, key_labels: Tensor) -> Tensor:
+    """log M − InfoNCE, in nats: the mutual information that the losses (N,) certify.
 
-    Valid where the keys' classes follow those of the queries and no key of the own class is left
-    out of the denominator (docs/math.md, "The bound"). Between classes alone it can reach log C.
+    Each class counts by its share of the keys, not of the queries: then a query is one drawn for a
+    random key, whose M − 1 others are marginal negatives (docs/math.md, "The bound"). So it never
+    passes the entropy of the shares, at most log C.
     """
-    return math.log(num_keys) - loss
+    per_class = _count(labels, key_labels) / _count(labels, labels)  # (N,)
+    return math.log(key_labels.shape[0]) - (per_class * loss).sum() / per_class.sum()
+
+
+def _count(values: Tensor, among: Tensor) -> Tensor:
+    """How often each value occurs in ``among``, in O(N + M) memory."""
+    ordered = among.sort().values
+    first = torch.searchsorted(ordered, values.contiguous())
+    return torch.searchsorted(ordered, values.contiguous(), right=True) - first
 
 
 def sgd_step(theta: Tensor, direction: Tensor, lr: Tensor) -> Tensor:

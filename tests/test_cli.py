@@ -17,7 +17,7 @@ from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
-    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --real-per-class 4 "
+    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --batch-real 40 "
     "--num-eval 2 --eval-steps 10"
 )
 
@@ -120,7 +120,7 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--zca", "experts must be of the network"),
         ("--experts none", "experts must be a folder of expert_*.safetensors files, none holds"),
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
-        ("--real-per-class 1000", "real_per_class must be at most the size of the smallest class"),
+        ("--batch-real 0", "batch_real must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
         ("--data nowhere", "data must be 'digits' or an existing folder"),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),

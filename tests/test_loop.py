@@ -29,7 +29,7 @@ def task(tmp_path):
         experts,
         MTTSettings(syn_steps=4, max_start_epoch=3, dsa_strategy="crop_scale"),
     )
-    return data, MIM4DD(base, MIM4DDLoss(), weight=0.1, real_per_class=4)
+    return data, MIM4DD(base, MIM4DDLoss(), weight=0.1, batch_real=12)
 
 
 def start(path, settings=SETTINGS):

@@ -1,5 +1,6 @@
 """The loss modules: what stands beside the loss, layers and weights, and the bound."""
 
+import itertools
 import math
 
 import pytest
@@ -58,8 +59,12 @@ def test_what_stands_beside_the_loss(module, function, device):
     torch.testing.assert_close(module(*inputs), function(*inputs))
     torch.testing.assert_close(module.loss_per_query, function(*inputs, reduction="none"))
     query, key, labels, key_labels = inputs
-    certificate = info_nce(query, key, labels=labels, key_labels=key_labels, temperature=0.5)
-    torch.testing.assert_close(module.mi_lower_bound, math.log(20) - certificate)
+    certificate = info_nce(
+        query, key, labels=labels, key_labels=key_labels, temperature=0.5, reduction="none"
+    )
+    torch.testing.assert_close(
+        module.mi_lower_bound, reference.mi_lower_bound(certificate, labels, key_labels)
+    )
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -94,10 +99,14 @@ def test_mim4dd_loss_is_the_weighted_sum_over_layers(critic, device):
     torch.testing.assert_close(loss.loss_per_layer, torch.stack(layers))
     torch.testing.assert_close(total, layers[0] / 16 + layers[1] / 4 + layers[2])
     certificates = [
-        sup_con(s.flatten(1), r.flatten(1), labels, key_labels, temperature=0.5, normalize=True)
-        for s, r in zip(syn, real, strict=True)
-    ]
-    torch.testing.assert_close(loss.mi_lower_bound, math.log(20) - torch.stack(certificates))
+        sup_con(
+            *(side.flatten(1) for side in pair), labels, key_labels,
+            temperature=0.5, normalize=True, reduction="none",
+        )
+        for pair in zip(syn, real, strict=True)
+    ]  # fmt: skip
+    bounds = [reference.mi_lower_bound(each, labels, key_labels) for each in certificates]
+    torch.testing.assert_close(loss.mi_lower_bound, torch.stack(bounds))
 
 
 def test_feature_maps_are_pooled_to_four_pixels(device):
@@ -132,37 +141,70 @@ def test_the_bound_reaches_log_c_for_separated_classes_and_not_more(device):
     assert loss.mi_lower_bound.item() == pytest.approx(math.log(num_classes), abs=1e-6)
 
 
-def test_the_bound_stays_below_the_mutual_information():
-    """Over balanced batches the mean bound is below I, known here by enumeration, for any critic.
-
-    X and Y are discrete, independent given a class; the features are a random critic.
-    """
-    generator = torch.Generator().manual_seed(0)
-    given_class = torch.rand(2, 3, 6, generator=generator, dtype=torch.float64) ** 3
-    px, py = given_class / given_class.sum(2, keepdim=True)  # (C, 6) each
-    joint = torch.einsum("cx,cy->xy", px, py) / 3
+def mutual_information(px, py):
+    """I(X; Y) in nats of two discrete variables that share only a class: px, py (C, values)."""
+    joint = torch.einsum("cx,cy->xy", px, py) / len(px)
     independent = joint.sum(1, keepdim=True) * joint.sum(0)
-    information = (joint * (joint / independent).log()).sum()
+    return (joint.xlogy(joint / independent)).nan_to_num(0).sum()
 
-    labels = torch.arange(30) % 3
-    for sharpness in (0.3, 1.0, 3.0):
-        critic = sharpness * (joint / independent).log()  # (x, y), the optimal one at 1
-        bounds = []
-        for _ in range(400):
-            x = torch.stack([torch.multinomial(px[c], 1, generator=generator) for c in labels])[
-                :, 0
-            ]
-            y = torch.stack([torch.multinomial(py[c], 1, generator=generator) for c in labels])[
-                :, 0
-            ]
-            one_hot = torch.eye(6, dtype=torch.float64)
-            loss, _ = reference.info_nce(critic[x], one_hot[y], labels, labels, 1.0)
-            bounds.append(reference.mi_lower_bound(loss.mean(), 30))
-        mean = torch.stack(bounds).mean()
-        error = torch.stack(bounds).std() / math.sqrt(len(bounds))
-        assert mean <= information + 3 * error
-        if sharpness == 1.0:  # and not vacuous
-            assert mean > 0.8 * information
+
+def expected_bound(critic, px, py, num_keys):
+    """The bound's expectation over independently drawn keys, by enumeration of all of them."""
+    num_classes, values = py.shape
+    queries = torch.arange(px.shape[1]).repeat(num_classes)  # every value under every class
+    labels = torch.arange(num_classes).repeat_interleave(px.shape[1])
+    total = 0.0
+    for key_labels in itertools.product(range(num_classes), repeat=num_keys):
+        for keys in itertools.product(range(values), repeat=num_keys):
+            chance = math.prod(
+                float(py[label, key]) / num_classes
+                for label, key in zip(key_labels, keys, strict=True)
+            )
+            if chance == 0:
+                continue
+            loss, _ = reference.info_nce(
+                critic[queries],
+                torch.eye(values, dtype=torch.float64)[list(keys)],
+                labels,
+                torch.tensor(key_labels),
+                1.0,
+            )
+            # Each class once, its queries weighted by how probable they are in it.
+            by_class = (loss.view(num_classes, -1) * px).sum(1)
+            total += chance * reference.mi_lower_bound(
+                by_class, torch.arange(num_classes), torch.tensor(key_labels)
+            )
+    return total
+
+
+@pytest.mark.parametrize("num_keys", [2, 4])
+def test_the_bound_stays_below_the_mutual_information(num_keys):
+    """For the best critic as for random ones, and for the law that class-balanced keys break.
+
+    There a class is seen in X, and in Y only half of the time: balanced keys would give it away by
+    elimination, and their 'bound' reach log 2 / 2 nats with two of them.
+    """
+    px = torch.eye(2, dtype=torch.float64)
+    py = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    information = mutual_information(px, py)
+    assert information == pytest.approx(0.2158, abs=1e-4)
+    best = torch.tensor([[4 / 3, 1e-9], [2 / 3, 2.0]], dtype=torch.float64).log()
+    bound = expected_bound(best, px, py, num_keys)
+    assert 0.5 * information < bound < information
+    for _ in range(3):
+        critic = torch.randn(2, 2, dtype=torch.float64)
+        assert expected_bound(critic, px, py, num_keys) < information
+
+
+def test_the_bound_never_passes_the_entropy_of_the_classes(device):
+    """Whatever the share of each class among queries and keys."""
+    key_labels = torch.tensor([0] * 20 + [1], device=device)
+    features = torch.eye(2, dtype=torch.float64, device=device)[key_labels]
+    query, labels = torch.eye(2, dtype=torch.float64, device=device)[[1, 1, 0]], [1, 1, 0]
+    loss = InfoNCELoss(temperature=0.01)
+    loss(query, features, labels=torch.tensor(labels, device=device), key_labels=key_labels)
+    entropy = -(20 / 21) * math.log(20 / 21) - math.log(1 / 21) / 21
+    assert loss.mi_lower_bound.item() == pytest.approx(entropy)
 
 
 @pytest.mark.parametrize(

@@ -100,14 +100,13 @@ class DistillConfig(TaskSettings, MTTSettings, MIM4DDSettings, LoopSettings, Eva
         Raises:
             ValueError: If the options do not fit the data, the network or the experts.
         """
-        data.require(self.ipc, "ipc")
+        data.require(self.ipc)
         network = seeded_network(lambda: self.make_network(data), self.seed).to(self.device)
         experts = ExpertBuffer(self.experts)
         experts.require(network=self.network_name, data=data.name)
         method = MTT(network, experts, self)
         if self.weight == 0:
             return method
-        data.require(self.real_per_class, "real_per_class")
         return MIM4DD.from_settings(method, self, network, data.image_train, self.seed)
 
 

@@ -56,42 +56,34 @@ class ImageData:
             self.normalization.to(device),
         )
 
-    def require(self, per_class: int, name: str) -> None:
-        """Raise ValueError unless every class has ``per_class`` training images.
-
-        Args:
-            per_class: How many are wanted.
-            name: What the caller calls that, for the error message.
-        """
-        if per_class < 1:
-            raise ValueError(f"{name} must be at least 1, got {per_class}")
+    def require(self, ipc: int) -> None:
+        """Raise ValueError unless every class has ``ipc`` training images."""
+        if ipc < 1:
+            raise ValueError(f"ipc must be at least 1, got {ipc}")
         counts = self.label_train.bincount(minlength=self.num_classes).tolist()
         for class_name, count in zip(self.class_names, counts, strict=True):
-            if count < per_class:
+            if count < ipc:
                 raise ValueError(
-                    f"{name} must be at most the size of the smallest class: {per_class} images "
+                    f"ipc must be at most the size of the smallest class: {ipc} images "
                     f"were asked for and class {class_name!r} has {count}"
                 )
 
-    def sample(
-        self, per_class: int, generator: torch.Generator, name: str = "ipc"
-    ) -> tuple[Tensor, Tensor]:
-        """Draw ``per_class`` different training images of every class, ordered by class.
+    def sample(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``ipc`` different training images of every class, ordered by class.
 
         Args:
-            per_class: How many of each class.
+            ipc: How many of each class.
             generator: Where the draw comes from, on the CPU.
-            name: What the caller calls ``per_class``, for the error message.
 
         Raises:
             ValueError: If a class has fewer images.
         """
-        self.require(per_class, name)
+        self.require(ipc)
         labels = self.label_train.cpu()
         chosen = []
         for label in range(self.num_classes):
             members = torch.where(labels == label)[0]
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
         rows = torch.cat(chosen).to(self.label_train.device)
         return self.image_train[rows], self.label_train[rows]
 
@@ -111,7 +103,7 @@ def load_data(source: str, image_size: int | None = None, zca: bool = False) -> 
     Example:
         >>> from mim4dd.distill.data import load_data
         >>> load_data("digits").image_train.shape
-        torch.Size([1437, 1, 8, 8])
+        torch.Size([1438, 1, 8, 8])
     """
     if source == "digits":
         if image_size is not None:

@@ -48,14 +48,14 @@ class LoopSettings(Settings):
     """
 
     ipc: int = 1
-    iterations: int = 100
-    lr_img: float = 10.0
+    iterations: int = 150
+    lr_img: float = 5.0
     lr_lr: float = 1e-4
     lr_teacher: float = 0.03
     init: Literal["real", "noise"] = "real"
     seed: int = 0
     checkpoint_every: int = 20
-    eval_every: int = 0
+    eval_every: int = 50
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""

@@ -22,9 +22,12 @@ class RealData:
         """A number in [0, below)."""
         return int(torch.randint(below, (), generator=self.generator))
 
-    def sample(self, per_class: int) -> tuple[Tensor, Tensor]:
-        """``per_class`` images of every class and their labels."""
-        return self.data.sample(per_class, self.generator, "real_per_class")
+    def sample(self, batch: int) -> tuple[Tensor, Tensor]:
+        """``batch`` training images and their labels, each drawn independently of the others."""
+        size = len(self.data.image_train)
+        rows = torch.randint(size, (batch,), generator=self.generator)
+        rows = rows.to(self.data.image_train.device)
+        return self.data.image_train[rows], self.data.label_train[rows]
 
 
 class ComparedNetwork(NamedTuple):
