@@ -23,6 +23,13 @@ CAPABILITIES = (80, 90, 100)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+HEADING = """# What every GPU kernel takes
+
+Written by `python bench/resources.py`: each kernel compiled ahead of time, without a GPU. CI does
+so too, and refuses spilled registers.
+"""
+
+
 class Usage(NamedTuple):
     """What one kernel takes on one GPU."""
 
@@ -51,7 +58,7 @@ def triton_usages() -> Iterator[Usage]:
                 compiled = triton.compile(
                     ASTSource(case.kernel, signature, case.constants),
                     target=GPUTarget("cuda", capability, 32),
-                    options={"num_warps": case.num_warps},
+                    options=case.options,
                 )
                 with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
                     cubin.write(compiled.asm["cubin"])
@@ -110,6 +117,7 @@ def main() -> None:
         usages += triton_usages()
     if args.cuda or not args.triton:
         usages += cuda_usages()
+    print(HEADING)
     print("| kernel | GPU | registers | shared memory | spilled |")
     print("|---|---|---|---|---|")
     for usage in usages:

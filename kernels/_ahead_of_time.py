@@ -20,4 +20,4 @@ class Compilation(NamedTuple):
     kernel: JITFunction
     signature: dict[str, str]
     constants: dict[str, int | bool]
-    num_warps: int
+    options: dict[str, int | bool]

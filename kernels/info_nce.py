@@ -98,12 +98,13 @@ def info_nce_kernel(
 
 
 class Tiles(NamedTuple):
-    """Compile-time sizes of one launch."""
+    """Compile-time sizes and options of one launch."""
 
     BLOCK_N: int
     BLOCK_M: int
     BLOCK_D: int
     num_warps: int
+    enable_fp_fusion: bool = True  # Triton 3.9 warns where it is left open, 3.10 turns it off
 
 
 def tiles(dtype: torch.dtype) -> Tiles:
@@ -150,7 +151,7 @@ def compilations() -> Iterator[Compilation]:
         wide = POINTERS[torch.promote_types(dtype, torch.float32)]
         sizes = tiles(dtype)
         constants = {**sizes._asdict(), "UPCAST": False}
-        num_warps = constants.pop("num_warps")
+        options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
         for layout, stride in (("contiguous", {"stride_qd": 1, "stride_kd": 1}), ("strided", {})):
             yield Compilation(
                 name=f"info_nce {dtype} {layout}".replace("torch.", ""),
@@ -167,5 +168,5 @@ def compilations() -> Iterator[Compilation]:
                     **dict.fromkeys(("stride_qd", "stride_kd"), "i32"),
                 },
                 constants={**constants, **stride},
-                num_warps=num_warps,
+                options=options,
             )
