@@ -1,17 +1,14 @@
-# make demo | test | lint | bench      in a virtual environment of their own, .venv
+# make demo | demo-ipc10 | test | lint | bench      in a virtual environment of their own, .venv
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-# Options of `mim4dd compare`, for example DEMO="--ipc 10".
-DEMO ?=
-DEMO_OUT ?= runs/demo
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RESULTS := runs/bench
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo demo-ipc10 test lint bench gpu clean
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -26,7 +23,12 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(PIP) --no-build-isolation --editable ".[test,lint]" && touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/mim4dd compare --out $(DEMO_OUT) --install-seconds $$(cat $<) $(DEMO)
+	$(BIN)/mim4dd compare --install-seconds $$(cat $<) --out runs/demo
+
+# With ten images per class the student starts from later experts, and takes half of them a step.
+demo-ipc10: $(VENV)/.installed
+	$(BIN)/mim4dd compare --ipc 10 --train-epochs 20 --max-start-epoch 10 --batch-syn 50 \
+		--lr-img 30 --lr-lr 1e-5 --iterations 100 --out runs/demo-ipc10
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
