@@ -1,6 +1,7 @@
 """Entry point of the command line: turns errors into one line each."""
 
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -11,16 +12,22 @@ def main() -> None:
         from mim4dd.cli import app
         from mim4dd.distill.loop import Interrupted
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "mim4dd":
-            raise
-        sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[distill]' brings it")
+        _exit_missing(error)
     try:
         app()
     except Interrupted as stopped:
         print(f"mim4dd: {stopped}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except ModuleNotFoundError as error:  # commands import what they alone need
+        _exit_missing(error)
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
         sys.exit(f"mim4dd: {error}")
+
+
+def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
+    if error.name is None or error.name.partition(".")[0] == "mim4dd":
+        raise error
+    sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[distill]' brings it")
 
 
 if __name__ == "__main__":

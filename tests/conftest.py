@@ -1,9 +1,11 @@
 """Device fixtures. Without a GPU the Triton kernels run in Triton's interpreter, on the CPU."""
 
 import os
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import parse
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -21,7 +23,11 @@ def device(request):
 @pytest.fixture
 def kernel_device():
     """The device on which the Triton launchers can be called directly."""
-    return "cuda" if HAS_GPU else "cpu"
+    if HAS_GPU:
+        return "cuda"
+    if version("triton").startswith("3.6.") and parse(version("numpy")) >= parse("2.4"):
+        pytest.fail("Triton 3.6 interprets with numpy before 2.4 only: pip install 'numpy<2.4'")
+    return "cpu"
 
 
 @pytest.fixture(autouse=True)

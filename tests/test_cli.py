@@ -117,7 +117,6 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--syn-steps 0", "syn_steps must be at least 1"),
         ("--max-start-epoch 9", "max_start_epoch - 1 + expert_epochs must be within the experts'"),
         ("--width 16", "experts must be of the network 'ConvNet width=16"),
-        ("--zca", "experts must be of the network"),
         ("--experts none", "experts must be a folder of expert_*.safetensors files, none holds"),
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
         ("--batch-real 0", "batch_real must be at least 1"),
@@ -133,6 +132,15 @@ def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, messag
     assert err.splitlines()[-1].startswith(f"mim4dd: {message}")
     assert "Traceback" not in err
     assert not Path("run").exists()
+
+
+def test_a_missing_package_is_named(with_experts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.enhance", None)
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    status, _, err = with_experts(f"distill {DISTILL} --zca")
+    assert status == 1
+    assert "is missing; pip install 'mim4dd[distill]' brings it" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("mim4dd: kornia")
 
 
 def test_a_truncated_expert_is_named(with_experts):
