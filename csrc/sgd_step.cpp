@@ -39,7 +39,7 @@ Tensor sgd_step_cpu(const Tensor& theta, const Tensor& direction, const Tensor& 
     const auto* direction_ptr = direction_c.const_data_ptr<scalar_t>();
     const auto* lr_ptr = lr_c.const_data_ptr<scalar_t>();
     auto* out_ptr = out.mutable_data_ptr<scalar_t>();
-    const bool lr_is_scalar = lr.dim() == 0;
+    const bool lr_is_scalar = lr.numel() == 1;
     torch::stable::parallel_for(0, theta.numel(), kGrain, [&](int64_t begin, int64_t end) {
       sgd_step_range(theta_ptr, direction_ptr, lr_ptr, lr_is_scalar, out_ptr, begin, end);
     });

@@ -52,7 +52,7 @@ Tensor sgd_step_cuda(const Tensor& theta, const Tensor& direction, const Tensor&
         theta_c.const_data_ptr<scalar_t>(),
         direction_c.const_data_ptr<scalar_t>(),
         lr_c.const_data_ptr<scalar_t>(),
-        lr.dim() == 0 ? 0 : 1,
+        lr.numel() == 1 ? 0 : 1,
         out.mutable_data_ptr<scalar_t>(),
         numel);
   });

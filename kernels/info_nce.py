@@ -41,7 +41,7 @@ def info_nce_kernel(
     LOG2_E: tl.constexpr = 1.4426950408889634
     acc_dtype: tl.constexpr = loss_ptr.dtype.element_ty
 
-    # 64-bit, because N * stride_qn passes 2**31 long before memory runs out.
+    # 64-bit, because rows times stride passes 2**31 long before memory runs out.
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     labels = tl.load(labels_ptr + offs_n, mask=mask_n, other=0)
@@ -58,7 +58,7 @@ def info_nce_kernel(
         mask_m = offs_m < M
         logits = tl.zeros((BLOCK_N, BLOCK_M), acc_dtype)
         for start_d in range(0, D, BLOCK_D):
-            offs_d = start_d + tl.arange(0, BLOCK_D)
+            offs_d = start_d + tl.arange(0, BLOCK_D).to(tl.int64)
             mask_d = offs_d < D
             query = tl.load(
                 query_ptr + offs_n[:, None] * stride_qn + offs_d[None, :] * stride_qd,

@@ -1,5 +1,6 @@
 """The Triton launcher of info_nce against mim4dd.reference, on the GPU or interpreted."""
 
+import numpy as np
 import pytest
 import torch
 from tolerance import assert_no_worse
@@ -49,6 +50,14 @@ def test_strided_inputs(kernel_device):
     )
     check((query[:, ::2], key.T.contiguous().T[:, ::2], labels.repeat(2)[1:41], key_labels.int(),
            temperature))  # fmt: skip
+
+
+def test_strides_beyond_32_bits(kernel_device):
+    """A key whose columns lie 4 GiB apart; of the zeros between them no page is touched on a CPU."""
+    storage = torch.from_numpy(np.zeros(2**31 + 8, np.float16)).to(kernel_device)
+    query, key, *others = make_inputs((3, 4, 2), torch.float16, kernel_device)
+    far = storage.as_strided((4, 2), (1, 2**31)).copy_(key)
+    check((query, far, *others))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

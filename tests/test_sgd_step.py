@@ -60,6 +60,15 @@ def test_registration(lr_shape, device):
     opcheck(torch.ops.mim4dd.sgd_step.default, inputs)
 
 
+def test_the_bare_op_reads_nothing_out_of_bounds(device):
+    """It is called without the public checks by whoever finds it under torch.ops."""
+    theta, direction, lr = make_inputs(100, torch.float32, device)
+    expected = sgd_step(theta, direction, lr)
+    assert torch.equal(torch.ops.mim4dd.sgd_step(theta, direction, lr.view(1)), expected)
+    with pytest.raises(RuntimeError, match="must have P, P and 1 or P elements"):
+        torch.ops.mim4dd.sgd_step(theta, direction, lr.expand(7))
+
+
 def test_forward_ad_is_refused_and_the_reference_has_it():
     theta, direction, lr = make_inputs(6, torch.float64, "cpu")
     tangent = torch.randn_like(direction)
