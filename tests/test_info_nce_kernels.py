@@ -53,7 +53,7 @@ def test_strided_inputs(kernel_device):
 
 
 def test_strides_beyond_32_bits(kernel_device):
-    """A key whose columns lie 4 GiB apart; of the zeros between them no page is touched on a CPU."""
+    """Columns that lie 4 GiB apart; of the zeros between them no page is touched on a CPU."""
     storage = torch.from_numpy(np.zeros(2**31 + 8, np.float16)).to(kernel_device)
     query, key, *others = make_inputs((3, 4, 2), torch.float16, kernel_device)
     far = storage.as_strided((4, 2), (1, 2**31)).copy_(key)
