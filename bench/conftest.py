@@ -4,7 +4,6 @@ A module bench_<op>.py holds ``CASES`` ({"full": […], "tiny": […]}) and ``PR
 takes ``case``, ``provider``, ``device`` and ``measure``.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ import torch
 from peak_memory import peak_memory
 
 _ROUNDS = 5
-_ROUND_SECONDS = 0.02  # long against the timer and against one launch
+_ROUND_SECONDS = 0.05  # long against the timer, and against one launch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +79,14 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
     def run(call: Callable[[], Any], check: Callable[[Any], None], **info: float) -> None:
         check(call())
         peak_bytes = peak_memory(call, device)
-        benchmark.pedantic(call, rounds=_ROUNDS, iterations=_calls_per_round(call), warmup_rounds=1)
+        seconds = _seconds(call)
+        benchmark.pedantic(
+            call,
+            # The repeats alone are rounds enough for what takes long.
+            rounds=max(1, min(_ROUNDS, round(_ROUNDS * _ROUND_SECONDS / seconds))),
+            iterations=max(1, round(_ROUND_SECONDS / seconds)),
+            warmup_rounds=1 if seconds < _ROUND_SECONDS else 0,
+        )
         params = request.node.callspec.params
         benchmark.extra_info |= {
             "op": request.function.__name__.removeprefix("bench_"),
@@ -95,13 +101,11 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
     return run
 
 
-def _calls_per_round(call: Callable[[], Any]) -> int:
-    seconds = []
-    for _ in range(3):
-        started = _finished_at()
-        call()
-        seconds.append(_finished_at() - started)
-    return max(1, round(_ROUND_SECONDS / statistics.median(seconds)))
+def _seconds(call: Callable[[], Any]) -> float:
+    """Roughly what a call takes, once everything it compiles or allocates is there."""
+    started = _finished_at()
+    call()
+    return _finished_at() - started
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

@@ -10,14 +10,22 @@ Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["reference"] | None
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Require a tensor, where a list or an array is easily passed."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
 def check_rank(name: str, tensor: Tensor, rank: int) -> None:
     """Require ``tensor`` to have ``rank`` dimensions."""
+    check_tensor(name, tensor)
     if tensor.dim() != rank:
         raise ValueError(f"{name} must be {rank}-d, got shape {tuple(tensor.shape)}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Require a real floating-point dtype."""
+    check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
 
@@ -39,6 +47,8 @@ def check_same_device(first_name: str, first: Tensor, second_name: str, second: 
 
 def check_matching(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
     """Require both tensors to share dtype and device."""
+    check_tensor(first_name, first)
+    check_tensor(second_name, second)
     if first.dtype != second.dtype:
         raise TypeError(
             f"{first_name} and {second_name} must share a dtype, "
@@ -54,16 +64,23 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
+def _number(name: str, value: Tensor | float) -> float:
+    value = value.item() if isinstance(value, Tensor) else value
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value
+
+
 def check_positive(name: str, value: Tensor | float) -> None:
     """Require a finite number above zero."""
-    value = value.item() if isinstance(value, Tensor) else value
+    value = _number(name, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_finite(name: str, value: Tensor | float) -> None:
     """Require a finite number."""
-    value = value.item() if isinstance(value, Tensor) else value
+    value = _number(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
 

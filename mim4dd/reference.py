@@ -17,7 +17,8 @@ from torch import Tensor
 def contrastive_logits(query: Tensor, key: Tensor, temperature: Tensor | float) -> Tensor:
     """s (N, M), with NaN wherever a logit is not finite."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    logits = query.to(dtype) @ key.to(dtype).T / temperature
+    with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision
+        logits = query.to(dtype) @ key.to(dtype).T / temperature
     # exp(-inf) = 0 would hide an infinite key behind a finite loss.
     return logits.masked_fill(~logits.isfinite(), math.nan)
 

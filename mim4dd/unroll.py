@@ -14,6 +14,7 @@ from mim4dd._checks import (
     check_matching,
     check_rank,
     check_same_device,
+    check_tensor,
 )
 
 __all__ = ["flatten_parameters", "functional_model", "unroll_sgd"]
@@ -45,18 +46,28 @@ def functional_model(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     Buffers are handed to every call as fresh copies, so that no call sees another's running
     statistics and the model itself stays as it is.
     """
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    parameters = list(model.parameters())
     shapes = [parameter.shape for parameter in parameters]
     sizes = [parameter.numel() for parameter in parameters]
-    buffers = dict(model.named_buffers())
+    place = {id(parameter): index for index, parameter in enumerate(parameters)}
+    # Every slot once. functional_call ties weights on its own, but fills a module that occurs twice
+    # in the model twice, and puts the replacement back instead of the original.
+    slots = {
+        f"{path}.{name}".lstrip("."): place[id(parameter)]
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    buffers = {
+        f"{path}.{name}".lstrip("."): buffer
+        for path, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+    }
 
     def call(theta: Tensor, images: Tensor) -> Tensor:
-        state = {
-            name: part.view(shape)
-            for name, part, shape in zip(names, theta.split(sizes), shapes, strict=True)
-        }
+        parts = [part.view(shape) for part, shape in zip(theta.split(sizes), shapes, strict=True)]
+        state = {name: parts[index] for name, index in slots.items()}
         state |= {name: buffer.clone() for name, buffer in buffers.items()}
-        return functional_call(model, state, (images,))
+        return functional_call(model, state, (images,), tie_weights=False)
 
     return call
 
@@ -138,6 +149,8 @@ def unroll_sgd(
     _check_model(model, theta_0)
     _check_data(theta_0, image_syn, label_syn, batches)
     _check_options(theta_0, batches, lr, momentum, weight_decay, memory_budget)
+    if label_syn.dim() == 1:
+        label_syn = label_syn.long()  # the one integer dtype that every loss takes
     num_steps = batches.shape[0]
     seeds = torch.randint(2**63 - 1, (num_steps,), generator=torch.Generator().manual_seed(seed))
     problem = Problem(
@@ -170,6 +183,7 @@ def _check_data(theta_0: Tensor, image_syn: Tensor, label_syn: Tensor, batches: 
     check_matching("theta_0", theta_0, "image_syn", image_syn)
     if image_syn.dim() < 2:
         raise ValueError(f"image_syn must be (n, ...), got shape {tuple(image_syn.shape)}")
+    check_tensor("label_syn", label_syn)
     if label_syn.dim() not in (1, 2) or label_syn.shape[0] != image_syn.shape[0]:
         raise ValueError(
             f"label_syn must be (n,) or (n, C) with n = {image_syn.shape[0]} samples, "

@@ -248,6 +248,8 @@ LABELS = {"labels": torch.zeros(4, dtype=torch.long), "key_labels": torch.zeros(
     ("change", "error", "message"),
     [
         ({"query": torch.zeros(4)}, ValueError, "query must be 2-d"),
+        ({"query": [[1.0] * 8] * 4}, TypeError, "query must be a torch.Tensor, got list"),
+        ({"temperature": "0.1"}, TypeError, "temperature must be a number, got str"),
         ({"query": torch.zeros(4, 8).long()}, TypeError, "query must have a floating-point"),
         ({"query": torch.zeros(0, 8)}, ValueError, "query must not be empty"),
         ({"key": torch.zeros(4, 3)}, ValueError, "same feature size"),
@@ -274,3 +276,15 @@ def test_bad_input(change, error, message):
     arguments = {"query": torch.zeros(4, 8), "key": torch.zeros(4, 8)} | change
     with pytest.raises(error, match=message):
         info_nce(**arguments)
+
+
+def test_autocast_keeps_the_logits_exact(device):
+    """It would round q·k / τ to half precision: with τ = 0.01 an error of a nat."""
+    query, key = torch.randn(2, 16, 32, device=device, requires_grad=True).unbind()
+    expected = info_nce(query, key, temperature=0.01, normalize=True)
+    gradient = torch.autograd.grad(expected, query)
+    with torch.autocast(device, torch.bfloat16):
+        actual = info_nce(query, key, temperature=0.01, normalize=True)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(torch.autograd.grad(actual, query), gradient)

@@ -128,6 +128,42 @@ def test_the_steps_are_those_of_torch_optim(device):
     torch.testing.assert_close(theta_T, flatten_parameters(model), rtol=1e-12, atol=1e-14)
 
 
+class TiedTwice(nn.Module):
+    """A module that occurs twice, and a second module that shares its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.again = self.layers
+        self.third = nn.Linear(4, 4, bias=False)
+        self.third.weight = self.layers[0].weight
+
+    def forward(self, images):
+        return self.third(self.again(self.layers(images)))
+
+
+def test_shared_parameters(device):
+    model = TiedTwice().to(device, torch.float64)
+    originals = list(model.parameters())
+    theta_0 = flatten_parameters(model)
+    assert theta_0.shape == (20,)
+    images = torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True)
+    labels = (torch.arange(6, device=device) % 4).int()
+    batches = torch.arange(6, device=device).expand(3, -1)
+    theta_T = unroll_sgd(model, theta_0, images, labels, batches, lr=0.1)
+    theta_T.sum().backward()
+    assert images.grad.abs().sum() > 0
+    # The model is left as it is: the same parameters, in place.
+    assert all(a is b for a, b in zip(model.parameters(), originals, strict=True))
+    assert torch.equal(flatten_parameters(model), theta_0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images.detach()), labels.long()).backward()
+        optimizer.step()
+    torch.testing.assert_close(theta_T.detach(), flatten_parameters(model))
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 10])
 def test_gradients_match_central_differences(num_steps, device):
     model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, num_steps, 4, soft=True)
@@ -309,6 +345,8 @@ FROZEN[0].bias.requires_grad_(False)
         ({"image_syn": torch.zeros(6).double()}, ValueError, r"image_syn must be \(n, ...\)"),
         ({"label_syn": torch.zeros(5).long()}, ValueError, "with n = 6 samples"),
         ({"label_syn": torch.zeros(6).double()}, TypeError, "label_syn .* integer dtype"),
+        ({"label_syn": [0] * 6}, TypeError, "label_syn must be a torch.Tensor, got list"),
+        ({"batches": [[0]]}, TypeError, "batches must be a torch.Tensor, got list"),
         ({"batches": torch.zeros(6).long()}, ValueError, "batches must be 2-d"),
         ({"batches": torch.zeros(0, 6).long()}, ValueError, "at least one step"),
         ({"batches": torch.full((2, 3), 6)}, ValueError, "must index the 6 rows"),

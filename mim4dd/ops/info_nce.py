@@ -181,8 +181,9 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | N
     grad_logits = grad_loss[:, None] * (logits.softmax(1) - target)
     grad_logits = grad_logits + grad_lse[:, None] * logits.softmax(1)
     scaled = grad_logits / temperature
-    grad_query = (scaled @ key.to(scaled.dtype)).to(query.dtype) if needs_query else None
-    grad_key = (scaled.T @ query.to(scaled.dtype)).to(key.dtype) if needs_key else None
+    with torch.autocast(query.device.type, enabled=False):
+        grad_query = (scaled @ key.to(scaled.dtype)).to(query.dtype) if needs_query else None
+        grad_key = (scaled.T @ query.to(scaled.dtype)).to(key.dtype) if needs_key else None
     grad_temperature = -(scaled * logits).sum() if needs_temperature else None
     return grad_query, grad_key, None, None, grad_temperature
 
