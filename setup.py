@@ -38,7 +38,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"mim4dd builds against the torch that it will run with, but {error.name} is not there. "
-        "Install torch>=2.11, setuptools and ninja, then: pip install --no-build-isolation mim4dd"
+        "Install torch>=2.11, setuptools and ninja, then: pip install --no-build-isolation -e ."
     ) from error
 
 

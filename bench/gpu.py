@@ -46,7 +46,10 @@ def run(command: list[str], limit: float) -> int | None:
     except subprocess.TimeoutExpired:
         print(f"stopped after {limit:.0f} s: {' '.join(command)}", file=sys.stderr)
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
         return None
 
 

@@ -39,7 +39,7 @@ def load_rows(results: Iterable[dict]) -> list[Row]:
             group = groups.setdefault((info["op"], info["case"], info["device"]), defaultdict(dict))
             group[info["provider"]][info["repeat"]] = {**info, "seconds": result["stats"]["median"]}
     return [
-        _row(group, provider, repeats, by_provider[OURS])
+        _row(group, provider, repeats, by_provider.get(OURS, {}))
         for group, by_provider in groups.items()
         for provider, repeats in by_provider.items()
     ]
@@ -70,10 +70,13 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        low, middle, high = min(row.ratios), statistics.median(row.ratios), max(row.ratios)
+        ratio = "–"  # where ours gave a wrong answer it was not timed
+        if row.ratios:
+            low, middle, high = min(row.ratios), statistics.median(row.ratios), max(row.ratios)
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         lines.append(
             f"| {row.op} | {row.case} | {row.device} | {row.provider} | {1e3 * row.seconds:.3g} ms "
-            f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {row.peak_bytes / 2**20:.1f} MiB "
+            f"| {ratio} | {row.peak_bytes / 2**20:.1f} MiB "
             f"| {row.rate} |"
         )
     return "\n".join(lines)
@@ -83,13 +86,13 @@ def save_plot(path: Path, rows: list[Row]) -> None:
     """One panel per op: time of every provider, relative to ours, for every case."""
     from matplotlib.figure import Figure
 
-    ops = list(dict.fromkeys(row.op for row in rows))
+    ops = list(dict.fromkeys(row.op for row in rows if row.ratios))
     cases = {op: list(dict.fromkeys(row.case for row in rows if row.op == op)) for op in ops}
     heights = [1 + len(cases[op]) for op in ops]
     figure = Figure(figsize=(9, 1 + 0.7 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(ops), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, op in zip(panels, ops, strict=True):
-        own = [row for row in rows if row.op == op]
+        own = [row for row in rows if row.op == op and row.ratios]
         providers = list(dict.fromkeys(row.provider for row in own))
         thickness = 0.8 / len(providers)
         for place, provider in enumerate(providers):

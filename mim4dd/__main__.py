@@ -27,7 +27,8 @@ def main() -> None:
 def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
     if error.name is None or error.name.partition(".")[0] == "mim4dd":
         raise error
-    sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[distill]' brings it")
+    cure = "pip install --no-build-isolation -e '.[distill]' brings it"
+    sys.exit(f"mim4dd: {error.name} is missing; {cure}")
 
 
 if __name__ == "__main__":

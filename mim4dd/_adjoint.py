@@ -220,8 +220,10 @@ class UnrolledSGD(torch.autograd.Function):
         if mismatch > 0:
             raise RuntimeError(
                 "recomputing a step of unroll_sgd gave other parameters than taking it did: model, "
-                "loss or augment draws random numbers of its own, as dropout does. Put the model "
-                "into eval mode, or draw from the generator that augment is given"
+                "loss or augment draws random numbers of its own, as dropout does, or its mode, "
+                "buffers or autocast changed since. Put the model into eval mode before, draw from "
+                "the generator that augment is given, and keep forward and backward under one "
+                "autocast"
             )
         grad_theta_0 = adjoint.theta if needs_theta_0 else None
         return None, grad_theta_0, adjoint.images, adjoint.labels, None, adjoint.lr

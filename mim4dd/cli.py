@@ -174,7 +174,8 @@ def evaluate(
 ) -> None:
     """Train fresh networks on distilled sets and test them on held-out real images."""
     from mim4dd.distill.compare import accuracy_table, baseline_accuracies, judge
-    from mim4dd.distill.config import part
+    from mim4dd.distill.config import option_names, part
+    from mim4dd.distill.evaluate import Evaluation
     from mim4dd.distill.run import RunDirectory, SyntheticSet
 
     given = {"num_eval": num_eval, "eval_steps": eval_steps}
@@ -183,12 +184,14 @@ def evaluate(
         part(read_config(RunDirectory(path).config, DistillConfig), DistillConfig, **changes)
         for path in runs
     ]
-    tasks = {(config.data, config.ipc) for config in configs}
-    if baselines and len(tasks) > 1:
+    shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
+    differing = [
+        name for name in sorted(shared) if len({getattr(config, name) for config in configs}) > 1
+    ]
+    if baselines and differing:
         raise ValueError(
-            "runs must share data and ipc to stand beside one set of baselines, got "
-            f"{', '.join(f'{data} at ipc {ipc}' for data, ipc in sorted(tasks))}; "
-            "--no-baselines leaves these out"
+            "runs must share what the baselines depend on to stand beside them, these differ in "
+            f"{', '.join(differing)}; --no-baselines leaves the baselines out"
         )
     accuracies = {}
     for path, config in zip(runs, configs, strict=True):

@@ -35,7 +35,9 @@ def report() -> tuple[str, bool]:
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            lines.append(f"{package}: missing, `pip install 'mim4dd[distill]'` brings it")
+            lines.append(
+                f"{package}: missing, `pip install --no-build-isolation -e '.[distill]'` brings it"
+            )
     return "\n".join(lines), healthy
 
 

@@ -1,5 +1,6 @@
 """The contrastive losses as modules, with the mutual information they certify beside them."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -117,10 +118,12 @@ class InfoNCELoss(_ContrastiveLoss):
             reduction="none",
             normalize=self.normalize,
         )
-        if labels is None or key_labels is None:  # a positive by index is a class of its own
-            key_labels = torch.arange(key.shape[0], device=key.device)
-            labels = key_labels[: query.shape[0]] if positive_index is None else positive_index
-        return self._finish(loss, loss, labels, key_labels)
+        if labels is not None and key_labels is not None:
+            return self._finish(loss, loss, labels, key_labels)
+        # By index every other key is a marginal draw, also one that is no query's positive.
+        self.loss_per_query = loss.detach()
+        self.mi_lower_bound = math.log(key.shape[0]) - loss.detach().mean()
+        return reduce_queries(loss, None, None, self.reduction)
 
 
 class SupConLoss(_ContrastiveLoss):

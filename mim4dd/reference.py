@@ -84,11 +84,13 @@ def mi_lower_bound(loss: Tensor, labels: Tensor, key_labels: Tensor) -> Tensor:
     """log M − InfoNCE, in nats: the mutual information that the losses (N,) certify.
 
     Each class counts by its share of the keys, not of the queries: then a query is one drawn for a
-    random key, whose M − 1 others are marginal negatives (docs/math.md, "The bound"). So it never
-    passes the entropy of the shares, at most log C.
+    random key, whose M − 1 others are marginal negatives (docs/math.md, "The bound"). Keys of
+    classes without a query are not counted in M. So it never passes the entropy of the shares, at
+    most log C.
     """
     per_class = _count(labels, key_labels) / _count(labels, labels)  # (N,)
-    return math.log(key_labels.shape[0]) - (per_class * loss).sum() / per_class.sum()
+    num_keys = torch.isin(key_labels, labels).sum()
+    return num_keys.to(loss.dtype).log() - (per_class * loss).sum() / per_class.sum()
 
 
 def _count(values: Tensor, among: Tensor) -> Tensor:

@@ -151,6 +151,7 @@ def unroll_sgd(
     _check_options(theta_0, batches, lr, momentum, weight_decay, memory_budget)
     if label_syn.dim() == 1:
         label_syn = label_syn.long()  # the one integer dtype that every loss takes
+    batches = batches.long()  # uint8 would index as a mask
     num_steps = batches.shape[0]
     seeds = torch.randint(2**63 - 1, (num_steps,), generator=torch.Generator().manual_seed(seed))
     problem = Problem(
@@ -160,7 +161,7 @@ def unroll_sgd(
         seeds=seeds.tolist(),
         momentum=momentum,
         weight_decay=weight_decay,
-        memory_budget=memory_budget,
+        memory_budget=memory_budget if torch.is_grad_enabled() else 0,
     )
     return UnrolledSGD.apply(problem, theta_0, image_syn, label_syn, batches, lr)
 

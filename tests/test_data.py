@@ -97,6 +97,34 @@ def test_a_folder_of_class_folders(channels, tmp_path):
     assert load_data(str(tmp_path), image_size=4).image_train.shape == (24, channels, 4, 4)
 
 
+def test_grey_and_coloured_images_share_a_folder(tmp_path):
+    grey, labels = make_images()
+    write_folder(tmp_path, grey, labels)
+    Image.new("RGB", (6, 6), (255, 0, 0)).save(tmp_path / "ant" / "red.png")
+    data = from_folder(tmp_path)
+    assert data.channels == 3
+    assert len(data.image_train) + len(data.image_test) == 31
+
+
+def test_deep_images_are_refused_and_palettes_resolved(tmp_path):
+    images, labels = make_images()
+    write_folder(tmp_path, images, labels)
+    Image.new("I;16", (6, 6), 40_000).save(tmp_path / "bee" / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png must have 8 bits per channel.*got I;16"):
+        from_folder(tmp_path)
+    red = Image.new("RGB", (6, 6), (255, 0, 0)).convert("P")
+    blue = Image.new("RGB", (6, 6), (0, 128, 255)).convert("P")
+    data = from_dataset([(red, 0), (blue, 1)] * 5)
+    assert data.channels == 3
+
+
+def test_every_class_has_held_out_images_or_is_refused():
+    images = torch.rand(104, 1, 4, 4)
+    labels = torch.tensor([0] * 100 + [1] * 2 + [2] * 2)
+    with pytest.raises(ValueError, match="gets none; pass test explicitly"):
+        from_tensors(images, labels)
+
+
 def test_a_folder_with_its_own_split(tmp_path):
     images, labels = make_images()
     write_folder(tmp_path / "train", images, labels)

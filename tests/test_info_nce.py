@@ -288,3 +288,11 @@ def test_autocast_keeps_the_logits_exact(device):
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual, expected)
         torch.testing.assert_close(torch.autograd.grad(actual, query), gradient)
+
+
+def test_normalising_half_precision_does_not_overflow(device):
+    rows = torch.randn(6, 8, device=device)
+    expected = info_nce(rows, rows, temperature=1.0, normalize=True)
+    large = (rows * 1e4).half()  # whose squared norm is beyond float16
+    actual = info_nce(large, large, temperature=1.0, normalize=True)
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

@@ -164,6 +164,18 @@ def test_the_first_step_can_fail_too(task, tmp_path):
     assert not run.checkpoint.exists()
 
 
+def test_an_update_that_overflows_is_never_saved(task, tmp_path):
+    data, method = task
+    settings = dataclasses.replace(SETTINGS, lr_img=1e38)
+    run = start(tmp_path / "run", settings)
+    huge = Stops(method, 1, with_value(1e30))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        distill(huge, data, settings, run)
+    if run.checkpoint.exists():
+        assert all(part.isfinite().all() for part in run.load_checkpoint()[0].values())
+    assert not run.finished
+
+
 def test_a_step_size_below_zero_stops_the_run(task, tmp_path):
     data, method = task
     settings = dataclasses.replace(SETTINGS, lr_lr=100.0)

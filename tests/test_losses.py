@@ -207,6 +207,15 @@ def test_the_bound_never_passes_the_entropy_of_the_classes(device):
     assert loss.mi_lower_bound.item() == pytest.approx(entropy)
 
 
+def test_classes_without_a_query_certify_nothing():
+    """Queries of one class say nothing between classes, however many keys the others have."""
+    key_labels = torch.tensor([0] * 20 + [1])
+    key = torch.eye(2, dtype=torch.float64)[key_labels]
+    loss = InfoNCELoss(temperature=0.01)
+    loss(key[20:], key, labels=torch.tensor([1]), key_labels=key_labels)
+    assert loss.mi_lower_bound.item() == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

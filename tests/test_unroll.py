@@ -164,6 +164,13 @@ def test_shared_parameters(device):
     torch.testing.assert_close(theta_T.detach(), flatten_parameters(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_any_integer_type_indexes_samples(dtype):
+    model, *data, batches, lr = make_inputs("cpu", 3)
+    expected = unroll_sgd(model, *data, batches, lr=lr)
+    assert torch.equal(unroll_sgd(model, *data, batches.to(dtype), lr=lr), expected)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 10])
 def test_gradients_match_central_differences(num_steps, device):
     model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, num_steps, 4, soft=True)

@@ -78,6 +78,8 @@ def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
 def draw_run(run: RunDirectory, data_name: str) -> list[Path]:
     """Draw the pictures of a finished run; return their paths."""
     synthetic, rows = SyntheticSet.load(run.synthetic), run.read_metrics()
+    if not rows:
+        raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
     grid, curves = run.pictures / "synthetic.png", run.pictures / "curves.png"
     ipc = len(synthetic.label_syn) // len(synthetic.class_names)
     title = f"{data_name}, ipc {ipc}: synthetic images after {rows[-1]['iteration']} iterations"

@@ -167,6 +167,6 @@ def check_options(values: dict[str, Any], kind: type[TaskSettings], source: str)
             raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
 
 
-def option_names(kind: type[TaskSettings]) -> set[str]:
+def option_names(kind: type[TaskSettings] | type[Evaluation]) -> set[str]:
     """Names of all options."""
     return {option.name for option in fields(kind)}

@@ -1,9 +1,9 @@
 """Data sets of images: where they come from, their split, their normalisation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from mim4dd.distill.normalization import Normalization, fit_zca, standardize
 __all__ = ["ImageData", "from_dataset", "from_folder", "from_tensors", "load_data"]
 
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ def from_folder(path: str | Path, image_size: int | None = None, zca: bool = Fal
     if not (root / "train").is_dir() or len(parts) < 2:
         parts = [root]
     class_names = _class_folders(parts[0])
-    tensors = [_stack(_folder_items(part, class_names, image_size)) for part in parts[:2]]
+    mode = _common_mode(parts[:2])
+    tensors = [_stack(_folder_items(part, class_names, image_size, mode)) for part in parts[:2]]
     return from_tensors(
         *tensors[0],
         tensors[1] if len(tensors) > 1 else None,
@@ -275,6 +279,12 @@ def _split(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         stratify=labels.numpy(),
         random_state=0,
     )
+    missing = torch.where((labels[test].bincount(minlength=len(counts)) == 0) & (counts > 0))[0]
+    if len(missing):
+        raise ValueError(
+            f"labels must have enough images of every class to hold some out, class "
+            f"{int(missing[0])} with {int(counts[missing[0]])} gets none; pass test explicitly"
+        )
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -289,7 +299,10 @@ def _to_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
     import numpy as np
+    from PIL import Image
 
+    if isinstance(image, Image.Image) and image.mode == "P":
+        image = image.convert("RGB")  # an array of it would be of indices into its palette
     array = torch.from_numpy(np.array(image))
     return array.unsqueeze(0) if array.dim() == 2 else array.permute(2, 0, 1)
 
@@ -319,10 +332,37 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
-def _folder_items(
-    root: Path, class_names: Sequence[str], image_size: int | None
-) -> Iterator[tuple[Tensor, int]]:
+def _common_mode(parts: Sequence[Path]) -> str:
+    """Grey where every image is, else RGB, as the field's readers take all of them."""
+    grey = all(
+        _read(file, lambda image: image.mode in ("1", "L"))
+        for part in parts
+        for file in part.rglob("*")
+        if file.suffix.lower() in _IMAGE_SUFFIXES
+    )
+    return "L" if grey else "RGB"
+
+
+def _read(file: Path, use: Callable[[Any], _Read]) -> _Read:
+    """What ``use`` makes of an opened image of 8 bits per channel."""
     from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            if opened.mode in _IMAGE_MODES:
+                return use(opened)
+            mode = opened.mode
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    # Pillow would clip 16 bits to 8 without a word.
+    raise ValueError(
+        f"{file} must have 8 bits per channel, mode {', '.join(_IMAGE_MODES)}, got {mode}"
+    )
+
+
+def _folder_items(
+    root: Path, class_names: Sequence[str], image_size: int | None, mode: str
+) -> Iterator[tuple[Tensor, int]]:
 
     for label, class_name in enumerate(class_names):
         folder = root / class_name
@@ -330,11 +370,7 @@ def _folder_items(
         if not files:
             raise ValueError(f"class {class_name!r} must have at least one image, none in {folder}")
         for file in sorted(files):
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
-            except (UnidentifiedImageError, OSError) as error:
-                raise ValueError(f"{file} cannot be read as an image: {error}") from error
+            image = _read(file, lambda opened: opened.convert(mode))
             if image_size is not None:
                 image = image.resize((image_size, image_size))
             yield _to_tensor(image), label

@@ -202,6 +202,8 @@ class _State:
         """Take one step with every optimiser."""
         for optimizer in self.optimizers.values():
             optimizer.step()
+        if not self.image_syn.isfinite().all():
+            self._diverged("image_syn is not finite after the step", run)
         if not self.syn_lr > 0:
             self._diverged(f"the learned step size fell to {self.syn_lr.item():g}", run)
         self.iteration += 1

@@ -88,7 +88,11 @@ class MIM4DD:
         base: BaseMethod, settings: MIM4DDSettings, network: nn.Module, images: Tensor, seed: int
     ) -> "MIM4DD":
         """Build the add-on; ``images`` (n, …) show which features ``network`` has."""
-        layers = None if settings.layers is None else settings.layers.split(",")
+        layers = (
+            None
+            if settings.layers is None
+            else [name.strip() for name in settings.layers.split(",")]
+        )
         projection = None
         with torch.no_grad():  # also when nothing is projected: it refuses unknown layers early
             theta = flatten_parameters(network)
@@ -154,7 +158,7 @@ def layer_features(
         ValueError: If no layer is named, or the network has no submodule of a name.
     """
     submodules = dict(network.named_modules())
-    unknown = [name for name in layers if name not in submodules]
+    unknown = [name for name in layers if not name or name not in submodules]
     if unknown or not layers:
         names = ", ".join(name for name in submodules if name)
         raise ValueError(

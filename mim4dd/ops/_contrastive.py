@@ -1,6 +1,7 @@
 """What every contrastive op does around its kernel: checks before it, the reduction after it."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd._checks import (
@@ -62,6 +63,11 @@ def as_temperature(temperature: Tensor | float, query: Tensor) -> Tensor:
     check_positive("temperature", temperature)
     dtype = torch.promote_types(query.dtype, torch.float32)
     return torch.as_tensor(temperature, dtype=dtype, device=query.device)
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows scaled to unit length, float32 or wider: in half precision a norm can overflow."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
 
 def reduce_queries(

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd import reference
@@ -22,6 +21,7 @@ from mim4dd.ops._contrastive import (
     check_labels,
     check_options,
     reduce_queries,
+    unit_rows,
 )
 
 __all__ = ["info_nce"]
@@ -88,7 +88,7 @@ def info_nce(
     classes, key_classes = _resolve_positives(query, key, positive_index, labels, key_labels)
     temperature = as_temperature(temperature, query)
     if normalize:
-        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+        query, key = unit_rows(query), unit_rows(key)
     if backend == "reference":
         loss, _ = reference.info_nce(query, key, classes, key_classes, temperature)
     else:

@@ -1,6 +1,5 @@
 """Noise-contrastive loss with a binary critic: public function and checks."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd import reference
@@ -18,6 +17,7 @@ from mim4dd.ops._contrastive import (
     check_labels,
     check_options,
     reduce_queries,
+    unit_rows,
 )
 
 __all__ = ["nce"]
@@ -85,6 +85,6 @@ def nce(
         check_finite("bias", bias)
     temperature = as_temperature(temperature, query)
     if normalize:
-        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+        query, key = unit_rows(query), unit_rows(key)
     loss = reference.nce(query, key, labels, key_labels, temperature, bias)
     return reduce_queries(loss, labels, key_labels, reduction)

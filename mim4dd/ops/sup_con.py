@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd import reference
@@ -13,6 +12,7 @@ from mim4dd.ops._contrastive import (
     check_labels,
     check_options,
     reduce_queries,
+    unit_rows,
 )
 from mim4dd.ops.info_nce import info_nce
 
@@ -85,6 +85,6 @@ def sup_con(
     check_options(reduction, backend)
     temperature = as_temperature(temperature, query)
     if normalize:
-        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+        query, key = unit_rows(query), unit_rows(key)
     loss = reference.sup_con_in(query, key, labels, key_labels, temperature)
     return reduce_queries(loss, labels, key_labels, reduction)
