@@ -87,7 +87,7 @@ def check_finite(name: str, value: Tensor | float) -> None:
 
 def refuse_forward_ad(op: str, *tensors: Tensor) -> None:
     """Raise where a forward-mode tangent comes in: an op without such a rule would drop it."""
-    if torch.compiler.is_compiling():
+    if torch.autograd.forward_ad._current_level < 0:  # unpack_dual alone would break a graph
         return
     if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(
