@@ -16,7 +16,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as stopped:
-        print(f"mim4dd: {stopped}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"mim4dd: {stopped}\n")
         sys.exit(130)
     except ModuleNotFoundError as error:  # commands import what they alone need
         _exit_missing(error)

@@ -93,6 +93,7 @@ def _with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], C
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
+        # Typer reads the options from the signature, which types say a function has not.
         run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
         run.__annotations__ = {
             parameter.name: parameter.annotation for parameter in [*own, *options]

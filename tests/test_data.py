@@ -136,7 +136,10 @@ def test_a_folder_with_its_own_split(tmp_path):
 def test_sampling_is_balanced_without_replacement_and_seeded():
     images, labels = make_images(per_class=10)
     data = from_tensors(images, labels)
-    draw = lambda seed: data.sample(8, torch.Generator().manual_seed(seed))  # noqa: E731
+
+    def draw(seed):
+        return data.sample(8, torch.Generator().manual_seed(seed))
+
     chosen, chosen_labels = draw(0)
     assert chosen_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert len(chosen.flatten(1).unique(dim=0)) == 24

@@ -4,21 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+from labelled import make_labelled
 
 from mim4dd import nce
 
 SHAPES = [(1, 1, 4), (16, 40, 8), (37, 23, 5)]
-
-
-def make_inputs(shape, device):
-    n, m, d = shape
-    query = F.normalize(torch.randn(n, d, dtype=torch.float64, device=device), dim=1)
-    key = F.normalize(torch.randn(m, d, dtype=torch.float64, device=device), dim=1)
-    key_labels = torch.randint(4, (m,), device=device)
-    labels = torch.randint(4, (n,), device=device)
-    labels[0] = key_labels[0]
-    return query.requires_grad_(), key.requires_grad_(), labels, key_labels
 
 
 def by_pairs(query, key, labels, key_labels, temperature, bias):
@@ -39,7 +29,7 @@ def by_pairs(query, key, labels, key_labels, temperature, bias):
 @pytest.mark.parametrize("bias", [None, -2.5])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_the_definition(shape, bias, device):
-    query, key, labels, key_labels = make_inputs(shape, device)
+    query, key, labels, key_labels = make_labelled(shape, device)
     upstream = torch.randn(shape[0], dtype=torch.float64, device=device)
     actual = nce(query, key, labels, key_labels, temperature=0.3, bias=bias, reduction="none")
     expected = by_pairs(query, key, labels, key_labels, 0.3, bias)
@@ -51,7 +41,7 @@ def test_matches_the_definition(shape, bias, device):
 
 
 def test_derivatives(device):
-    query, key, labels, key_labels = make_inputs((4, 6, 3), device)
+    query, key, labels, key_labels = make_labelled((4, 6, 3), device)
     scalars = torch.tensor([0.5, -1.0], dtype=torch.float64, device=device)
     temperature, bias = (scalar.clone().requires_grad_() for scalar in scalars)
 
@@ -65,12 +55,14 @@ def test_derivatives(device):
 
 
 def test_extreme_logits_stay_finite(device):
-    query, key, labels, key_labels = make_inputs((8, 9, 4), device)
+    query, key, labels, key_labels = make_labelled((8, 9, 4), device)
     assert nce(query, key, labels, key_labels, temperature=1e-6).isfinite()
 
 
 def test_infinite_features_give_nan(device):
-    query, key, labels, key_labels = (tensor.detach() for tensor in make_inputs((8, 9, 4), device))
+    query, key, labels, key_labels = (
+        tensor.detach() for tensor in make_labelled((8, 9, 4), device)
+    )
     key[2, 1] = -torch.inf
     assert nce(query, key, labels, key_labels).isnan()
 
@@ -85,4 +77,4 @@ def test_infinite_features_give_nan(device):
 )
 def test_bad_bias(bias, error, message):
     with pytest.raises(error, match=message):
-        nce(*make_inputs((4, 4, 2), "cpu"), bias=bias)
+        nce(*make_labelled((4, 4, 2), "cpu"), bias=bias)

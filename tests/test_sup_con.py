@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from labelled import make_labelled
 
 from mim4dd import info_nce, sup_con
 
 SHAPES = [(1, 1, 4), (16, 40, 8), (37, 23, 5)]
-
-
-def make_inputs(shape, device):
-    n, m, d = shape
-    query = F.normalize(torch.randn(n, d, dtype=torch.float64, device=device), dim=1)
-    key = F.normalize(torch.randn(m, d, dtype=torch.float64, device=device), dim=1)
-    key_labels = torch.randint(4, (m,), device=device)
-    labels = torch.randint(5, (n,), device=device)  # class 4 has no key
-    labels[0] = key_labels[0]
-    return query.requires_grad_(), key.requires_grad_(), labels, key_labels
 
 
 def by_loop(query, key, labels, key_labels, variant, temperature):
@@ -37,7 +27,7 @@ def by_loop(query, key, labels, key_labels, variant, temperature):
 @pytest.mark.parametrize("variant", ["out", "in"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_the_loop(shape, variant, device):
-    query, key, labels, key_labels = make_inputs(shape, device)
+    query, key, labels, key_labels = make_labelled(shape, device)
     upstream = torch.randn(shape[0], dtype=torch.float64, device=device)
     actual = sup_con(
         query, key, labels, key_labels, variant=variant, temperature=0.3, reduction="none"
@@ -51,20 +41,20 @@ def test_matches_the_loop(shape, variant, device):
 
 
 def test_in_is_never_above_out(device):
-    inputs = make_inputs((30, 50, 8), device)
+    inputs = make_labelled((30, 50, 8), device)
     out = sup_con(*inputs, reduction="none")
     assert (sup_con(*inputs, variant="in", reduction="none") <= out + 1e-12).all()
 
 
 def test_out_is_info_nce_with_labels(device):
-    query, key, labels, key_labels = make_inputs((16, 40, 8), device)
+    query, key, labels, key_labels = make_labelled((16, 40, 8), device)
     expected = info_nce(query, key, labels=labels, key_labels=key_labels)
     assert torch.equal(sup_con(query, key, labels, key_labels), expected)
 
 
 @pytest.mark.parametrize("variant", ["out", "in"])
 def test_derivatives(variant, device):
-    query, key, labels, key_labels = make_inputs((4, 6, 3), device)
+    query, key, labels, key_labels = make_labelled((4, 6, 3), device)
     temperature = torch.tensor(0.5, dtype=torch.float64, device=device, requires_grad=True)
 
     def loss(query, key, temperature):
@@ -79,11 +69,13 @@ def test_derivatives(variant, device):
 
 @pytest.mark.parametrize("variant", ["out", "in"])
 def test_infinite_features_give_nan(variant, device):
-    query, key, labels, key_labels = (tensor.detach() for tensor in make_inputs((8, 9, 4), device))
+    query, key, labels, key_labels = (
+        tensor.detach() for tensor in make_labelled((8, 9, 4), device)
+    )
     key[2, 1] = -torch.inf
     assert sup_con(query, key, labels, key_labels, variant=variant).isnan()
 
 
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="variant must be one of 'out', 'in'"):
-        sup_con(*make_inputs((4, 4, 2), "cpu"), variant="both")
+        sup_con(*make_labelled((4, 4, 2), "cpu"), variant="both")

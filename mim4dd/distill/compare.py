@@ -61,9 +61,7 @@ def run_distillation(config: DistillConfig, data: ImageData, run: RunDirectory) 
         run.create(asdict(config))
     # Two networks show how a curve goes; the accuracies that count are of num_eval.
     glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
-    result = distill(method, data, config, run, lambda synthetic: judge(synthetic, data, glance))
-    draw_run(run, data.name)
-    return result
+    return distill(method, data, config, run, lambda synthetic: judge(synthetic, data, glance))
 
 
 def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
@@ -120,6 +118,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
             run = RunDirectory(out / method / f"seed{seed}")
             sets[method].append(run_distillation(options, data, run))
             runs[method].append(run)
+            draw_run(run, data.name)
 
     started = time.perf_counter()
     accuracies = _accuracies(config, data, sets)

@@ -289,6 +289,7 @@ def _split(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
+    # Dataset declares no length: a map-style one has it all the same.
     for index in range(len(dataset)):  # type: ignore[arg-type]
         image, label = dataset[index]
         yield _to_tensor(image), int(label)

@@ -197,6 +197,7 @@ class ExpertBuffer:
 def _read_header(path: Path) -> dict[str, Any]:
     with open_tensors(path) as file:
         header = read_header(file)
-        if header.get("format") != _FORMAT or "trajectory" not in file.keys():  # noqa: SIM118
+        names = file.keys()  # a file of safetensors is no mapping
+        if header.get("format") != _FORMAT or "trajectory" not in names:
             raise ValueError(f"{path} does not hold an expert trajectory of mim4dd")
         return header

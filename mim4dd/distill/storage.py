@@ -89,7 +89,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: If the file is not there, truncated or not a safetensors file.
     """
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, read_header(file)  # noqa: SIM118
+        names = file.keys()  # a file of safetensors is no mapping
+        return {name: file.get_tensor(name) for name in names}, read_header(file)
 
 
 def open_tensors(path: Path) -> Any:

@@ -48,12 +48,6 @@ def check_labels(query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor)
             )
 
 
-def check_options(reduction: Reduction, backend: Backend) -> None:
-    """Require a known reduction and backend."""
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_choice("backend", backend, (None, "reference"))
-
-
 def as_temperature(temperature: Tensor | float, query: Tensor) -> Tensor:
     """``temperature`` as a 0-d tensor in the dtype the logits are computed in."""
     if isinstance(temperature, Tensor):
@@ -63,6 +57,24 @@ def as_temperature(temperature: Tensor | float, query: Tensor) -> Tensor:
     check_positive("temperature", temperature)
     dtype = torch.promote_types(query.dtype, torch.float32)
     return torch.as_tensor(temperature, dtype=dtype, device=query.device)
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    temperature: Tensor | float,
+    reduction: Reduction,
+    normalize: bool,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check what every contrastive op takes; queries, keys and temperature as the formulas do."""
+    check_features(query, key)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_choice("backend", backend, (None, "reference"))
+    temperature = as_temperature(temperature, query)
+    if normalize:
+        query, key = unit_rows(query), unit_rows(key)
+    return query, key, temperature
 
 
 def unit_rows(features: Tensor) -> Tensor:

@@ -15,14 +15,7 @@ from mim4dd._checks import (
     refuse_forward_ad,
 )
 from mim4dd._library import LIB
-from mim4dd.ops._contrastive import (
-    as_temperature,
-    check_features,
-    check_labels,
-    check_options,
-    reduce_queries,
-    unit_rows,
-)
+from mim4dd.ops._contrastive import check_labels, prepare, reduce_queries
 
 __all__ = ["info_nce"]
 
@@ -83,12 +76,8 @@ def info_nce(
         van den Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding.
         arXiv:1807.03748, eq. 4. With labels: Khosla et al., arXiv:2004.11362, eq. 2 (L_out).
     """
-    check_features(query, key)
-    check_options(reduction, backend)
+    query, key, temperature = prepare(query, key, temperature, reduction, normalize, backend)
     classes, key_classes = _resolve_positives(query, key, positive_index, labels, key_labels)
-    temperature = as_temperature(temperature, query)
-    if normalize:
-        query, key = unit_rows(query), unit_rows(key)
     if backend == "reference":
         loss, _ = reference.info_nce(query, key, classes, key_classes, temperature)
     else:

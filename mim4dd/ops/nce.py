@@ -11,14 +11,7 @@ from mim4dd._checks import (
     check_rank,
     check_same_device,
 )
-from mim4dd.ops._contrastive import (
-    as_temperature,
-    check_features,
-    check_labels,
-    check_options,
-    reduce_queries,
-    unit_rows,
-)
+from mim4dd.ops._contrastive import check_labels, prepare, reduce_queries
 
 __all__ = ["nce"]
 
@@ -74,17 +67,13 @@ def nce(
         Shang et al. Contrastive Mutual Information Maximization for Binary Neural Networks.
         arXiv:2207.02970.
     """
-    check_features(query, key)
+    query, key, temperature = prepare(query, key, temperature, reduction, normalize, backend)
     check_labels(query, key, labels, key_labels)
-    check_options(reduction, backend)
     if isinstance(bias, Tensor):
         check_rank("bias", bias, 0)
         check_floating("bias", bias)
         check_same_device("bias", bias, "query", query)
     if bias is not None:
         check_finite("bias", bias)
-    temperature = as_temperature(temperature, query)
-    if normalize:
-        query, key = unit_rows(query), unit_rows(key)
     loss = reference.nce(query, key, labels, key_labels, temperature, bias)
     return reduce_queries(loss, labels, key_labels, reduction)

@@ -6,14 +6,7 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice
-from mim4dd.ops._contrastive import (
-    as_temperature,
-    check_features,
-    check_labels,
-    check_options,
-    reduce_queries,
-    unit_rows,
-)
+from mim4dd.ops._contrastive import check_labels, prepare, reduce_queries
 from mim4dd.ops.info_nce import info_nce
 
 __all__ = ["sup_con"]
@@ -80,11 +73,7 @@ def sup_con(
             normalize=normalize,
             backend=backend,
         )
-    check_features(query, key)
+    query, key, temperature = prepare(query, key, temperature, reduction, normalize, backend)
     check_labels(query, key, labels, key_labels)
-    check_options(reduction, backend)
-    temperature = as_temperature(temperature, query)
-    if normalize:
-        query, key = unit_rows(query), unit_rows(key)
     loss = reference.sup_con_in(query, key, labels, key_labels, temperature)
     return reduce_queries(loss, labels, key_labels, reduction)
