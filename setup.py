@@ -77,12 +77,14 @@ def extensions() -> list[Extension]:
     require_compiler()
     abi = ("TORCH_TARGET_VERSION", "0x020b000000000000")
     cxx = ["-O3", "-std=c++17", "-fvisibility=hidden"]
+    # So that compilers vectorise conditionals and the reductions that are named to them.
+    simd = ["-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
     halves = [
         cpp_extension.CppExtension(
             "mim4dd._C",
             sources("cpp"),
             define_macros=[abi],
-            extra_compile_args={"cxx": cxx},
+            extra_compile_args={"cxx": [*cxx, *simd]},
             py_limited_api=True,
         )
     ]

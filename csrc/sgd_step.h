@@ -4,7 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch.h>
+
+#include "dispatch.h"
 
 namespace mim4dd {
 
@@ -24,9 +25,3 @@ inline void check_sgd_step(const Tensor& theta, const Tensor& direction, const T
 }
 
 }  // namespace mim4dd
-
-#define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                                     \
-  THO_DISPATCH_SWITCH(                                                                \
-      TYPE, NAME,                                                                     \
-      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__)            \
-      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__))

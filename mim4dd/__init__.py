@@ -2,6 +2,8 @@
 
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
 from mim4dd.ops.info_nce import info_nce
+from mim4dd.ops.log_sum_exp import log_sum_exp
+from mim4dd.ops.mi_lower_bound import mi_lower_bound
 from mim4dd.ops.nce import nce
 from mim4dd.ops.sgd_step import sgd_step
 from mim4dd.ops.sup_con import sup_con
@@ -17,6 +19,8 @@ __all__ = [
     "SupConLoss",
     "flatten_parameters",
     "info_nce",
+    "log_sum_exp",
+    "mi_lower_bound",
     "nce",
     "sgd_step",
     "sup_con",

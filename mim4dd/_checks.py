@@ -64,6 +64,17 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether values can be read at no cost: not on a GPU, which would make the host wait for it,
+    not while compiling, and not under torch.func.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
 def _number(name: str, value: Tensor | float) -> float:
     value = value.item() if isinstance(value, Tensor) else value
     if not isinstance(value, int | float):

@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from mim4dd import reference
 from mim4dd._checks import Reduction, check_choice, check_positive
-from mim4dd.ops._contrastive import reduce_queries
-from mim4dd.ops.info_nce import info_nce
-from mim4dd.ops.nce import nce
-from mim4dd.ops.sup_con import sup_con
+from mim4dd.ops._contrastive import (
+    Features,
+    Layers,
+    Positives,
+    as_bias,
+    as_layers,
+    as_logit_scale,
+    by_label,
+    evaluate,
+    positives_of,
+)
+from mim4dd.reference import IGNORE, Critic
 
 __all__ = ["InfoNCELoss", "MIM4DDLoss", "NCELoss", "SupConLoss"]
 
@@ -23,10 +31,9 @@ _POOLED = 4
 
 
 class _ContrastiveLoss(nn.Module):
-    """Options and results that the single-layer losses share."""
+    """Options and results that the losses share."""
 
     loss_per_query: Tensor
-    mi_lower_bound: Tensor
 
     def __init__(
         self,
@@ -48,32 +55,31 @@ class _ContrastiveLoss(nn.Module):
             f"temperature={temperature:g}, reduction={self.reduction!r}, normalize={self.normalize}"
         )
 
-    @torch.no_grad()
-    def _certificate(
-        self, query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor
+    def _evaluate(
+        self, layers: Layers, positives: Positives, kind: str, bias: Tensor | float | None = None
     ) -> Tensor:
-        """InfoNCE per query (N,), whose negatives are marginal, as a valid bound needs."""
-        return info_nce(
-            query,
-            key,
-            labels=labels,
-            key_labels=key_labels,
-            temperature=self.temperature,
-            reduction="none",
-            normalize=self.normalize,
+        """The reduced loss, with the results that stand beside it stored."""
+        logit_scale = as_logit_scale(layers, self.temperature, None)
+        critic = Critic(kind, normalize=self.normalize)
+        loss, contrast = evaluate(
+            layers, positives, logit_scale, as_bias(layers, bias), critic, self.reduction, None
         )
+        self.loss_per_query = contrast.loss.detach()
+        if kind != "out":  # the bound needs InfoNCE of the same pairs, whose negatives are marginal
+            with torch.no_grad():
+                critic = critic._replace(kind="out")
+                _, contrast = evaluate(layers, positives, logit_scale, None, critic, "none", None)
+        self._certificate = contrast.loss.detach(), positives, layers.num_keys
+        return loss
 
-    def _finish(
-        self,
-        loss: Tensor,  # (N,), what is trained on
-        certificate: Tensor,  # (N,), InfoNCE of the same pairs
-        labels: Tensor,  # (N,)
-        key_labels: Tensor,  # (M,)
-    ) -> Tensor:
-        """Store the results that stand beside the loss, and reduce it."""
-        self.loss_per_query = loss.detach()
-        self.mi_lower_bound = reference.mi_lower_bound(certificate.detach(), labels, key_labels)
-        return reduce_queries(loss, labels, key_labels, self.reduction)
+    @property
+    def mi_lower_bound(self) -> Tensor:
+        """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for."""
+        losses, (labels, key_labels), num_keys = self._certificate
+        if key_labels is not None:
+            return reference.mi_lower_bound(losses, labels, key_labels)
+        # By index every other key is a marginal draw, also one that is no query's positive.
+        return math.log(num_keys) - losses[..., labels != IGNORE].mean(-1)
 
 
 class InfoNCELoss(_ContrastiveLoss):
@@ -100,30 +106,17 @@ class InfoNCELoss(_ContrastiveLoss):
 
     def forward(
         self,
-        query: Tensor,  # (N, D)
-        key: Tensor,  # (M, D)
+        query: Features,  # (N, D)
+        key: Features,  # (M, D)
         *,
         positive_index: Tensor | None = None,  # (N,)
         labels: Tensor | None = None,  # (N,)
         key_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
-        loss = info_nce(
-            query,
-            key,
-            positive_index=positive_index,
-            labels=labels,
-            key_labels=key_labels,
-            temperature=self.temperature,
-            reduction="none",
-            normalize=self.normalize,
-        )
-        if labels is not None and key_labels is not None:
-            return self._finish(loss, loss, labels, key_labels)
-        # By index every other key is a marginal draw, also one that is no query's positive.
-        self.loss_per_query = loss.detach()
-        self.mi_lower_bound = math.log(key.shape[0]) - loss.detach().mean()
-        return reduce_queries(loss, None, None, self.reduction)
+        layers = as_layers(query, key)
+        positives = positives_of(layers, positive_index, labels, key_labels)
+        return self._evaluate(layers, positives, "out")
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -158,26 +151,14 @@ class SupConLoss(_ContrastiveLoss):
 
     def forward(
         self,
-        query: Tensor,  # (N, D)
-        key: Tensor,  # (M, D)
+        query: Features,  # (N, D)
+        key: Features,  # (M, D)
         labels: Tensor,  # (N,)
         key_labels: Tensor,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
-        loss = sup_con(
-            query,
-            key,
-            labels,
-            key_labels,
-            variant=self.variant,
-            temperature=self.temperature,
-            reduction="none",
-            normalize=self.normalize,
-        )
-        certificate = loss
-        if self.variant == "in":
-            certificate = self._certificate(query, key, labels, key_labels)
-        return self._finish(loss, certificate, labels, key_labels)
+        layers = as_layers(query, key)
+        return self._evaluate(layers, by_label(layers, labels, key_labels), self.variant)
 
 
 class NCELoss(_ContrastiveLoss):
@@ -212,24 +193,15 @@ class NCELoss(_ContrastiveLoss):
 
     def forward(
         self,
-        query: Tensor,  # (N, D)
-        key: Tensor,  # (M, D)
+        query: Features,  # (N, D)
+        key: Features,  # (M, D)
         labels: Tensor,  # (N,)
         key_labels: Tensor,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.nce`."""
-        loss = nce(
-            query,
-            key,
-            labels,
-            key_labels,
-            temperature=self.temperature,
-            bias=self.bias,
-            reduction="none",
-            normalize=self.normalize,
-        )
-        certificate = self._certificate(query, key, labels, key_labels)
-        return self._finish(loss, certificate, labels, key_labels)
+        layers = as_layers(query, key)
+        positives = by_label(layers, labels, key_labels)
+        return self._evaluate(layers, positives, "nce", self.bias)
 
 
 class MIM4DDLoss(nn.Module):
@@ -269,7 +241,6 @@ class MIM4DDLoss(nn.Module):
     """
 
     loss_per_layer: Tensor
-    mi_lower_bound: Tensor
 
     def __init__(
         self,
@@ -310,22 +281,20 @@ class MIM4DDLoss(nn.Module):
                 f"projection must hold one module per layer, got {len(self.projection)} modules "
                 f"and {num_layers} layers"
             )
-        losses, bounds = [], []
-        for layer, (syn, real) in enumerate(zip(features_syn, features_real, strict=True)):
-            losses.append(
-                self.critic(
-                    self._embed(layer, syn),
-                    self._embed(layer, real),
-                    labels=labels_syn,
-                    key_labels=labels_real,
-                )
-            )
-            bounds.append(self.critic.mi_lower_bound)
-        per_layer = torch.stack(losses)
+        per_layer = self.critic(
+            [self._embed(layer, features) for layer, features in enumerate(features_syn)],
+            [self._embed(layer, features) for layer, features in enumerate(features_real)],
+            labels=labels_syn,
+            key_labels=labels_real,
+        )
         self.loss_per_layer = per_layer.detach()
-        self.mi_lower_bound = torch.stack(bounds)
         exponents = torch.arange(num_layers - 1, -1, -1, device=per_layer.device)
         return (per_layer * self.layer_decay**exponents).sum()
+
+    @property
+    def mi_lower_bound(self) -> Tensor:
+        """Of every layer in the last call, (K,), in nats."""
+        return self.critic.mi_lower_bound
 
     def _embed(self, layer: int, features: Tensor) -> Tensor:
         """Features of one layer as rows of the contrastive space, not yet normalised."""

@@ -1,96 +1,150 @@
 """Plain PyTorch definition of every op: the specification that kernels are tested against.
 
-The contrastive definitions share one notation: queries q (N, D), keys k (M, D), logits
-s_ij = q_i·k_j / τ, and positives P(i) = {j : labels_i = key_labels_j}. They materialise the (N, M)
-logits, run on any device and can be differentiated any number of times. Half precision is computed
-in float32. docs/math.md derives them.
+They materialise the (N, M) logits, run on any device and can be differentiated any number of times.
+Half precision is computed in float32. docs/math.md derives them.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORE = -1  # the label of a query or key that takes no part
+NO_POSITIVE = -2  # the positive index of a query that only wants its log-sum-exp
 
-def contrastive_logits(query: Tensor, key: Tensor, temperature: Tensor | float) -> Tensor:
-    """s (N, M), with NaN wherever a logit is not finite."""
+
+class Critic(NamedTuple):
+    """Which contrastive loss; one set of options for reference, kernels and ops."""
+
+    kind: str = (
+        "out"  # "out", "in": softmax, mean of the positives outside or inside the log; "nce"
+    )
+    decoupled: bool = False  # positives left out of the softmax's denominator
+    exclude_self: bool = False  # key i is query i itself, and no key of it
+    hardness: float = 0.0  # α: the logits of negatives are raised by a constant α·q·k
+    normalize: bool = False  # rows of both sides are scaled to unit length first
+
+
+class Contrast(NamedTuple):
+    """What every contrastive loss gives per query, each (N,)."""
+
+    loss: Tensor
+    lse: Tensor  # log-sum-exp of the logits in the denominator; 0 for "nce"
+    positive_weight: Tensor  # 1 / |P(i)|; 0 where the query is left out of mean and sum
+
+
+def contrastive(
+    query: Tensor,  # (N, D)
+    key: Tensor,  # (M, D)
+    labels: Tensor,  # (N,)
+    key_labels: Tensor | None,  # (M,); None: labels are indices into key
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None = None,  # ()
+    critic: Critic = Critic(),  # noqa: B008  immutable
+) -> Contrast:
+    """The loss of each query against all keys, by the table in docs/math.md.
+
+    s_ij = logit_scale·q_i·k_j. A(i): the keys whose label is not IGNORE, without query i itself
+    where ``exclude_self``; P(i) those of them with the query's label. A query labelled IGNORE, one
+    without a positive, and with ``decoupled`` one without a negative are left out: their loss is 0.
+    """
     dtype = torch.promote_types(query.dtype, torch.float32)
+    query, key = query.to(dtype), key.to(dtype)
+    rows = torch.arange(query.shape[0], device=query.device)
+    columns = torch.arange(key.shape[0], device=query.device)
+    if key_labels is None:
+        key_labels = columns
+    # What is ignored may hold anything, NaN too.
+    query = query.where((labels != IGNORE)[:, None], 0)
+    key = key.where((key_labels != IGNORE)[:, None], 0)
+    if critic.normalize:
+        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+    valid = (key_labels != IGNORE).expand(len(rows), -1)
+    if critic.exclude_self:
+        valid = valid & (rows[:, None] != columns)
+    positive = valid & (labels[:, None] == key_labels)
+    negative = valid & ~positive
+
     with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision
-        logits = query.to(dtype) @ key.to(dtype).T / temperature
+        similarity = query @ key.T
+    logits = logit_scale * similarity
     # exp(-inf) = 0 would hide an infinite key behind a finite loss.
-    return logits.masked_fill(~logits.isfinite(), math.nan)
-
-
-def info_nce(
-    query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor, temperature: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """lse_j s_ij − mean_{P(i)} s_ij, and lse_j s_ij: both (N,). The loss is 0 where P(i) is empty.
-
-    See :func:`mim4dd.info_nce`; with several positives this is :func:`mim4dd.sup_con`'s ``"out"``.
-    """
-    logits = contrastive_logits(query, key, temperature)
-    positive = labels[:, None] == key_labels  # (N, M)
-    num_positives = positive.sum(1)
-    lse = logits.logsumexp(1)
-    mean_positive = logits.where(positive, 0).sum(1) / num_positives.clamp(min=1)
-    # lse * 0 rather than 0, so that a NaN survives in a row that has no positive.
-    return torch.where(num_positives > 0, lse - mean_positive, lse * 0), lse
-
-
-def sup_con_in(
-    query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor, temperature: Tensor | float
-) -> Tensor:
-    """lse_j s_ij − lse_{P(i)} s_ij + log|P(i)|, (N,); 0 where P(i) is empty.
-
-    See :func:`mim4dd.sup_con`, variant ``"in"``.
-    """
-    logits = contrastive_logits(query, key, temperature)
-    positive = labels[:, None] == key_labels
-    num_positives = positive.sum(1)
-    has_positive = num_positives > 0
-    # An empty row keeps all its logits: the gradient of a logsumexp over nothing is NaN.
-    lse_positive = logits.where(positive | ~has_positive[:, None], -math.inf).logsumexp(1)
-    lse = logits.logsumexp(1)
-    loss = lse - lse_positive + num_positives.clamp(min=1).to(lse.dtype).log()
-    return torch.where(has_positive, loss, lse * 0)
-
-
-def nce(
-    query: Tensor,
-    key: Tensor,
-    labels: Tensor,
-    key_labels: Tensor,
-    temperature: Tensor | float,
-    bias: Tensor | float | None,
-) -> Tensor:
-    """−Σ_{P(i)} log h_ij − Σ_{j∉P(i)} log(1 − h_ij), h = σ(s + bias), (N,); 0 where P(i) is empty.
-
-    ``bias=None`` is −log(N_i / M), with N_i negatives (at least 1) of M. See :func:`mim4dd.nce`.
-    """
-    logits = contrastive_logits(query, key, temperature)
-    positive = labels[:, None] == key_labels
-    if bias is None:
-        num_negatives = (~positive).sum(1, keepdim=True).clamp(min=1).to(logits.dtype)
-        logits = logits - (num_negatives / key.shape[0]).log()
+    logits = logits.masked_fill(~logits.isfinite(), math.nan)
+    # Constant: it moves the weights of the negatives, as if they occurred more often.
+    logits = logits + (critic.hardness * similarity.detach()).where(negative, 0)
+    if critic.kind == "nce":
+        loss, lse, counted = _nce(logits, positive, negative, bias)
     else:
-        logits = logits + bias
-    loss = F.softplus(logits.where(~positive, -logits)).sum(1)
-    return loss.where(positive.any(1), loss * 0)
+        loss, lse, counted = _softmax(logits, positive, negative, critic)
+
+    ignored = labels == IGNORE
+    counted = counted & ~ignored
+    num_positives = positive.sum(1).clamp(min=1).to(dtype)
+    return Contrast(
+        # lse * 0 rather than 0, so that a NaN survives in a row that has no positive.
+        loss.where(counted, logits.where(valid, 0).sum(1) * 0).masked_fill(ignored, 0),
+        lse.masked_fill(ignored, 0),
+        (1 / num_positives).where(counted, 0),
+    )
+
+
+def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:
+    """Over the ``among`` of each row, (N,); −inf, with gradient 0, where there is none."""
+    some = among.any(1)
+    # An empty row keeps all its logits: the gradient of a logsumexp over nothing is NaN.
+    lse = logits.masked_fill(~among & some[:, None], -math.inf).logsumexp(1)
+    return lse.where(some, -math.inf)
+
+
+def _softmax(
+    logits: Tensor, positive: Tensor, negative: Tensor, critic: Critic
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lse over the denominator minus what the positives give; that lse; which rows count."""
+    num_positives = positive.sum(1)
+    counted = num_positives > 0
+    lse = _log_sum_exp(logits, negative if critic.decoupled else positive | negative)
+    if critic.decoupled:
+        counted = counted & negative.any(1)
+    divisor = num_positives.clamp(min=1).to(logits.dtype)
+    if critic.kind == "out":
+        attraction = logits.where(positive, 0).sum(1) / divisor
+    else:
+        attraction = _log_sum_exp(logits, positive).where(counted, 0) - divisor.log()
+    return lse.where(counted, 0) - attraction, lse, counted
+
+
+def _nce(
+    logits: Tensor, positive: Tensor, negative: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−Σ_P log h − Σ_{A∖P} log(1 − h), h = σ(s + bias); zeros; which rows count.
+
+    Without a ``bias`` it is −log(N_i / |A(i)|), with N_i negatives, at least 1.
+    """
+    if bias is None:
+        num_negatives = negative.sum(1, keepdim=True).clamp(min=1).to(logits.dtype)
+        num_keys = (positive | negative).sum(1, keepdim=True).clamp(min=1)
+        bias = -(num_negatives / num_keys).log()
+    # Not softplus, which PyTorch replaces by its asymptote from 20 on.
+    terms = -F.logsigmoid((logits + bias).where(positive, -(logits + bias)))
+    loss = terms.where(positive | negative, 0).sum(1)
+    return loss, torch.zeros_like(loss), positive.any(1)
 
 
 def mi_lower_bound(loss: Tensor, labels: Tensor, key_labels: Tensor) -> Tensor:
-    """log M − InfoNCE, in nats: the mutual information that the losses (N,) certify.
+    """log M − InfoNCE, in nats: the mutual information that the losses (…, N) certify.
 
     Each class counts by its share of the keys, not of the queries: then a query is one drawn for a
     random key, whose M − 1 others are marginal negatives (docs/math.md, "The bound"). Keys of
     classes without a query are not counted in M. So it never passes the entropy of the shares, at
     most log C.
     """
-    per_class = _count(labels, key_labels) / _count(labels, labels)  # (N,)
-    num_keys = torch.isin(key_labels, labels).sum()
-    return num_keys.to(loss.dtype).log() - (per_class * loss).sum() / per_class.sum()
+    taking_part = labels != IGNORE
+    per_class = taking_part * _count(labels, key_labels) / _count(labels, labels)  # (N,)
+    num_keys = (torch.isin(key_labels, labels) & (key_labels != IGNORE)).sum()
+    return num_keys.to(loss.dtype).log() - (per_class * loss).sum(-1) / per_class.sum()
 
 
 def _count(values: Tensor, among: Tensor) -> Tensor:

@@ -162,13 +162,13 @@ def expected_bound(critic, px, py, num_keys):
             )
             if chance == 0:
                 continue
-            loss, _ = reference.info_nce(
+            loss = reference.contrastive(
                 critic[queries],
                 torch.eye(values, dtype=torch.float64)[list(keys)],
                 labels,
                 torch.tensor(key_labels),
-                1.0,
-            )
+                torch.tensor(1.0, dtype=torch.float64),
+            ).loss
             # Each class once, its queries weighted by how probable they are in it.
             by_class = (loss.view(num_classes, -1) * px).sum(1)
             total += chance * reference.mi_lower_bound(

@@ -1,24 +1,102 @@
-"""What every contrastive op does around its kernel: checks before it, the reduction after it."""
+"""What every contrastive function does around the op: checks before it, the reduction after it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mim4dd import reference
 from mim4dd._checks import (
     Backend,
     Reduction,
+    can_look_at,
     check_choice,
+    check_finite,
     check_floating,
     check_integer,
     check_matching,
     check_positive,
     check_rank,
     check_same_device,
+    check_tensor,
 )
+from mim4dd.ops.contrastive import contrastive
+from mim4dd.reference import IGNORE, Contrast, Critic
+
+Features = Tensor | Sequence[Tensor]
 
 
-def check_features(query: Tensor, key: Tensor) -> None:
-    """Require queries (N, D) and keys (M, D) that can be compared."""
+class Layers(NamedTuple):
+    """Queries (N, D) and keys (M, D) of every layer."""
+
+    query: list[Tensor]
+    key: list[Tensor]
+    single: bool  # given as one layer, so that results have no layer axis
+
+    @property
+    def num_queries(self) -> int:
+        """N."""
+        return self.query[0].shape[0]
+
+    @property
+    def num_keys(self) -> int:
+        """M."""
+        return self.key[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.query[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What logits are computed in."""
+        return torch.promote_types(self.query[0].dtype, torch.float32)
+
+
+class Positives(NamedTuple):
+    """Which keys are positives of which queries, in the form that the op takes."""
+
+    labels: Tensor  # (N,) int64
+    key_labels: Tensor | None  # (M,) int64
+
+
+def as_layers(query: Features, key: Features) -> Layers:
+    """Check features: (N, D) with (M, D), (L, N, D) with (L, M, D), or sequences of layers."""
+    sides: list[list[Tensor]] = []
+    for name, features in (("query", query), ("key", key)):
+        if isinstance(features, Tensor):
+            if features.dim() not in (2, 3):
+                raise ValueError(
+                    f"{name} must be (N, D), (L, N, D) or a sequence of (N, D), "
+                    f"got shape {tuple(features.shape)}"
+                )
+            sides.append([features] if features.dim() == 2 else list(features.unbind()))
+        else:
+            sides.append(list(features) if isinstance(features, Sequence) else [features])
+        for layer in sides[-1]:
+            check_tensor(name, layer)
+    single = isinstance(query, Tensor) and query.dim() == 2
+    layers = Layers(sides[0], sides[1], single)
+    if len(layers.query) != len(layers.key) or not layers.query:
+        raise ValueError(
+            "query and key must hold the same layers, at least one, "
+            f"got {len(layers.query)} and {len(layers.key)}"
+        )
+    for layer_query, layer_key in zip(layers.query, layers.key, strict=True):
+        _check_features(layer_query, layer_key)
+        check_matching("query", layer_query, "query of the first layer", layers.query[0])
+        if (len(layer_query), len(layer_key)) != (layers.num_queries, layers.num_keys):
+            raise ValueError(
+                "all layers must have the same queries and keys, got "
+                f"{layers.num_queries} and {layers.num_keys} rows in the first layer, "
+                f"{len(layer_query)} and {len(layer_key)} in another"
+            )
+    return layers
+
+
+def _check_features(query: Tensor, key: Tensor) -> None:
     for name, features in (("query", query), ("key", key)):
         check_rank(name, features, 2)
         check_floating(name, features)
@@ -32,71 +110,187 @@ def check_features(query: Tensor, key: Tensor) -> None:
         )
 
 
-def check_labels(query: Tensor, key: Tensor, labels: Tensor, key_labels: Tensor) -> None:
-    """Require one integer label per query and per key."""
-    for name, vector, side, features in (
-        ("labels", labels, "query", query),
-        ("key_labels", key_labels, "key", key),
+def _check_per_row(name: str, vector: Tensor, side: str, rows: int, layers: Layers) -> None:
+    check_rank(name, vector, 1)
+    if vector.device != layers.device:
+        raise ValueError(
+            f"{name} and {side} must be on one device, got {vector.device} and {layers.device}"
+        )
+    if vector.shape[0] != rows:
+        raise ValueError(
+            f"{name} must hold one entry per {side}, got {vector.shape[0]} entries and {rows} rows"
+        )
+
+
+def by_label(layers: Layers, labels: Tensor, key_labels: Tensor) -> Positives:
+    """Keys of the query's class are its positives."""
+    for name, vector, side, rows in (
+        ("labels", labels, "query", layers.num_queries),
+        ("key_labels", key_labels, "key", layers.num_keys),
     ):
         check_rank(name, vector, 1)
         check_integer(name, vector)
-        check_same_device(name, vector, side, features)
-        if vector.shape[0] != features.shape[0]:
+        _check_per_row(name, vector, side, rows, layers)
+    return Positives(labels.long(), key_labels.long())
+
+
+def by_index(layers: Layers, positive_index: Tensor | None) -> Positives:
+    """One positive each, by default the key of the same index."""
+    num_queries, num_keys = layers.num_queries, layers.num_keys
+    if positive_index is None:
+        if num_keys < num_queries:
             raise ValueError(
-                f"{name} must hold one label per {side}, "
-                f"got {vector.shape[0]} labels and {features.shape[0]} rows"
+                "without positive_index or labels, key i is the positive of query i: "
+                f"got {num_queries} queries and only {num_keys} keys"
             )
+        return Positives(torch.arange(num_queries, device=layers.device), None)
+    check_rank("positive_index", positive_index, 1)
+    check_integer("positive_index", positive_index)
+    _check_per_row("positive_index", positive_index, "query", num_queries, layers)
+    if can_look_at(positive_index):
+        lowest, highest = (int(bound) for bound in positive_index.aminmax())
+        if lowest < IGNORE or highest >= num_keys:
+            raise ValueError(
+                f"positive_index must lie in [0, {num_keys}), or be {IGNORE} to ignore a query, "
+                f"got values from {lowest} to {highest}"
+            )
+    else:
+        allowed = (positive_index >= IGNORE) & (positive_index < num_keys)
+        torch._assert_async(allowed.all(), f"positive_index must lie in [0, {num_keys}), or be -1")
+    return Positives(positive_index.long(), None)
 
 
-def as_temperature(temperature: Tensor | float, query: Tensor) -> Tensor:
-    """``temperature`` as a 0-d tensor in the dtype the logits are computed in."""
-    if isinstance(temperature, Tensor):
-        check_rank("temperature", temperature, 0)
-        check_floating("temperature", temperature)
-        check_same_device("temperature", temperature, "query", query)
-    check_positive("temperature", temperature)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return torch.as_tensor(temperature, dtype=dtype, device=query.device)
+def positives_of(
+    layers: Layers,
+    positive_index: Tensor | None,
+    labels: Tensor | None,
+    key_labels: Tensor | None,
+) -> Positives:
+    """Positives by index, or by label where labels are given."""
+    if (labels is None) != (key_labels is None):
+        raise ValueError("labels and key_labels must be given together")
+    if labels is None or key_labels is None:
+        return by_index(layers, positive_index)
+    if positive_index is not None:
+        raise ValueError("positive_index and labels exclude each other, got both")
+    return by_label(layers, labels, key_labels)
 
 
-def prepare(
-    query: Tensor,
-    key: Tensor,
-    temperature: Tensor | float,
+def masked(
+    layers: Layers, positives: Positives, query_mask: Tensor | None, key_mask: Tensor | None
+) -> Positives:
+    """Leave out queries and keys whose mask is False."""
+    labels, key_labels = positives
+    for name, mask, side, rows in (
+        ("query_mask", query_mask, "query", layers.num_queries),
+        ("key_mask", key_mask, "key", layers.num_keys),
+    ):
+        if mask is None:
+            continue
+        check_rank(name, mask, 1)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{name} must have dtype torch.bool, got {mask.dtype}")
+        _check_per_row(name, mask, side, rows, layers)
+    if query_mask is not None:
+        labels = labels.masked_fill(~query_mask, IGNORE)
+    if key_mask is not None:
+        if key_labels is None:
+            key_labels = torch.arange(layers.num_keys, device=layers.device)
+        key_labels = key_labels.masked_fill(~key_mask, IGNORE)
+    return Positives(labels, key_labels)
+
+
+def as_logit_scale(
+    layers: Layers, temperature: Tensor | float, logit_scale: Tensor | float | None
+) -> Tensor:
+    """What logits are multiplied by, (), in the dtype they are computed in."""
+    name, value = (
+        ("temperature", temperature) if logit_scale is None else ("logit_scale", logit_scale)
+    )
+    if isinstance(value, Tensor):
+        check_rank(name, value, 0)
+        check_floating(name, value)
+        check_same_device(name, value, "query", layers.query[0])
+        if can_look_at(value):
+            check_positive(name, value)
+        value = value.to(layers.dtype)
+        return value.reciprocal() if logit_scale is None else value
+    check_positive(name, value)
+    value = 1 / value if logit_scale is None else value
+    return torch.full((), value, dtype=layers.dtype, device=layers.device)
+
+
+def as_bias(layers: Layers, bias: Tensor | float | None) -> Tensor | None:
+    """The bias of a binary critic, (), in the dtype that logits are computed in."""
+    if bias is None:
+        return None
+    if isinstance(bias, Tensor):
+        check_rank("bias", bias, 0)
+        check_floating("bias", bias)
+        check_same_device("bias", bias, "query", layers.query[0])
+        if can_look_at(bias):
+            check_finite("bias", bias)
+        return bias.to(layers.dtype)
+    check_finite("bias", bias)
+    return torch.full((), bias, dtype=layers.dtype, device=layers.device)
+
+
+def check_hardness(hardness: float) -> None:
+    """Require a finite number, 0 or more."""
+    check_finite("hardness", hardness)
+    if hardness < 0:
+        raise ValueError(f"hardness must not be negative, got {hardness}")
+
+
+def evaluate(
+    layers: Layers,
+    positives: Positives,
+    logit_scale: Tensor,
+    bias: Tensor | None,
+    critic: Critic,
     reduction: Reduction,
-    normalize: bool,
     backend: Backend,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Check what every contrastive op takes; queries, keys and temperature as the formulas do."""
-    check_features(query, key)
+) -> tuple[Tensor, Contrast]:
+    """The reduced loss, () or by layer (L,), and what it was reduced from, (N,) or (L, N)."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("backend", backend, (None, "reference"))
-    temperature = as_temperature(temperature, query)
-    if normalize:
-        query, key = unit_rows(query), unit_rows(key)
-    return query, key, temperature
+    if critic.exclude_self and layers.num_queries != layers.num_keys:
+        raise ValueError(
+            "exclude_self leaves out key i of query i, so there must be as many keys as queries, "
+            f"got {layers.num_keys} keys and {layers.num_queries} queries"
+        )
+    if backend == "reference":
+        of_layers = [
+            reference.contrastive(query, key, *positives, logit_scale, bias, critic)
+            for query, key in zip(layers.query, layers.key, strict=True)
+        ]
+        loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
+        contrast = Contrast(loss, lse, of_layers[0].positive_weight)
+    else:
+        contrast = contrastive(
+            layers.query,
+            layers.key,
+            *positives,
+            logit_scale,
+            bias,
+            critic,
+            uniform=reduction != "none",
+        )
+    if layers.single:
+        # The backward of squeeze keeps the stride 0 of a sum, that of indexing writes it out.
+        contrast = contrast._replace(loss=contrast.loss.squeeze(0), lse=contrast.lse.squeeze(0))
+    return reduce_queries(contrast, reduction), contrast
 
 
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows scaled to unit length, float32 or wider: in half precision a norm can overflow."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
-
-
-def reduce_queries(
-    loss: Tensor,  # (N,)
-    labels: Tensor | None,  # (N,), None where every query has a positive
-    key_labels: Tensor | None,  # (M,)
-    reduction: Reduction,
-) -> Tensor:
+def reduce_queries(contrast: Contrast, reduction: Reduction) -> Tensor:
     """Reduce over the queries that have a positive; the loss of the others is already 0."""
     if reduction == "none":
-        return loss
-    if labels is None or key_labels is None:
-        return loss.mean() if reduction == "mean" else loss.sum()
-    num_queries = torch.isin(labels, key_labels).sum()
-    if num_queries == 0:
+        return contrast.loss
+    num_queries = (contrast.positive_weight > 0).sum()
+    if can_look_at(num_queries) and num_queries == 0:
         raise ValueError(
-            f"labels and key_labels share no class, so none of the {labels.shape[0]} queries has a "
-            "positive key and there is nothing to average"
+            f"none of the {contrast.positive_weight.shape[0]} queries has a positive key (with "
+            "decoupled, both a positive and a negative one), so there is nothing to reduce; "
+            "do labels and key_labels share no class?"
         )
-    return loss.sum() / num_queries if reduction == "mean" else loss.sum()
+    return contrast.loss.sum(-1) / num_queries if reduction == "mean" else contrast.loss.sum(-1)

@@ -2,27 +2,34 @@
 
 from torch import Tensor
 
-from mim4dd import reference
-from mim4dd._checks import (
-    Backend,
-    Reduction,
-    check_finite,
-    check_floating,
-    check_rank,
-    check_same_device,
+from mim4dd._checks import Backend, Reduction
+from mim4dd.ops._contrastive import (
+    Features,
+    as_bias,
+    as_layers,
+    as_logit_scale,
+    by_label,
+    check_hardness,
+    evaluate,
+    masked,
 )
-from mim4dd.ops._contrastive import check_labels, prepare, reduce_queries
+from mim4dd.reference import Critic
 
 __all__ = ["nce"]
 
 
 def nce(
-    query: Tensor,  # (N, D)
-    key: Tensor,  # (M, D)
+    query: Features,  # (N, D)
+    key: Features,  # (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor,  # (M,)
     *,
+    query_mask: Tensor | None = None,  # (N,)
+    key_mask: Tensor | None = None,  # (M,)
+    exclude_self: bool = False,
+    hardness: float = 0.0,
     temperature: Tensor | float = 0.1,
+    logit_scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     reduction: Reduction = "mean",
     normalize: bool = False,
@@ -36,14 +43,20 @@ def nce(
 
     The default bias is :math:`b_i = -\log(N_i / M)`, with :math:`N_i` negatives of M keys: the
     N/M of the papers' critic with the keys at hand standing for the data set. To reproduce their
-    critic over a memory bank, pass :math:`b = -\log(N/M) - \log Z`. Plain PyTorch for now.
+    critic over a memory bank, pass :math:`b = -\log(N/M) - \log Z`.
+    Memory, precision and repeatability are as in :func:`mim4dd.info_nce`.
 
     Args:
-        query: Queries. (N, D), floating point
+        query: Queries, floating point: (N, D), or layers of them as in :func:`mim4dd.info_nce`.
         key: Keys, in dtype and on device of ``query``. (M, D)
-        labels: Class of each query. (N,), integer
-        key_labels: Class of each key. (M,), integer
+        labels: Class of each query; -1 to ignore it. (N,), integer
+        key_labels: Class of each key; -1 to ignore it. (M,), integer
+        query_mask: False for queries to ignore; what is ignored may hold anything. (N,), bool
+        key_mask: False for keys to ignore. (M,), bool
+        exclude_self: Keys are the queries: leave out key i of query i.
+        hardness: α ≥ 0 raises the logit of every negative by α q·k, a constant for gradients.
         temperature: Temperature τ > 0 of the logits; as a 0-d tensor it receives a gradient.
+        logit_scale: 1/τ in place of ``temperature``; likewise.
         bias: Added to every logit; as a 0-d tensor it receives a gradient.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
@@ -67,13 +80,15 @@ def nce(
         Shang et al. Contrastive Mutual Information Maximization for Binary Neural Networks.
         arXiv:2207.02970.
     """
-    query, key, temperature = prepare(query, key, temperature, reduction, normalize, backend)
-    check_labels(query, key, labels, key_labels)
-    if isinstance(bias, Tensor):
-        check_rank("bias", bias, 0)
-        check_floating("bias", bias)
-        check_same_device("bias", bias, "query", query)
-    if bias is not None:
-        check_finite("bias", bias)
-    loss = reference.nce(query, key, labels, key_labels, temperature, bias)
-    return reduce_queries(loss, labels, key_labels, reduction)
+    check_hardness(hardness)
+    layers = as_layers(query, key)
+    loss, _ = evaluate(
+        layers,
+        masked(layers, by_label(layers, labels, key_labels), query_mask, key_mask),
+        as_logit_scale(layers, temperature, logit_scale),
+        as_bias(layers, bias),
+        Critic("nce", False, exclude_self, float(hardness), normalize),
+        reduction,
+        backend,
+    )
+    return loss

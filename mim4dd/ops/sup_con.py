@@ -4,22 +4,35 @@ from typing import Literal
 
 from torch import Tensor
 
-from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice
-from mim4dd.ops._contrastive import check_labels, prepare, reduce_queries
-from mim4dd.ops.info_nce import info_nce
+from mim4dd.ops._contrastive import (
+    Features,
+    as_layers,
+    as_logit_scale,
+    by_label,
+    check_hardness,
+    evaluate,
+    masked,
+)
+from mim4dd.reference import Critic
 
 __all__ = ["sup_con"]
 
 
 def sup_con(
-    query: Tensor,  # (N, D)
-    key: Tensor,  # (M, D)
+    query: Features,  # (N, D)
+    key: Features,  # (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor,  # (M,)
     *,
     variant: Literal["out", "in"] = "out",
+    query_mask: Tensor | None = None,  # (N,)
+    key_mask: Tensor | None = None,  # (M,)
+    exclude_self: bool = False,
+    decoupled: bool = False,
+    hardness: float = 0.0,
     temperature: Tensor | float = 0.1,
+    logit_scale: Tensor | float | None = None,
     reduction: Reduction = "mean",
     normalize: bool = False,
     backend: Backend = None,
@@ -30,23 +43,30 @@ def sup_con(
         \ell^{out}_i &= \log \sum_{j} e^{s_{ij}} - \frac{1}{|P(i)|} \sum_{p \in P(i)} s_{ip} \\
         \ell^{in}_i &= \log \sum_{j} e^{s_{ij}} - \log \frac{1}{|P(i)|} \sum_{p \in P(i)} e^{s_{ip}}
 
-    with :math:`s_{ij} = q_i^\top k_j / \tau`. ``"out"`` is :func:`mim4dd.info_nce` with labels and
-    shares its kernels; ``"in"`` is plain PyTorch for now. Keys are a set of their own: where they
-    are the queries, each query is among its own positives.
+    with :math:`s_{ij} = q_i^\top k_j / \tau`. ``"out"`` is :func:`mim4dd.info_nce` with labels, and
+    what is said there of memory, precision and repeatability holds for both. Keys are a set of
+    their own: where they are the queries, pass ``exclude_self``, or each is among its positives.
 
     Args:
-        query: Queries. (N, D), floating point
+        query: Queries, floating point: (N, D), or layers of them as in :func:`mim4dd.info_nce`.
         key: Keys, in dtype and on device of ``query``. (M, D)
-        labels: Class of each query. (N,), integer
-        key_labels: Class of each key. (M,), integer
+        labels: Class of each query; -1 to ignore it. (N,), integer
+        key_labels: Class of each key; -1 to ignore it. (M,), integer
         variant: Whether the mean over the positives stands outside the logarithm or inside.
+        query_mask: False for queries to ignore; what is ignored may hold anything. (N,), bool
+        key_mask: False for keys to ignore. (M,), bool
+        exclude_self: Keys are the queries: leave out key i of query i.
+        decoupled: Leave the positives out of the denominator.
+        hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that.
         temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        logit_scale: 1/τ in place of ``temperature``; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:
-        Loss in nats, float32 or wider: a scalar, or (N,) for ``reduction="none"``.
+        Loss in nats, float32 or wider: a scalar, or (N,) for ``reduction="none"``; for layers with
+            a leading axis L.
 
     Raises:
         ValueError: On a shape, device or value that the formula does not cover.
@@ -62,18 +82,15 @@ def sup_con(
         Khosla et al. Supervised Contrastive Learning. arXiv:2004.11362, eq. 2 and 3.
     """
     check_choice("variant", variant, ("out", "in"))
-    if variant == "out":
-        return info_nce(
-            query,
-            key,
-            labels=labels,
-            key_labels=key_labels,
-            temperature=temperature,
-            reduction=reduction,
-            normalize=normalize,
-            backend=backend,
-        )
-    query, key, temperature = prepare(query, key, temperature, reduction, normalize, backend)
-    check_labels(query, key, labels, key_labels)
-    loss = reference.sup_con_in(query, key, labels, key_labels, temperature)
-    return reduce_queries(loss, labels, key_labels, reduction)
+    check_hardness(hardness)
+    layers = as_layers(query, key)
+    loss, _ = evaluate(
+        layers,
+        masked(layers, by_label(layers, labels, key_labels), query_mask, key_mask),
+        as_logit_scale(layers, temperature, logit_scale),
+        None,
+        Critic(variant, decoupled, exclude_self, float(hardness), normalize),
+        reduction,
+        backend,
+    )
+    return loss

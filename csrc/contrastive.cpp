@@ -1,0 +1,329 @@
+// The contrastive losses and their first derivatives on a CPU.
+#include "contrastive.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "contrastive_tile.h"
+
+namespace mim4dd {
+namespace {
+
+// Upstream gradients by layer and query; loss null: 1 everywhere, lse null: 0.
+template <typename T>
+struct Upstream {
+  const T *loss, *lse;
+};
+
+template <typename T>
+struct Outputs {
+  T *loss, *lse, *positive_weight;  // (L, N), (L, N), (N); null where only gradients are asked for
+};
+
+template <typename T>
+T loss_of(const Problem<T>& problem, const RowSums<T>& sums, int64_t row) {
+  if (problem.critic.kind == Kind::kNce) return sums.attraction;
+  const T count = T(problem.pairs.num_positives[row]);
+  const T log_denominator = std::log(sums.denominator());
+  if (problem.critic.kind == Kind::kIn) {
+    return log_denominator - std::log(sums.own_positive) + (sums.shift - sums.positive_shift) +
+        std::log(count);
+  }
+  // Near p = 1 the logarithm of the sum has no digits left.
+  if (problem.by_index() && sums.positive > sums.negative) {
+    return std::log1p(sums.negative / sums.positive);
+  }
+  return log_denominator - sums.attraction / count;
+}
+
+template <typename T>
+void write_outputs(Tile<T>& tile, const Outputs<T>& outputs, int64_t layer_offset) {
+  const Problem<T>& problem = tile.problem;
+  for (int64_t row = tile.first; row < tile.last; ++row) {
+    const RowSums<T>& sums = tile.sums(row);
+    const int64_t query = problem.pairs.queries[row];
+    const bool counts = problem.counts(row);
+    const T loss = loss_of(problem, sums, row);
+    // A NaN survives in a row that has no loss.
+    const T none = problem.critic.kind == Kind::kNce ? sums.attraction * 0 : sums.denominator() * 0;
+    outputs.loss[layer_offset + query] = counts ? loss : none;
+    outputs.lse[layer_offset + query] =
+        problem.critic.kind == Kind::kNce ? T(0) : sums.shift + std::log(sums.denominator());
+    outputs.positive_weight[query] = counts ? 1 / T(problem.pairs.num_positives[row]) : T(0);
+  }
+}
+
+// The gradient weights of a row are W = factor·w. w is exps·(exp(logits - shift)) but at positives.
+template <typename T>
+struct RowFactors {
+  T factor, exps = 1;
+};
+
+// Turn a row of exp(logits - shift) into w: W = (g + h) p - g y, formed before anything is rounded or
+// summed.
+template <typename T>
+RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
+  const Problem<T>& problem = tile.problem;
+  const RowSums<T>& sums = tile.sums(row);
+  const int64_t self = problem.pairs.self_of(row);
+  if (self != kNone) *tile.at(tile.kWeights, row, self) = 0;
+  if (!problem.counts(row)) g = 0;
+  if (problem.critic.kind == Kind::kNce) return {g + sums.negative * 0};
+  const T denominator = sums.denominator();
+  if (denominator == 0) return {T(0)};
+  if (h == 0 && g == 0) return {denominator * 0};
+  // Usually h = 0, and g can wait.
+  const T exp_factor = h == 0 ? T(1) : g + h, positive_factor = h == 0 ? T(1) : g;
+  const int32_t own = problem.pairs.row_label[row];
+  const T amount = positive_factor * denominator / T(problem.pairs.num_positives[row]);
+  const bool attracts = g != 0;
+  tile.for_blocks([&](int64_t left, int64_t right) {
+    T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
+    if (exp_factor != 1) scale(weights, right - left, exp_factor);
+    if (!attracts || problem.by_index()) return;
+    tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
+      if (problem.critic.kind == Kind::kOut) {
+        subtract_positives(values, labels, own, n, amount);
+        return;
+      }
+      const T* logits = tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
+      subtract_positive_exps(
+          values, logits, labels, own, n, sums.positive_shift,
+          positive_factor * denominator / sums.own_positive);
+    });
+  });
+  if (problem.by_index() && problem.pairs.positive[row] != kNone) {
+    // p - 1 from the other keys: at p = 1 the difference has no digits left.
+    const T h_part = h == 0 ? T(0) : h * sums.positive;
+    *tile.at(tile.kWeights, row, problem.pairs.positive[row]) = attracts ? h_part - positive_factor * sums.negative : h_part;
+  }
+  return {(h == 0 ? g : T(1)) / denominator, exp_factor};
+}
+
+template <typename T>
+class FirstOrder {
+ public:
+  FirstOrder(const Problem<T>& problem, int64_t num_queries, const Wanted& wanted)
+      : problem_(problem), num_queries_(num_queries), wanted_(wanted) {
+    const bool rows_wanted = wanted.query || wanted.logit_scale;
+    for (const Layer<T>& layer : problem.layers) {
+      const int64_t dimension = layer.query.dimension();
+      if (rows_wanted) query_.push_back(empty_matrix<T>(problem.pairs.rows(), dimension));
+      if (wanted.key) {
+        key_.push_back(empty_matrix<T>(problem.pairs.columns(), dimension));
+        scaled_query_.push_back(empty_matrix<T>(problem.pairs.rows(), dimension));
+      }
+    }
+    scale_terms_.resize(problem.layers.size() * problem.pairs.rows());
+    bias_terms_.resize(scale_terms_.size());
+  }
+
+  void run(const Upstream<T>& upstream, const T* lse, const Outputs<T>& outputs) {
+    const bool any = !query_.empty() || !key_.empty() || wanted_.bias;
+    if (problem_.pairs.rows() == 0 || problem_.pairs.columns() == 0) {
+      run_empty(outputs);
+      return;
+    }
+    const int planes = problem_.critic.kind == Kind::kIn ? 2 : 1;
+    run_waves<T>(
+        problem_.pairs.rows(), problem_.pairs.columns(), problem_.order(), planes,
+        [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
+          Tile<T> tile(problem_, segment, first, last, width);
+          const int64_t offset = segment.layer * num_queries_;
+          const bool summed = exponentiate(tile, segment.layer, lse == nullptr ? nullptr : lse + offset);
+          if (outputs.loss != nullptr) write_outputs(tile, outputs, offset);
+          if (any) weigh(tile, segment.layer, upstream, summed);
+        },
+        [&](const Segment<T>& segment, int64_t left, int64_t right) {
+          if (!wanted_.key) return;
+          const Matrix<T> gradient = as_matrix<T>(key_[segment.layer]);
+          multiply(
+              gradient.middle_rows(left, right),
+              segment.block(Tile<T>::kWeights, segment.begin, segment.end, left, right).transposed(),
+              as_matrix<T>(scaled_query_[segment.layer]).middle_rows(segment.begin, segment.end),
+              segment.begin > 0);
+        });
+  }
+
+  std::vector<Tensor> gradients() const {
+    std::vector<Tensor> result;
+    const std::vector<Layer<T>>& layers = problem_.layers;
+    for (size_t i = 0; i < layers.size() && wanted_.query; ++i) {
+      result.push_back(gradient_of_input(layers[i].query, query_[i]));
+    }
+    for (size_t i = 0; i < layers.size() && wanted_.key; ++i) {
+      result.push_back(gradient_of_input(layers[i].key, key_[i]));
+    }
+    const int64_t rows = problem_.pairs.rows();
+    if (wanted_.logit_scale) result.push_back(sum_by_layer(scale_terms_, layers.size(), rows));
+    if (wanted_.bias) result.push_back(sum_by_layer(bias_terms_, layers.size(), rows));
+    return result;
+  }
+
+ private:
+  // No pair at all: what is summed is 0.
+  void run_empty(const Outputs<T>& outputs) {
+    for (std::vector<Tensor>* gradients : {&query_, &key_}) {
+      for (Tensor& gradient : *gradients) torch::stable::zero_(gradient);
+    }
+    if (outputs.loss == nullptr || problem_.critic.kind == Kind::kNce) return;
+    for (size_t layer = 0; layer < problem_.layers.size(); ++layer) {
+      for (const int64_t query : problem_.pairs.queries) {
+        outputs.lse[layer * num_queries_ + query] = -std::numeric_limits<T>::infinity();
+      }
+    }
+  }
+
+  Matrix<T> query_gradient(const Tile<T>& tile, int64_t layer) const {
+    return as_matrix<T>(query_[layer]).middle_rows(tile.first, tile.last);
+  }
+
+  // Form the tile. By index, only the weight of the positive depends on the whole row: the query
+  // gradient of the other keys is summed along, while their block is in cache. Whether it was.
+  bool exponentiate(Tile<T>& tile, int64_t layer, const T* lse) {
+    if (query_.empty() || !problem_.by_index()) {
+      tile.exponentiate(lse);
+      return false;
+    }
+    return tile.exponentiate(lse, [&](int64_t left, int64_t right) {
+      tile.clear_left_out(left, right);
+      multiply(
+          query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
+          tile.layer.key.rows.middle_rows(left, right), left > 0);
+    });
+  }
+
+  void weigh(Tile<T>& tile, int64_t layer, const Upstream<T>& upstream, bool summed) {
+    std::vector<RowFactors<T>> factors(tile.last - tile.first);
+    for (int64_t row = tile.first; row < tile.last; ++row) {
+      const int64_t place = layer * num_queries_ + problem_.pairs.queries[row];
+      const T g = upstream.loss == nullptr ? T(1) : upstream.loss[place];
+      const T h = upstream.lse == nullptr ? T(0) : upstream.lse[place];
+      factors[row - tile.first] = weigh_row(tile, row, g, h);
+    }
+    const int64_t dimension = tile.layer.query.dimension();
+    const Matrix<T> key = tile.layer.key.rows;
+    if (!query_.empty() && !summed) {
+      tile.for_blocks([&](int64_t left, int64_t right) {
+        multiply(
+            query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
+            key.middle_rows(left, right), left > 0);
+      });
+    }
+    for (int64_t row = tile.first; row < tile.last && summed; ++row) {
+      const int64_t positive = problem_.pairs.positive[row];
+      const T exps = factors[row - tile.first].exps;
+      T* gradient = query_gradient(tile, layer).row(row - tile.first);
+      if (positive == kNone) {
+        scale_row(gradient, dimension, exps);
+      } else {
+        const T weight = *tile.at(tile.kWeights, row, positive);
+        combine(gradient, key.row(positive), dimension, exps, weight);
+      }
+    }
+    for (int64_t row = tile.first; row < tile.last; ++row) {
+      const T factor = factors[row - tile.first].factor;
+      const int64_t place = layer * problem_.pairs.rows() + row;
+      const T* query = tile.layer.query.rows.row(row);
+      if (!query_.empty()) {
+        T* gradient = as_matrix<T>(query_[layer]).row(row);
+        // sum_j W_ij q_i·k_j
+        if (wanted_.logit_scale) scale_terms_[place] = factor * dot(gradient, query, dimension);
+        scale_row(gradient, dimension, factor * problem_.logit_scale);
+      }
+      if (wanted_.key) {
+        scaled_copy(
+            query, as_matrix<T>(scaled_query_[layer]).row(row), dimension,
+            factor * problem_.logit_scale);
+      }
+      if (wanted_.bias) bias_terms_[place] = factor * tile.sums(row).negative;
+    }
+  }
+
+  const Problem<T>& problem_;
+  const int64_t num_queries_;
+  const Wanted wanted_;
+  std::vector<Tensor> query_;  // gradients of the rows (rows, D)
+  std::vector<Tensor> key_;  // of the columns (columns, D)
+  std::vector<Tensor> scaled_query_;  // the rows times what their weights lack
+  std::vector<T> scale_terms_, bias_terms_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> contrastive_cpu(
+    std::vector<Tensor> query,
+    std::vector<Tensor> key,
+    Tensor labels,
+    std::optional<Tensor> key_labels,
+    Tensor logit_scale,
+    std::optional<Tensor> bias,
+    std::string kind,
+    bool decoupled,
+    bool exclude_self,
+    double hardness,
+    bool normalize,
+    std::vector<bool> gradients) {
+  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
+  check_inputs(query, key, labels, key_labels, logit_scale, bias);
+  const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
+  Tensor loss = torch::stable::new_zeros(logit_scale, {layers, n});
+  Tensor lse = torch::stable::new_zeros(logit_scale, {layers, n});
+  Tensor positive_weight = torch::stable::new_zeros(logit_scale, {n});
+  std::vector<Tensor> unit_gradients;
+  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive", [&] {
+    const auto problem = make_problem<scalar_t>(
+        critic, query, key, labels, key_labels, logit_scale, bias);
+    FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
+    pass.run(
+        {nullptr, nullptr}, nullptr,
+        {loss.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<scalar_t>(),
+         positive_weight.mutable_data_ptr<scalar_t>()});
+    unit_gradients = pass.gradients();
+  });
+  return {loss, lse, positive_weight, unit_gradients};
+}
+
+std::vector<Tensor> contrastive_bwd_cpu(
+    std::vector<Tensor> query,
+    std::vector<Tensor> key,
+    Tensor labels,
+    std::optional<Tensor> key_labels,
+    Tensor logit_scale,
+    std::optional<Tensor> bias,
+    std::string kind,
+    bool decoupled,
+    bool exclude_self,
+    double hardness,
+    bool normalize,
+    Tensor lse,
+    Tensor /*positive_weight*/,
+    Tensor grad_loss,
+    std::optional<Tensor> grad_lse,
+    std::vector<bool> gradients) {
+  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
+  check_inputs(query, key, labels, key_labels, logit_scale, bias);
+  check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
+  std::vector<Tensor> result;
+  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd", [&] {
+    const auto problem = make_problem<scalar_t>(
+        critic, query, key, labels, key_labels, logit_scale, bias);
+    const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
+    const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
+    FirstOrder<scalar_t> pass(problem, labels.numel(), make_wanted(gradients));
+    pass.run(
+        {on_loss.const_data_ptr<scalar_t>(),
+         grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr},
+        known.const_data_ptr<scalar_t>(), {nullptr, nullptr, nullptr});
+    result = pass.gradients();
+  });
+  return result;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {
+  m.impl("contrastive", TORCH_BOX(&contrastive_cpu));
+  m.impl("contrastive_bwd", TORCH_BOX(&contrastive_bwd_cpu));
+}
+
+}  // namespace mim4dd

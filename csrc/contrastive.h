@@ -1,0 +1,177 @@
+// The contrastive losses on a CPU, for all layers of one call. mim4dd/reference.py defines them.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "contrastive_features.h"
+#include "contrastive_pairs.h"
+#include "dispatch.h"
+#include "wave.h"
+
+namespace mim4dd {
+
+enum class Kind { kOut, kIn, kNce };
+
+struct Critic {
+  Kind kind;
+  bool decoupled, exclude_self;
+  double hardness;
+  bool normalize;
+};
+
+inline Critic make_critic(
+    const std::string& kind, bool decoupled, bool exclude_self, double hardness, bool normalize) {
+  STD_TORCH_CHECK(
+      kind == "out" || kind == "in" || kind == "nce", "contrastive: no critic is called ", kind);
+  const Kind which = kind == "out" ? Kind::kOut : kind == "in" ? Kind::kIn : Kind::kNce;
+  return {which, decoupled, exclude_self, hardness, normalize};
+}
+
+// Which gradients are wanted.
+struct Wanted {
+  bool query = false, key = false, logit_scale = false, bias = false;
+};
+
+inline Wanted make_wanted(const std::vector<bool>& flags) {
+  STD_TORCH_CHECK(flags.size() == 4, "contrastive: gradients must be 4 flags, got ", flags.size());
+  return {flags[0], flags[1], flags[2], flags[3]};
+}
+
+// One layer.
+template <typename T>
+struct Layer {
+  Features<T> query, key;
+};
+
+template <typename T>
+struct Problem {
+  Critic critic;
+  Pairs pairs;
+  std::vector<Layer<T>> layers;
+  T logit_scale;
+  std::optional<T> bias;
+
+  // One positive per row and nothing else that sets keys apart: then no pass has to look at labels.
+  bool by_index() const {
+    return !pairs.positive.empty() && critic.kind == Kind::kOut && !critic.decoupled &&
+        critic.hardness == 0;
+  }
+  // Whether a row has a loss.
+  bool counts(int64_t row) const {
+    const int64_t positives = pairs.num_positives[row];
+    return positives > 0 && (!critic.decoupled || positives < pairs.num_keys(row));
+  }
+  // What is added to the logits of a row by the binary critic.
+  T bias_of(int64_t row) const {
+    if (bias) return *bias;
+    const T keys = T(std::max<int64_t>(1, pairs.num_keys(row)));
+    return -std::log(T(std::max<int64_t>(1, pairs.num_keys(row) - pairs.num_positives[row])) / keys);
+  }
+  // A bound on the size of every logit of a layer.
+  double largest_logit(const Layer<T>& layer) const {
+    const double similarity = layer.query.longest * layer.key.longest;
+    return similarity * (std::abs(double(logit_scale)) + critic.hardness);
+  }
+  // From the largest to the smallest layer, so that threads finish together.
+  std::vector<int64_t> order() const {
+    std::vector<int64_t> order(layers.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return layers[a].query.dimension() > layers[b].query.dimension();
+    });
+    return order;
+  }
+};
+
+// What memory safety needs; the messages for users are in mim4dd/ops/.
+inline void check_inputs(
+    const std::vector<Tensor>& query, const std::vector<Tensor>& key, const Tensor& labels,
+    const std::optional<Tensor>& key_labels, const Tensor& logit_scale,
+    const std::optional<Tensor>& bias) {
+  using torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(
+      !query.empty() && query.size() == key.size(),
+      "contrastive: query and key must hold the same layers, got ", query.size(), " and ",
+      key.size());
+  const ScalarType dtype = query[0].scalar_type();
+  const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  for (size_t i = 0; i < query.size(); ++i) {
+    STD_TORCH_CHECK(
+        query[i].dim() == 2 && key[i].dim() == 2 && query[i].size(1) == key[i].size(1) &&
+            query[i].size(1) > 0 && query[i].size(0) == labels.numel() &&
+            key[i].size(0) == key[0].size(0),
+        "contrastive: layer ", i, " must hold query (N, D) and key (M, D)");
+    STD_TORCH_CHECK(
+        query[i].scalar_type() == dtype && key[i].scalar_type() == dtype,
+        "contrastive: all features must share a dtype");
+  }
+  STD_TORCH_CHECK(
+      logit_scale.numel() == 1 && logit_scale.scalar_type() == wide &&
+          (!bias || (bias->numel() == 1 && bias->scalar_type() == wide)),
+      "contrastive: logit_scale and bias must be single numbers, float32 or wider");
+  STD_TORCH_CHECK(
+      labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
+          (!key_labels ||
+           (key_labels->scalar_type() == ScalarType::Long && key_labels->dim() == 1 &&
+            key_labels->numel() == key[0].size(0))),
+      "contrastive: labels must be (N,) and key_labels (M,), int64");
+}
+
+inline void check_upstream(
+    const std::vector<Tensor>& query, const Tensor& labels, const std::vector<Tensor>& upstream) {
+  for (const Tensor& tensor : upstream) {
+    STD_TORCH_CHECK(
+        tensor.numel() == static_cast<int64_t>(query.size()) * labels.numel(),
+        "contrastive: upstream gradients and lse must be (layers, N)");
+  }
+}
+
+template <typename T>
+Problem<T> make_problem(
+    const Critic& critic, const std::vector<Tensor>& query, const std::vector<Tensor>& key,
+    const Tensor& labels, const std::optional<Tensor>& key_labels, const Tensor& logit_scale,
+    const std::optional<Tensor>& bias) {
+  const Tensor labels_c = torch::stable::contiguous(labels);
+  const Tensor key_labels_c = key_labels ? torch::stable::contiguous(*key_labels) : labels_c;
+  const T scale = *logit_scale.const_data_ptr<T>();
+  // A negative temperature would give a finite loss that means nothing.
+  const bool valid = scale > 0 && std::isfinite(scale);
+  Problem<T> problem{
+      critic,
+      make_pairs(
+          labels_c.const_data_ptr<int64_t>(), labels.numel(),
+          key_labels ? key_labels_c.const_data_ptr<int64_t>() : nullptr, key[0].size(0),
+          critic.exclude_self),
+      {},
+      valid ? scale : std::numeric_limits<T>::quiet_NaN(),
+      bias ? std::optional<T>(*bias->const_data_ptr<T>()) : std::nullopt};
+  for (size_t i = 0; i < query.size(); ++i) {
+    problem.layers.push_back(
+        {make_features<T>(query[i], problem.pairs.queries, critic.normalize),
+         make_features<T>(key[i], problem.pairs.keys, critic.normalize)});
+  }
+  return problem;
+}
+
+template <typename T>
+Tensor as_type(const Tensor& tensor) {
+  return torch::stable::contiguous(
+      tensor.scalar_type() == scalar_type_of<T>() ? tensor
+                                                  : torch::stable::to(tensor, scalar_type_of<T>()));
+}
+
+// Terms by layer and row, summed over the rows: in one order, whatever thread computed what.
+template <typename T>
+Tensor sum_by_layer(const std::vector<T>& terms, int64_t layers, int64_t rows) {
+  Tensor result = torch::stable::empty({layers}, scalar_type_of<T>());
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) sum += terms[layer * rows + row];
+    result.mutable_data_ptr<T>()[layer] = static_cast<T>(sum);
+  }
+  return result;
+}
+
+}  // namespace mim4dd

@@ -1,0 +1,335 @@
+// Second derivatives of the contrastive losses on a CPU, from the closed form in docs/math.md.
+//
+// With W the gradient weights of the logits and t the derivative of the logits along the tangents,
+// Psi = sum_ij W_ij t_ij. V is the derivative of Psi through W.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "contrastive.h"
+#include "contrastive_tile.h"
+
+namespace mim4dd {
+namespace {
+
+// Tangents of one layer: of query (rows, D) and key (columns, D), of logit_scale and bias.
+template <typename T>
+struct Tangents {
+  Features<T> query, key;
+  T logit_scale, bias;
+};
+
+template <typename T>
+class SecondOrder {
+ public:
+  SecondOrder(
+      const Problem<T>& problem, const std::vector<Tangents<T>>& tangents, const T* lse,
+      const T* grad_loss, const T* grad_lse, T* grad_grad_loss, T* grad_grad_lse,
+      int64_t num_queries, const Wanted& wanted)
+      : problem_(problem),
+        tangents_(tangents),
+        lse_(lse),
+        grad_loss_(grad_loss),
+        grad_lse_(grad_lse),
+        grad_grad_loss_(grad_grad_loss),
+        grad_grad_lse_(grad_grad_lse),
+        num_queries_(num_queries),
+        wanted_(wanted),
+        planes_(problem.critic.kind == Kind::kIn ? 3 : 2) {
+    const int64_t rows = problem.pairs.rows(), columns = problem.pairs.columns();
+    for (const Layer<T>& layer : problem.layers) {
+      const int64_t dimension = layer.query.dimension();
+      query_.push_back(empty_matrix<T>(rows, dimension));
+      key_.push_back(empty_matrix<T>(columns, dimension));
+    }
+    scale_terms_.resize(problem.layers.size() * rows);
+    bias_terms_.resize(scale_terms_.size());
+  }
+
+  void run() {
+    if (problem_.pairs.rows() == 0 || problem_.pairs.columns() == 0) {
+      for (Tensor& gradient : query_) torch::stable::zero_(gradient);
+      for (Tensor& gradient : key_) torch::stable::zero_(gradient);
+      return;
+    }
+    run_waves<T>(
+        problem_.pairs.rows(), problem_.pairs.columns(), problem_.order(), planes_,
+        [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
+          Tile<T> tile(problem_, segment, first, last, width);
+          tile.exponentiate(lse_ + segment.layer * num_queries_);
+          form_tangents(tile, tangents_[segment.layer]);
+          for (int64_t row = first; row < last; ++row) weigh_row(tile, segment.layer, row);
+          if (wanted_.query || wanted_.logit_scale) sum_query(tile, segment.layer);
+        },
+        [&](const Segment<T>& segment, int64_t left, int64_t right) {
+          if (wanted_.key) sum_key(segment, left, right);
+        });
+  }
+
+  std::vector<Tensor> gradients() const {
+    std::vector<Tensor> result;
+    const std::vector<Layer<T>>& layers = problem_.layers;
+    for (size_t i = 0; i < layers.size() && wanted_.query; ++i) {
+      result.push_back(gradient_of_input(layers[i].query, query_[i]));
+    }
+    for (size_t i = 0; i < layers.size() && wanted_.key; ++i) {
+      result.push_back(gradient_of_input(layers[i].key, key_[i]));
+    }
+    const int64_t rows = problem_.pairs.rows();
+    if (wanted_.logit_scale) result.push_back(sum_by_layer(scale_terms_, layers.size(), rows));
+    if (wanted_.bias) result.push_back(sum_by_layer(bias_terms_, layers.size(), rows));
+    return result;
+  }
+
+ private:
+  int tangent_plane() const { return planes_ - 1; }
+
+  // t = (sigma a + gamma q)·k + sigma q·b + beta.
+  void form_tangents(const Tile<T>& tile, const Tangents<T>& tangents) {
+    const Matrix<T> query = tile.layer.query.rows.middle_rows(tile.first, tile.last);
+    const Tensor mixed_storage = empty_matrix<T>(query.rows, query.columns);
+    const Matrix<T> mixed = as_matrix<T>(mixed_storage);
+    mix_rows(tangents, tile.layer, tile.first, tile.last, mixed);
+    tile.for_blocks([&](int64_t left, int64_t right) {
+      const Matrix<T> block = tile.block(tangent_plane(), left, right);
+      multiply(block, mixed, tile.layer.key.rows.middle_rows(left, right).transposed(), false);
+      multiply(
+          block, query, tangents.key.rows.middle_rows(left, right).transposed(), true,
+          problem_.logit_scale);
+      if (tangents.bias != 0) {
+        for (int64_t i = 0; i < block.rows * block.columns; ++i) block.data[i] += tangents.bias;
+      }
+    });
+  }
+
+  // sigma a + gamma q, for rows [first, last).
+  void mix_rows(
+      const Tangents<T>& tangents, const Layer<T>& layer, int64_t first, int64_t last,
+      const Matrix<T>& mixed) const {
+    for (int64_t row = first; row < last; ++row) {
+      T* out = mixed.row(row - first);
+      scaled_copy(tangents.query.rows.row(row), out, mixed.columns, problem_.logit_scale);
+      combine(out, layer.query.rows.row(row), mixed.columns, T(1), tangents.logit_scale);
+    }
+  }
+
+  // What the row's tangents come to, and in place of its exps and tangents V and W.
+  void weigh_row(Tile<T>& tile, int64_t layer, int64_t row) {
+    const Pairs& pairs = problem_.pairs;
+    const RowSums<T>& sums = tile.sums(row);
+    const int64_t place = layer * num_queries_ + pairs.queries[row];
+    const bool counts = problem_.counts(row);
+    const T g = counts ? grad_loss_[place] : T(0);
+    const T h = grad_lse_ == nullptr ? T(0) : grad_lse_[place];
+    const int64_t self = pairs.self_of(row);
+    if (self != kNone) {
+      *tile.at(Tile<T>::kWeights, row, self) = 0;
+      *tile.at(tangent_plane(), row, self) = 0;
+    }
+    if (problem_.critic.kind == Kind::kNce) {
+      weigh_binary_row(tile, layer, row, place, counts, g);
+      return;
+    }
+    const int64_t positive = problem_.by_index() ? pairs.positive[row] : kNone;
+    if (positive != kNone) *tile.at(Tile<T>::kWeights, row, positive) = sums.positive;
+
+    const T denominator = sums.denominator();
+    const T inverse = denominator == 0 ? T(0) : 1 / denominator;
+    T mean = 0;
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t*, T*, int64_t n) {
+      mean += weighted_sum(exps, tangents, n);
+    });
+    mean *= inverse;
+    const T attraction = counts ? attraction_mean(tile, row, positive) : T(0);
+    grad_grad_loss_[place] = counts ? mean - attraction : T(0);
+    grad_grad_lse_[place] = mean;
+
+    const bool in = problem_.critic.kind == Kind::kIn && counts;
+    const T y = counts ? g / T(pairs.num_positives[row]) : T(0);
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
+      if (in) {
+        scale(copy, n, g);
+        softmax_second_order(exps, tangents, copy, n, (g + h) * inverse, mean, attraction);
+        return;
+      }
+      softmax_second_order(exps, tangents, n, (g + h) * inverse, mean);
+      if (counts && !problem_.by_index()) {
+        subtract_positives(tangents, labels, pairs.row_label[row], n, y);
+      }
+    });
+    if (positive != kNone) {
+      // W there is (g + h) p - g: p - 1 from the other keys, for its digits.
+      *tile.at(tangent_plane(), row, positive) = (h * sums.positive - g * sums.negative) * inverse;
+    }
+  }
+
+  void weigh_binary_row(
+      Tile<T>& tile, int64_t layer, int64_t row, int64_t place, bool counts, T g) {
+    T along = 0, slope = 0;
+    for_row(tile, row, [&](T* weights, T* tangents, const int32_t* labels, T*, int64_t n) {
+      along += weighted_sum(weights, tangents, n);
+      slope += binary_second_order(weights, tangents, labels, problem_.pairs.row_label[row], n, g);
+    });
+    grad_grad_loss_[place] = counts ? along : T(0);
+    grad_grad_lse_[place] = 0;
+    bias_terms_[layer * problem_.pairs.rows() + row] = slope;
+  }
+
+  // sum_j y_ij t_ij; for variant "in" the copied logits become y.
+  T attraction_mean(Tile<T>& tile, int64_t row, int64_t positive) {
+    if (positive != kNone) return *tile.at(tangent_plane(), row, positive);
+    const RowSums<T>& sums = tile.sums(row);
+    const int32_t own = problem_.pairs.row_label[row];
+    T sum = 0;
+    for_row(tile, row, [&](T*, T* tangents, const int32_t* labels, T* copy, int64_t n) {
+      if (problem_.critic.kind == Kind::kOut) {
+        sum += positive_sum(tangents, labels, own, n);
+        return;
+      }
+      positive_weights(copy, labels, own, n, sums.positive_shift, 1 / sums.own_positive);
+      sum += weighted_sum(copy, tangents, n);
+    });
+    return problem_.critic.kind == Kind::kOut ? sum / T(problem_.pairs.num_positives[row]) : sum;
+  }
+
+  // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, its own left out.
+  template <typename Body>
+  void for_row(const Tile<T>& tile, int64_t row, const Body& body) const {
+    const Pairs& pairs = problem_.pairs;
+    const bool copied = problem_.critic.kind == Kind::kIn;
+    tile.for_blocks([&](int64_t left, int64_t right) {
+      T* exps = tile.block(Tile<T>::kWeights, left, right).row(row - tile.first);
+      T* tangents = tile.block(tangent_plane(), left, right).row(row - tile.first);
+      T* copy =
+          copied ? tile.block(Tile<T>::kLogits, left, right).row(row - tile.first) : nullptr;
+      for_runs(left, right, pairs.self_of(row), kNone, [&](int64_t begin, int64_t end) {
+        body(
+            exps + begin, tangents + begin, pairs.column_label.data() + left + begin,
+            copied ? copy + begin : nullptr, end - begin);
+      });
+    });
+  }
+
+  // dQ = sigma V K + gamma W K + sigma W b, and from the same products the gradient of logit_scale.
+  void sum_query(Tile<T>& tile, int64_t layer) {
+    const Tangents<T>& tangents = tangents_[layer];
+    const Matrix<T> gradient = as_matrix<T>(query_[layer]).middle_rows(tile.first, tile.last);
+    const int64_t dimension = gradient.columns;
+    const bool needs_wk = wanted_.logit_scale || tangents.logit_scale != 0;
+    const Tensor wk_storage = empty_matrix<T>(needs_wk ? gradient.rows : 0, dimension);
+    const Matrix<T> wk = as_matrix<T>(wk_storage);
+    tile.for_blocks([&](int64_t left, int64_t right) {
+      const Matrix<T> v = tile.block(Tile<T>::kWeights, left, right);
+      const Matrix<T> w = tile.block(tangent_plane(), left, right);
+      const Matrix<T> key = tile.layer.key.rows.middle_rows(left, right);
+      multiply(gradient, v, key, left > 0);
+      multiply(gradient, w, tangents.key.rows.middle_rows(left, right), true);
+      if (needs_wk) multiply(wk, w, key, left > 0);
+    });
+    for (int64_t row = tile.first; row < tile.last; ++row) {
+      T* of_row = gradient.row(row - tile.first);
+      if (needs_wk) {
+        const T* wk_row = wk.row(row - tile.first);
+        scale_terms_[layer * problem_.pairs.rows() + row] =
+            dot(of_row, tile.layer.query.rows.row(row), dimension) +
+            dot(wk_row, tangents.query.rows.row(row), dimension);
+        combine(of_row, wk_row, dimension, problem_.logit_scale, tangents.logit_scale);
+      } else {
+        scale_row(of_row, dimension, problem_.logit_scale);
+      }
+    }
+  }
+
+  // dK = sigma Vᵀ Q + Wᵀ (sigma a + gamma q).
+  void sum_key(const Segment<T>& segment, int64_t left, int64_t right) {
+    const Layer<T>& layer = problem_.layers[segment.layer];
+    const Matrix<T> gradient = as_matrix<T>(key_[segment.layer]).middle_rows(left, right);
+    const Matrix<T> query = layer.query.rows.middle_rows(segment.begin, segment.end);
+    const Tensor mixed_storage = empty_matrix<T>(query.rows, query.columns);
+    const Matrix<T> mixed = as_matrix<T>(mixed_storage);
+    mix_rows(tangents_[segment.layer], layer, segment.begin, segment.end, mixed);
+    const auto block = [&](int plane) {
+      return segment.block(plane, segment.begin, segment.end, left, right).transposed();
+    };
+    multiply(
+        gradient, block(Tile<T>::kWeights), query, segment.begin > 0, problem_.logit_scale);
+    multiply(gradient, block(tangent_plane()), mixed, true);
+  }
+
+  const Problem<T>& problem_;
+  const std::vector<Tangents<T>>& tangents_;
+  const T *lse_, *grad_loss_, *grad_lse_;
+  T *grad_grad_loss_, *grad_grad_lse_;
+  const int64_t num_queries_;
+  const Wanted wanted_;
+  const int planes_;
+  std::vector<Tensor> query_, key_;  // gradients of the rows and of the columns
+  std::vector<T> scale_terms_, bias_terms_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
+    std::vector<Tensor> query,
+    std::vector<Tensor> key,
+    Tensor labels,
+    std::optional<Tensor> key_labels,
+    Tensor logit_scale,
+    std::optional<Tensor> bias,
+    std::string kind,
+    bool decoupled,
+    bool exclude_self,
+    double hardness,
+    bool normalize,
+    Tensor lse,
+    Tensor /*positive_weight*/,
+    Tensor grad_loss,
+    std::optional<Tensor> grad_lse,
+    std::vector<Tensor> tangent_query,
+    std::vector<Tensor> tangent_key,
+    Tensor tangent_logit_scale,
+    Tensor tangent_bias,
+    std::vector<bool> gradients) {
+  STD_TORCH_CHECK(!normalize, "contrastive_bwd_bwd: rows must be given as they are compared");
+  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
+  check_inputs(query, key, labels, key_labels, logit_scale, bias);
+  check_inputs(tangent_query, tangent_key, labels, key_labels, logit_scale, bias);
+  check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
+  const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
+  STD_TORCH_CHECK(
+      tangent_query.size() == query.size() && tangent_logit_scale.numel() == layers &&
+          tangent_bias.numel() == layers,
+      "contrastive_bwd_bwd: there must be a tangent of every layer");
+  Tensor grad_grad_loss = torch::stable::new_zeros(logit_scale, {layers, n});
+  Tensor grad_grad_lse = torch::stable::new_zeros(logit_scale, {layers, n});
+  std::vector<Tensor> result;
+  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd_bwd", [&] {
+    const auto problem = make_problem<scalar_t>(
+        critic, query, key, labels, key_labels, logit_scale, bias);
+    const Tensor on_scale = as_type<scalar_t>(tangent_logit_scale);
+    const Tensor on_bias = as_type<scalar_t>(tangent_bias);
+    std::vector<Tangents<scalar_t>> tangents;
+    for (int64_t i = 0; i < layers; ++i) {
+      tangents.push_back(
+          {make_features<scalar_t>(tangent_query[i], problem.pairs.queries, false),
+           make_features<scalar_t>(tangent_key[i], problem.pairs.keys, false),
+           on_scale.const_data_ptr<scalar_t>()[i], on_bias.const_data_ptr<scalar_t>()[i]});
+    }
+    const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
+    const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
+    SecondOrder<scalar_t> pass(
+        problem, tangents, known.const_data_ptr<scalar_t>(), on_loss.const_data_ptr<scalar_t>(),
+        grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr,
+        grad_grad_loss.mutable_data_ptr<scalar_t>(), grad_grad_lse.mutable_data_ptr<scalar_t>(), n,
+        make_wanted(gradients));
+    pass.run();
+    result = pass.gradients();
+  });
+  return {grad_grad_loss, grad_grad_lse, result};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {
+  m.impl("contrastive_bwd_bwd", TORCH_BOX(&contrastive_bwd_bwd_cpu));
+}
+
+}  // namespace mim4dd

@@ -1,0 +1,240 @@
+// From the logits of a tile to exp(logits - shift), with what each row sums to.
+#pragma once
+
+#include <limits>
+
+#include "contrastive.h"
+#include "logit_rows.h"
+#include "simd.h"
+
+namespace mim4dd {
+
+// What one row of logits comes to. The binary critic uses `negative` for the sum of the weights and
+// `attraction` for the loss.
+template <typename T>
+struct RowSums {
+  T lowest = std::numeric_limits<T>::infinity();
+  T highest = -lowest, highest_positive = -lowest;
+  T shift = 0, positive_shift = 0;
+  T negative = 0, positive = 0;  // sums of exp(logit - shift) over the denominator
+  T attraction = 0;  // sum of logit - shift over the positives
+  T own_positive = 0;  // variant "in": sum of exp(logit - positive_shift) over the positives
+
+  T denominator() const { return negative + positive; }
+};
+
+// Call run(begin, end) for what is left of [left, right) without the columns a and b, from left on.
+template <typename Run>
+void for_runs(int64_t left, int64_t right, int64_t a, int64_t b, const Run& run) {
+  int64_t begin = left;
+  for (const int64_t skipped : {std::min(a, b), std::max(a, b)}) {
+    if (skipped < begin || skipped >= right) continue;
+    if (begin < skipped) run(begin - left, skipped - left);
+    begin = skipped + 1;
+  }
+  if (begin < right) run(begin - left, right - left);
+}
+
+// The logits of rows [first, last) of a segment against all columns, width columns at a time.
+template <typename T>
+class Tile {
+ public:
+  static constexpr int kWeights = 0;  // planes of the segment: what the tile becomes,
+  static constexpr int kLogits = 1;  // and a copy of the logits for variant "in", the only one to need it
+
+  Tile(const Problem<T>& problem, const Segment<T>& segment, int64_t first, int64_t last,
+       int64_t width)
+      : problem(problem),
+        layer(problem.layers[segment.layer]),
+        first(first),
+        last(last),
+        segment_(segment),
+        width_(width),
+        sums_(last - first) {}
+
+  const Problem<T>& problem;
+  const Layer<T>& layer;
+  const int64_t first, last;
+
+  RowSums<T>& sums(int64_t row) { return sums_[row - first]; }
+
+  Matrix<T> block(int plane, int64_t left, int64_t right) const {
+    return segment_.block(plane, first, last, left, right);
+  }
+
+  T* at(int plane, int64_t row, int64_t column) const {
+    const int64_t left = column / width_ * width_;
+    return block(plane, left, std::min(segment_.columns, left + width_)).row(row - first) + column - left;
+  }
+
+  // body(left, right) for every run of columns that lies together.
+  template <typename Body>
+  void for_blocks(const Body& body) const {
+    for (int64_t left = 0; left < segment_.columns; left += width_) {
+      body(left, std::min(segment_.columns, left + width_));
+    }
+  }
+
+  // body(values, labels, n) for every run of the row's keys: without its own, and by index without its
+  // positive. Entries of the block start at `values`.
+  template <typename Body>
+  void for_keys(int64_t row, T* values, int64_t left, int64_t right, const Body& body) const {
+    const Pairs& pairs = problem.pairs;
+    const int64_t positive = problem.by_index() ? pairs.positive[row] : kNone;
+    for_runs(left, right, pairs.self_of(row), positive, [&](int64_t begin, int64_t end) {
+      body(values + begin, pairs.column_label.data() + left + begin, end - begin);
+    });
+  }
+
+  // Form exp(logits - shift), for the binary critic the weights, and the sums of every row. Where `lse` of
+  // the rows is known from a forward pass, no maximum is looked for. Where one pass is enough,
+  // formed(left, right) is called on every block while it is in cache; returned is whether it was.
+  template <typename Formed>
+  bool exponentiate(const T* lse, const Formed& formed) {
+    const Kind kind = problem.critic.kind;
+    const bool bounded = problem.largest_logit(layer) <= kSafeLogit;
+    const bool known = lse != nullptr && kind != Kind::kIn;
+    for (int64_t row = first; row < last && known; ++row) {
+      const T shift = lse[problem.pairs.queries[row]];
+      sums(row).shift = std::isinf(shift) ? T(0) : shift;  // of no key at all
+    }
+    const bool one_pass = bounded || known || kind == Kind::kNce;
+    for_blocks([&](int64_t left, int64_t right) {
+      form_logits(left, right);
+      if (one_pass) {
+        exponentiate_block(left, right);
+        formed(left, right);
+      } else {
+        find_extremes(left, right);
+      }
+    });
+    if (!one_pass) {
+      for (RowSums<T>& row_sums : sums_) choose_shift(row_sums);
+      for_blocks([&](int64_t left, int64_t right) { exponentiate_block(left, right); });
+    }
+    if (problem.by_index()) add_positives();
+    return one_pass;
+  }
+
+  void exponentiate(const T* lse) {
+    exponentiate(lse, [](int64_t, int64_t) {});
+  }
+
+  // What for_keys leaves out holds logits: make it 0.
+  void clear_left_out(int64_t left, int64_t right) const {
+    for (int64_t row = first; row < last; ++row) {
+      T* values = block(kWeights, left, right).row(row - first);
+      const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;
+      for (const int64_t column : {problem.pairs.self_of(row), positive}) {
+        if (left <= column && column < right) values[column - left] = 0;
+      }
+    }
+  }
+
+ private:
+  // exp of it, and the sum of millions of them, is neither infinite nor denormal without any shift.
+  static constexpr double kSafeLogit = sizeof(T) == 4 ? 40 : 300;
+
+  void form_logits(int64_t left, int64_t right) {
+    const Matrix<T> logits = block(kWeights, left, right);
+    multiply(
+        logits, layer.query.rows.middle_rows(first, last),
+        layer.key.rows.middle_rows(left, right).transposed(), false, problem.logit_scale);
+    if (problem.critic.hardness != 0) {
+      const T factor = 1 + T(problem.critic.hardness) / problem.logit_scale;
+      for (int64_t row = first; row < last; ++row) {
+        scale_negatives(
+            logits.row(row - first), problem.pairs.column_label.data() + left,
+            problem.pairs.row_label[row], right - left, factor);
+      }
+    }
+    if (problem.by_index()) {
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t column = problem.pairs.positive[row];
+        if (left <= column && column < right) {
+          sums(row).attraction = logits.row(row - first)[column - left];
+        }
+      }
+    }
+    if (problem.critic.kind == Kind::kIn) {
+      std::copy_n(logits.data, logits.rows * logits.columns, block(kLogits, left, right).data);
+    }
+  }
+
+  void find_extremes(int64_t left, int64_t right) {
+    for (int64_t row = first; row < last; ++row) {
+      RowSums<T>& of_row = sums(row);
+      T* logits = block(kWeights, left, right).row(row - first);
+      for_keys(row, logits, left, right, [&](const T* values, const int32_t* labels, int64_t n) {
+        const Extremes<T> found = problem.by_index()
+            ? extremes(values, n)
+            : labelled_extremes(values, labels, problem.pairs.row_label[row], n);
+        of_row.lowest = std::min(of_row.lowest, found.lowest);
+        of_row.highest = std::max(of_row.highest, found.negative);
+        of_row.highest_positive = std::max(of_row.highest_positive, found.positive);
+      });
+      if (problem.by_index() && problem.pairs.positive[row] != kNone) {
+        of_row.lowest = std::min(of_row.lowest, of_row.attraction);
+        of_row.highest_positive = of_row.attraction;
+      }
+    }
+  }
+
+  void choose_shift(RowSums<T>& of_row) const {
+    constexpr T kInfinity = std::numeric_limits<T>::infinity();
+    of_row.positive_shift = std::isinf(of_row.highest_positive) ? T(0) : of_row.highest_positive;
+    if (!problem.critic.decoupled) of_row.highest = std::max(of_row.highest, of_row.highest_positive);
+    of_row.shift = std::isinf(of_row.highest) ? T(0) : of_row.highest;
+    // exp(-inf) = 0 would hide an infinite key behind a finite loss.
+    const bool infinite = of_row.lowest == -kInfinity || of_row.highest == kInfinity ||
+        of_row.highest_positive == kInfinity;
+    if (infinite) of_row.shift = std::numeric_limits<T>::quiet_NaN();
+  }
+
+  void exponentiate_block(int64_t left, int64_t right) {
+    for (int64_t row = first; row < last; ++row) {
+      RowSums<T>& of_row = sums(row);
+      const int32_t own = problem.pairs.row_label[row];
+      T* logits = block(kWeights, left, right).row(row - first);
+      for_keys(row, logits, left, right, [&](T* values, const int32_t* labels, int64_t n) {
+        if (problem.by_index()) {
+          of_row.negative += mim4dd::exponentiate(values, n, of_row.shift);
+          return;
+        }
+        if (problem.critic.kind == Kind::kNce) {
+          const Sums<T> found = binary_weights(values, labels, own, n, problem.bias_of(row));
+          of_row.attraction += found.attraction;
+          of_row.negative += found.negative;
+          return;
+        }
+        const bool drop = problem.critic.decoupled;
+        const Sums<T> found = labelled_exponentiate(values, labels, own, n, of_row.shift, drop);
+        of_row.negative += found.negative;
+        of_row.attraction += found.attraction;
+        if (!drop) of_row.positive += found.positive;
+      });
+      if (problem.critic.kind == Kind::kIn) {
+        T* copy = block(kLogits, left, right).row(row - first);
+        for_keys(row, copy, left, right, [&](const T* values, const int32_t* labels, int64_t n) {
+          of_row.own_positive += positive_exp_sum(values, labels, own, n, of_row.positive_shift);
+        });
+      }
+    }
+  }
+
+  // By index, the positives were left out of all runs.
+  void add_positives() {
+    for (int64_t row = first; row < last; ++row) {
+      RowSums<T>& of_row = sums(row);
+      if (problem.pairs.positive[row] == kNone) continue;
+      of_row.attraction -= of_row.shift;
+      of_row.positive = vector_exp(of_row.attraction);
+    }
+  }
+
+  const Segment<T>& segment_;
+  const int64_t width_;
+  std::vector<RowSums<T>> sums_;
+};
+
+}  // namespace mim4dd

@@ -1,0 +1,10 @@
+// Run a body with scalar_t the type of a floating-point tensor.
+#pragma once
+
+#include <torch/headeronly/core/Dispatch.h>
+
+#define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                                     \
+  THO_DISPATCH_SWITCH(                                                                \
+      TYPE, NAME,                                                                     \
+      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__)            \
+      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__))

@@ -1,0 +1,66 @@
+// Matrix products through the library that PyTorch was built with, on views that own nothing.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+
+namespace mim4dd {
+
+using torch::stable::Tensor;
+
+template <typename T>
+constexpr torch::headeronly::ScalarType scalar_type_of() {
+  return sizeof(T) == 4 ? torch::headeronly::ScalarType::Float
+                        : torch::headeronly::ScalarType::Double;
+}
+
+// A matrix somewhere in memory.
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t rows, columns, row_stride, column_stride = 1;
+
+  T* row(int64_t i) const { return data + i * row_stride; }
+  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
+  Matrix middle_rows(int64_t begin, int64_t end) const {
+    return {data + begin * row_stride, end - begin, columns, row_stride, column_stride};
+  }
+  Matrix middle_columns(int64_t begin, int64_t end) const {
+    return {data + begin * column_stride, rows, end - begin, row_stride, column_stride};
+  }
+  Tensor view() const {
+    const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
+    return torch::stable::from_blob(
+        data,
+        sizes,
+        strides,
+        torch::stable::Device(torch::headeronly::DeviceType::CPU),
+        scalar_type_of<T>());
+  }
+};
+
+template <typename T>
+Tensor empty_matrix(int64_t rows, int64_t columns) {
+  return torch::stable::empty({rows, columns}, scalar_type_of<T>());
+}
+
+template <typename T>
+Matrix<T> as_matrix(const Tensor& tensor) {
+  return {
+      tensor.mutable_data_ptr<T>(), tensor.size(0), tensor.size(1), tensor.stride(0),
+      tensor.stride(1)};
+}
+
+// out = alpha a b, or out += alpha a b. Called from a thread of a parallel region, it runs on that one.
+template <typename T>
+void multiply(
+    const Matrix<T>& out, const Matrix<T>& a, const Matrix<T>& b, bool accumulate, T alpha = 1) {
+  const Tensor out_view = out.view(), a_view = a.view(), b_view = b.view();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
+      out_view.get(), out_view.get(), a_view.get(), b_view.get(), accumulate ? 1.0 : 0.0, alpha));
+}
+
+}  // namespace mim4dd

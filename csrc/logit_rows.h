@@ -1,0 +1,91 @@
+// Passes over a run of logits of one query: each reads it once, some write it. A label is that of a key,
+// `own` that of the query; the keys with that label are its positives.
+#pragma once
+
+#include <cstdint>
+
+namespace mim4dd {
+
+template <typename T>
+struct Extremes {
+  T lowest, negative, positive;  // of all; the highest of the negatives; of the positives
+};
+
+template <typename T>
+struct Sums {
+  T negative, positive;  // sums of exp
+  T attraction;  // sum of the positives' logits
+};
+
+// The lowest and highest logit; the highest counts as a negative's. NaN is ignored.
+template <typename T>
+Extremes<T> extremes(const T* logits, int64_t n);
+template <typename T>
+Extremes<T> labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n);
+
+// logits of negatives *= factor.
+template <typename T>
+void scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor);
+
+// logits := exp(logits - shift), and their sum.
+template <typename T>
+T exponentiate(T* logits, int64_t n, T shift);
+
+// The same with both sums apart, and that of logit - shift over positives. `drop` writes 0 for them.
+template <typename T>
+Sums<T> labelled_exponentiate(
+    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, bool drop);
+
+// Sum of exp(logit - shift) over the positives.
+template <typename T>
+T positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift);
+
+// weights *= factor.
+template <typename T>
+void scale(T* weights, int64_t n, T factor);
+
+// weights of positives -= amount.
+template <typename T>
+void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount);
+
+// weights of positives -= amount·exp(logit - shift).
+template <typename T>
+void subtract_positive_exps(
+    T* weights, const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
+
+// Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the weights,
+// `attraction` of the losses; both NaN if a logit is not finite.
+template <typename T>
+Sums<T> binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias);
+
+// sum of weights·values.
+template <typename T>
+T weighted_sum(const T* weights, const T* values, int64_t n);
+
+// sum of the values at positives.
+template <typename T>
+T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n);
+
+// logits := amount·exp(logit - shift) at positives, 0 elsewhere.
+template <typename T>
+void positive_weights(
+    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
+
+// For p = factor·exps and the directional derivative of the logits, the weights of the second order:
+// exps := p (tangents - mean), tangents := p.
+template <typename T>
+void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean);
+
+// The same less attractions that are a softmax themselves:
+// exps := p (tangents - mean) - y (tangents - y_mean), tangents := p - y.
+template <typename T>
+void softmax_second_order(
+    T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean);
+
+// Binary critic: weights h - [positive] := g h (1 - h) tangents, tangents := g (h - [positive]).
+// Returns the sum of the first.
+template <typename T>
+T binary_second_order(
+    T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g);
+
+}  // namespace mim4dd

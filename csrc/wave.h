@@ -1,0 +1,120 @@
+// The order of work: rows of logits in tiles, as many tiles at a time as a bounded workspace holds.
+//
+// Of a wave of tiles, first every tile forms its logits, its weights and its query gradient. Then, with
+// the weights of all its rows at hand, every run of keys sums its own gradient. No thread adds to what
+// another one writes, so that results do not depend on which thread did what.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "gemm.h"
+
+namespace mim4dd {
+
+// A product packs both its operands, at a cost that falls with the size of the other one; a block of
+// rows by columns in float32 is half of a second cache.
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kTileColumns = 512;
+// What a wave holds where a tile per thread is less, and where it is more: then tiles shrink.
+constexpr int64_t kWaveBytes = int64_t{4} << 20;
+constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
+
+// Rows [begin, end) of one layer, and for each `planes` matrices of (rows, columns) in column tiles:
+// within a tile, rows follow each other without a gap.
+template <typename T>
+struct Segment {
+  int64_t layer, begin, end, columns;
+  T* planes;
+
+  int64_t rows() const { return end - begin; }
+  // Rows [first, last), columns [left, right) of a plane, where the columns are those of one tile.
+  Matrix<T> block(int plane, int64_t first, int64_t last, int64_t left, int64_t right) const {
+    T* base = planes + (plane * columns + left) * rows() + (first - begin) * (right - left);
+    return {base, last - first, right - left, right - left};
+  }
+};
+
+struct Sizes {
+  int64_t threads, tile_rows, tile_columns, wave_rows;
+};
+
+inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t row_bytes) {
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const auto round_up = [&](int64_t a, int64_t b) { return divide_up(a, b) * b; };
+  const int64_t threads = torch::stable::get_num_threads(), all_rows = rows * layers;
+  Sizes sizes{threads, kTileRows, kTileColumns, 0};
+  if (threads > 1) {
+    // Small problems: several tiles per thread, so that threads finish together.
+    sizes.tile_rows = std::min(sizes.tile_rows, round_up(divide_up(all_rows, 4 * threads), 16));
+    sizes.tile_columns = std::min(sizes.tile_columns, round_up(divide_up(columns, threads), 64));
+  }
+  sizes.tile_rows =
+      std::min(sizes.tile_rows, std::max<int64_t>(16, kWorkspaceBytes / (threads * row_bytes)));
+  sizes.wave_rows =
+      std::min(all_rows, std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes));
+  return sizes;
+}
+
+// Run task(0) … task(count − 1), the next one always by the thread that is free.
+template <typename Task>
+void run_tasks(int64_t threads, int64_t count, const Task& task) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t i = next++; i < count; i = next++) task(i);
+    }
+  });
+}
+
+// row_task(segment, first row, last row) for all rows of all layers, wave by wave; after each wave
+// column_task(segment, left, right) for all columns.
+template <typename T, typename RowTask, typename ColumnTask>
+void run_waves(
+    int64_t rows, int64_t columns, const std::vector<int64_t>& layers, int planes,
+    const RowTask& row_task, const ColumnTask& column_task) {
+  struct Task {
+    size_t segment;
+    int64_t begin, end;
+  };
+  const int64_t row_bytes = planes * columns * static_cast<int64_t>(sizeof(T));
+  const Sizes sizes = choose_sizes(rows, columns, layers.size(), row_bytes);
+  const Tensor workspace = empty_matrix<T>(sizes.wave_rows, planes * columns);
+  T* const base = workspace.mutable_data_ptr<T>();
+
+  size_t layer = 0;
+  int64_t row = 0;
+  while (layer < layers.size()) {
+    std::vector<Segment<T>> segments;
+    std::vector<Task> row_tasks, column_tasks;
+    int64_t used = 0;
+    while (layer < layers.size() && used < sizes.wave_rows) {
+      const int64_t end = std::min(rows, row + sizes.wave_rows - used);
+      segments.push_back({layers[layer], row, end, columns, base + used * planes * columns});
+      for (int64_t tile = row; tile < end; tile += sizes.tile_rows) {
+        row_tasks.push_back({segments.size() - 1, tile, std::min(end, tile + sizes.tile_rows)});
+      }
+      for (int64_t left = 0; left < columns; left += sizes.tile_columns) {
+        column_tasks.push_back(
+            {segments.size() - 1, left, std::min(columns, left + sizes.tile_columns)});
+      }
+      used += end - row;
+      row = end < rows ? end : 0;
+      if (row == 0) ++layer;
+    }
+    run_tasks(sizes.threads, static_cast<int64_t>(row_tasks.size()), [&](int64_t i) {
+      const Task& task = row_tasks[i];
+      row_task(segments[task.segment], task.begin, task.end, sizes.tile_columns);
+    });
+    run_tasks(sizes.threads, static_cast<int64_t>(column_tasks.size()), [&](int64_t i) {
+      const Task& task = column_tasks[i];
+      column_task(segments[task.segment], task.begin, task.end);
+    });
+  }
+}
+
+}  // namespace mim4dd

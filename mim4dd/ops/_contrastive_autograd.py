@@ -1,0 +1,263 @@
+"""Derivatives of the contrastive op: each order is an op that the one before it calls.
+
+docs/math.md, "Derivatives", has the formulas. A third derivative raises.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mim4dd.reference import Critic
+
+_NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
+
+
+class _Pairs(NamedTuple):
+    """The arguments that all three ops begin with."""
+
+    query: list[Tensor]
+    key: list[Tensor]
+    labels: Tensor
+    key_labels: Tensor | None
+    logit_scale: Tensor
+    bias: Tensor | None
+
+
+class _Gradients(NamedTuple):
+    """By what they are gradients of; None where they are not wanted."""
+
+    query: list[Tensor | None]
+    key: list[Tensor | None]
+    logit_scale: Tensor | None  # (L,)
+    bias: Tensor | None  # (L,)
+
+
+def register(lib: torch.library.Library) -> None:
+    """Give the three ops their derivatives."""
+    for name, backward, setup_context in (
+        ("contrastive", _backward, _setup),
+        ("contrastive_bwd", _backward_bwd, _setup_bwd),
+        ("contrastive_bwd_bwd", _backward_bwd_bwd, None),
+    ):
+        torch.library.register_autograd(
+            f"mim4dd::{name}", backward, setup_context=setup_context, lib=lib
+        )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], rest: Sequence[Tensor | None]) -> None:
+    pairs = _Pairs(*inputs[:_NUM_PAIRS])
+    ctx.num_layers = len(pairs.query)
+    ctx.critic = Critic(*inputs[_NUM_PAIRS : _NUM_PAIRS + _NUM_CRITIC])
+    ctx.save_for_backward(*pairs.query, *pairs.key, *pairs[2:], *rest)
+    ctx.set_materialize_grads(False)
+
+
+def _saved(ctx: Any) -> tuple[_Pairs, list[Any]]:
+    tensors, layers = list(ctx.saved_tensors), ctx.num_layers
+    end = 2 * layers + len(_Pairs._fields) - 2
+    pairs = _Pairs(tensors[:layers], tensors[layers : 2 * layers], *tensors[2 * layers : end])
+    return pairs, tensors[end:]
+
+
+def _wanted(ctx: Any) -> list[bool]:
+    query, key, _, _, logit_scale, bias = ctx.needs_input_grad[:_NUM_PAIRS]
+    return [any(query), any(key), logit_scale, bias]
+
+
+def _unflatten(flat: Sequence[Tensor], wanted: list[bool], num_layers: int) -> _Gradients:
+    left = list(flat)
+
+    def take(is_wanted: bool, count: int) -> list[Tensor | None]:
+        return [left.pop(0) if is_wanted else None for _ in range(count)]
+
+    query, key = (take(is_wanted, num_layers) for is_wanted in wanted[:2])
+    (logit_scale,), (bias,) = (take(is_wanted, 1) for is_wanted in wanted[2:])
+    return _Gradients(query, key, logit_scale, bias)
+
+
+def _returned(gradients: _Gradients, *rest: Tensor | None) -> tuple[Any, ...]:
+    """What a backward returns: by pairs, none of the critic, ``rest``."""
+    logit_scale, bias = (None if part is None else part.sum() for part in gradients[2:])
+    none = (None,) * _NUM_CRITIC
+    return gradients.query, gradients.key, None, None, logit_scale, bias, *none, *rest
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    _, lse, positive_weight, unit_gradients = output
+    _save(ctx, inputs, (lse, positive_weight, *unit_gradients))
+    ctx.unit_wanted = inputs[-1]
+    ctx.mark_non_differentiable(positive_weight, *unit_gradients)
+
+
+def _backward(
+    ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    pairs, (lse, positive_weight, *unit_gradients) = _saved(ctx)
+    wanted = _wanted(ctx)
+    if grad_loss is None:
+        grad_loss = torch.zeros_like(lse)
+    uniform = grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0  # no look at values: no GPU waits
+    covered = all(have or not want for have, want in zip(ctx.unit_wanted, wanted, strict=True))
+    # With create_graph the result has to be differentiable, and the unit gradients are constants.
+    if uniform and covered and grad_lse is None and not torch.is_grad_enabled():
+        unit = _unflatten(unit_gradients, ctx.unit_wanted, ctx.num_layers)
+        return _returned(_scaled(unit, grad_loss[:, 0], wanted), None)
+    # lse only saves work: the derivative through it is part of the op's own.
+    flat = torch.ops.mim4dd.contrastive_bwd(
+        *pairs, *ctx.critic, lse.detach(), positive_weight, grad_loss, grad_lse, wanted
+    )
+    return _returned(_unflatten(flat, wanted, ctx.num_layers), None)
+
+
+def _scaled(unit: _Gradients, factor: Tensor, wanted: list[bool]) -> _Gradients:
+    """Gradients for the upstream gradient ``factor`` (L,) from those for 1."""
+
+    def layers(of_side: list[Tensor | None], is_wanted: bool) -> list[Tensor | None]:
+        return [
+            part * by.to(part.dtype) if is_wanted and part is not None else None
+            for part, by in zip(of_side, factor.unbind(), strict=True)
+        ]
+
+    shared = [
+        part * factor if is_wanted and part is not None else None
+        for part, is_wanted in zip(unit[2:], wanted[2:], strict=True)
+    ]
+    return _Gradients(layers(unit.query, wanted[0]), layers(unit.key, wanted[1]), *shared)
+
+
+def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _save(ctx, inputs, inputs[-5:-1])
+    ctx.produced = inputs[-1]
+
+
+def _backward_bwd(ctx: Any, flat_tangents: list[Tensor | None]) -> tuple[Any, ...]:
+    pairs, (lse, positive_weight, grad_loss, grad_lse) = _saved(ctx)
+    tangents = _unflatten(flat_tangents, ctx.produced, ctx.num_layers)  # type: ignore[arg-type]
+    normalize = ctx.critic.normalize
+    derive = _derivative_through_unit_rows if normalize else _second_derivative
+    gradients, on_loss, on_lse = derive(
+        pairs, ctx.critic, lse, positive_weight, grad_loss, grad_lse, tangents, _wanted(ctx)
+    )
+    return _returned(gradients, None, None, on_loss, on_lse, None)
+
+
+def _second_derivative(
+    pairs: _Pairs,
+    critic: Critic,
+    lse: Tensor,
+    positive_weight: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    tangents: _Gradients,
+    wanted: list[bool],
+) -> tuple[_Gradients, Tensor, Tensor | None]:
+    """Of ⟨tangents, contrastive_bwd⟩ by pairs, grad_loss and grad_lse."""
+
+    def filled(parts: list[Tensor | None], like: list[Tensor]) -> list[Tensor]:
+        return [
+            torch.zeros_like(a) if part is None else part
+            for part, a in zip(parts, like, strict=True)
+        ]
+
+    shared = [
+        pairs.logit_scale.new_zeros(len(pairs.query)) if part is None else part
+        for part in tangents[2:]
+    ]
+    on_loss, on_lse, flat = torch.ops.mim4dd.contrastive_bwd_bwd(
+        *pairs,
+        *critic,
+        lse,
+        positive_weight,
+        grad_loss,
+        grad_lse,
+        filled(tangents.query, pairs.query),
+        filled(tangents.key, pairs.key),
+        *shared,
+        wanted,
+    )
+    return (
+        _unflatten(flat, wanted, len(pairs.query)),
+        on_loss,
+        None if grad_lse is None else on_lse,
+    )
+
+
+def _derivative_through_unit_rows(
+    pairs: _Pairs,
+    critic: Critic,
+    lse: Tensor,
+    positive_weight: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    tangents: _Gradients,
+    wanted: list[bool],
+) -> tuple[_Gradients, Tensor | None, Tensor | None]:
+    """The same where the op normalises: the chain rule around it, over O((N + M) D) numbers."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that a tensor given twice has the gradient of each of its places.
+        query, key = ([rows.view_as(rows) for rows in side] for side in pairs[:2])
+        units, lengths = zip(*(_unit_rows(rows) for rows in (*query, *key)), strict=True)
+        layers = len(query)
+        produced = [any(part is not None for part in side) for side in tangents[:2]]
+        produced += [part is not None for part in tangents[2:]]
+        flat = torch.ops.mim4dd.contrastive_bwd(
+            units[:layers],
+            units[layers:],
+            *pairs[2:],
+            *critic._replace(normalize=False),
+            lse,
+            positive_weight,
+            grad_loss,
+            grad_lse,
+            produced,
+        )
+        of_units = _unflatten(flat, produced, layers)
+        outputs, cotangents = [], []
+        rows_and_tangents = zip(
+            (*of_units.query, *of_units.key),
+            (*tangents.query, *tangents.key),
+            units,
+            lengths,
+            strict=True,
+        )
+        for of_unit, tangent, unit, length in rows_and_tangents:
+            if of_unit is not None and tangent is not None:
+                outputs.append(_of_rows(of_unit, unit, length))
+                cotangents.append(tangent.to(unit.dtype))
+        for part, tangent in zip(of_units[2:], tangents[2:], strict=True):
+            if part is not None and tangent is not None:
+                outputs.append(part)
+                cotangents.append(tangent)
+        inputs = [*query, *key, pairs.logit_scale, pairs.bias, grad_loss, grad_lse]
+        needed = [i for i in inputs if i is not None and i.requires_grad]
+        found = torch.autograd.grad(
+            outputs, needed, cotangents, create_graph=create_graph, allow_unused=True
+        )
+    by_input = iter(found)
+    ordered = [next(by_input) if i is not None and i.requires_grad else None for i in inputs]
+    of_scale, of_bias, on_loss, on_lse = ordered[2 * layers :]
+    gradients = _Gradients(ordered[:layers], ordered[layers : 2 * layers], of_scale, of_bias)
+    return gradients, on_loss, on_lse
+
+
+def _unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit length, as in :func:`torch.nn.functional.normalize`, and their length (N, 1)."""
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    length = wide.norm(dim=1, keepdim=True)
+    return wide / length.clamp(min=1e-12), length
+
+
+def _of_rows(of_unit: Tensor, unit: Tensor, length: Tensor) -> Tensor:
+    """The gradient of rows from that of their unit rows."""
+    along = (of_unit * unit).sum(1, keepdim=True).where(length > 1e-12, 0)
+    return (of_unit - unit * along) / length.clamp(min=1e-12)
+
+
+def _backward_bwd_bwd(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise RuntimeError(
+        "the contrastive kernels have two derivatives, and a third was asked for; "
+        "pass backend='reference' for it"
+    )

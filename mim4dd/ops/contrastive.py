@@ -1,0 +1,116 @@
+"""The op behind every contrastive loss: schemas, kernels and what they return.
+
+Lists hold one tensor per layer: all layers share the number of queries and keys and the labels,
+each has a feature size of its own. The first derivative is an op too, and so is the second.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim4dd._checks import refuse_forward_ad
+from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops import _contrastive_autograd as autograd
+from mim4dd.reference import Contrast, Critic
+
+_PAIRS = (
+    "Tensor[] query, Tensor[] key, Tensor labels, Tensor? key_labels, "
+    "Tensor logit_scale, Tensor? bias"
+)
+_CRITIC = "str kind, bool decoupled, bool exclude_self, float hardness, bool normalize"
+_UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
+
+# `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
+# last two as one number per layer, (L,).
+LIB.define(
+    f"contrastive({_PAIRS}, {_CRITIC}, bool[] gradients)"
+    " -> (Tensor loss, Tensor lse, Tensor positive_weight, Tensor[] unit_gradients)"
+)
+LIB.define(f"contrastive_bwd({_PAIRS}, {_CRITIC}, {_UPSTREAM}, bool[] gradients) -> Tensor[]")
+LIB.define(
+    f"contrastive_bwd_bwd({_PAIRS}, {_CRITIC}, {_UPSTREAM}, Tensor[] tangent_query,"
+    " Tensor[] tangent_key, Tensor tangent_logit_scale, Tensor tangent_bias, bool[] gradients)"
+    " -> (Tensor grad_grad_loss, Tensor grad_grad_lse, Tensor[] gradients)"
+)
+
+
+def contrastive(
+    query: Sequence[Tensor],  # L of (N, D)
+    key: Sequence[Tensor],  # L of (M, D)
+    labels: Tensor,  # (N,) int64
+    key_labels: Tensor | None,  # (M,) int64
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None,  # ()
+    critic: Critic,
+    *,
+    uniform: bool,
+) -> Contrast:
+    """:func:`mim4dd.reference.contrastive` of every layer, by kernels: loss and lse (L, N).
+
+    ``uniform`` announces that all queries of a layer will have the same upstream gradient, as after
+    a sum or a mean: then gradients are formed along with the losses, by three matrix products
+    instead of four. Where it turns out wrong that costs time, never the result.
+    """
+    inputs = (*query, *key, logit_scale, *(() if bias is None else (bias,)))
+    refuse_forward_ad("the contrastive kernel", *inputs)
+    wanted = [
+        uniform and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in group)
+        for group in (query, key, [logit_scale], [] if bias is None else [bias])
+    ]
+    loss, lse, positive_weight, _ = torch.ops.mim4dd.contrastive(
+        list(query), list(key), labels, key_labels, logit_scale, bias, *critic, wanted
+    )
+    return Contrast(loss, lse, positive_weight)
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    """The launcher of Triton kernels of this name."""
+
+    def launch(*inputs: Any) -> Any:
+        from mim4dd.kernels import contrastive as kernels  # imports Triton, so not at the top
+
+        return getattr(kernels, name)(*inputs)
+
+    return launch
+
+
+for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
+    expect_compiled(_name, "CPU")
+    LIB.impl(_name, _launcher(_name), "CUDA")
+
+
+def _empty_gradients(
+    query: list[Tensor], key: list[Tensor], logit_scale: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    sides = [side for side, is_wanted in zip((query, key), wanted[:2], strict=True) if is_wanted]
+    of_features = [features.new_empty(features.shape) for side in sides for features in side]
+    return of_features + [logit_scale.new_empty(len(query)) for _ in range(sum(wanted[2:]))]
+
+
+@torch.library.register_fake("mim4dd::contrastive", lib=LIB)
+def _fake(
+    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, logit_scale: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    loss = logit_scale.new_empty(len(query), labels.shape[0])
+    gradients = _empty_gradients(query, key, logit_scale, rest[-1])
+    return loss, torch.empty_like(loss), logit_scale.new_empty(labels.shape), gradients
+
+
+@torch.library.register_fake("mim4dd::contrastive_bwd", lib=LIB)
+def _fake_bwd(
+    query: list[Tensor], key: list[Tensor], _: Any, __: Any, logit_scale: Tensor, *rest: Any
+) -> list[Tensor]:
+    return _empty_gradients(query, key, logit_scale, rest[-1])
+
+
+@torch.library.register_fake("mim4dd::contrastive_bwd_bwd", lib=LIB)
+def _fake_bwd_bwd(
+    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, logit_scale: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    first = logit_scale.new_empty(len(query), labels.shape[0])
+    return first, torch.empty_like(first), _empty_gradients(query, key, logit_scale, rest[-1])
+
+
+autograd.register(LIB)

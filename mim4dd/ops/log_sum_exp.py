@@ -1,0 +1,85 @@
+"""The log-sum-exp of all logits of a query: public function and checks."""
+
+import torch
+from torch import Tensor
+
+from mim4dd._checks import Backend
+from mim4dd.ops._contrastive import (
+    Features,
+    Layers,
+    Positives,
+    as_layers,
+    as_logit_scale,
+    evaluate,
+    masked,
+)
+from mim4dd.reference import NO_POSITIVE, Critic
+
+__all__ = ["log_sum_exp"]
+
+
+def log_sum_exp(
+    query: Features,  # (N, D)
+    key: Features,  # (M, D)
+    *,
+    key_mask: Tensor | None = None,  # (M,)
+    exclude_self: bool = False,
+    temperature: Tensor | float = 0.1,
+    logit_scale: Tensor | float | None = None,
+    normalize: bool = False,
+    backend: Backend = None,
+) -> Tensor:
+    r"""The normaliser of every contrastive softmax, without the logits it sums over.
+
+    .. math:: \operatorname{lse}_i = \log \sum_{j \in A(i)} e^{q_i^\top k_j / \tau}
+
+    Differentiable twice, by fused kernels. What other losses are built from: those with a prior on
+    the normaliser, or with positives that are no keys.
+
+    Args:
+        query: Queries: (N, D), or layers of them as in :func:`mim4dd.info_nce`.
+        key: Keys, in dtype and on device of ``query``. (M, D)
+        key_mask: False for keys to ignore. (M,), bool
+        exclude_self: Keys are the queries: leave out key i of query i.
+        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        logit_scale: 1/τ in place of ``temperature``; likewise.
+        normalize: Scale every row of both sides to unit length first.
+        backend: None, or ``"reference"`` for the plain PyTorch definition.
+
+    Returns:
+        In nats, float32 or wider, −inf over no key: (N,), or (L, N) for layers.
+
+    Raises:
+        ValueError: On a shape, device or value that the formula does not cover.
+        TypeError: On a dtype that it does not cover.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> mim4dd.log_sum_exp(torch.eye(2), torch.eye(2), temperature=1.0)
+        tensor([1.3133, 1.3133])
+    """
+    layers = as_layers(query, key)
+    scale = as_logit_scale(layers, temperature, logit_scale)
+    return log_sum_exp_of(layers, scale, key_mask, exclude_self, normalize, backend)
+
+
+def log_sum_exp_of(
+    layers: Layers,
+    logit_scale: Tensor,
+    key_mask: Tensor | None,
+    exclude_self: bool,
+    normalize: bool,
+    backend: Backend,
+) -> Tensor:
+    """The same of checked arguments."""
+    labels = torch.full((layers.num_queries,), NO_POSITIVE, device=layers.device)
+    _, contrast = evaluate(
+        layers,
+        masked(layers, Positives(labels, None), None, key_mask),
+        logit_scale,
+        None,
+        Critic(exclude_self=exclude_self, normalize=normalize),
+        "none",
+        backend,
+    )
+    return contrast.lse

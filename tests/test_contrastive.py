@@ -1,0 +1,297 @@
+"""The contrastive op: every critic, all derivatives, registration, layers, what is ignored."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from mim4dd import reference
+from mim4dd.ops.contrastive import contrastive
+from mim4dd.reference import Contrast, Critic
+
+SOFTMAX = [Critic(kind, decoupled) for kind in ("out", "in") for decoupled in (False, True)]
+CRITICS = [*SOFTMAX, Critic("nce")]
+# Every pair of options occurs with every critic; all combinations would be eight times as many.
+OPTIONS = [
+    {"exclude_self": own, "hardness": hardness, "normalize": normalize}
+    for own, hardness, normalize in [
+        (False, 0.0, False),
+        (True, 0.5, False),
+        (True, 0.0, True),
+        (False, 0.5, True),
+    ]
+]
+
+
+class Problem:
+    """Random inputs in float64 for one call, with two layers of different size."""
+
+    def __init__(self, critic, by_index, ignoring, spread, device, n=13, m=19, sizes=(5, 3)):
+        self.critic, m = critic, n if critic.exclude_self else m
+        new = {"dtype": torch.float64, "device": device}
+        self.query = [(spread * torch.randn(n, d, **new)).requires_grad_() for d in sizes]
+        self.key = [torch.randn(m, d, **new).requires_grad_() for d in sizes]
+        self.labels = torch.randint(m if by_index else 5, (n,), device=device)
+        self.key_labels = None if by_index else torch.randint(4, (m,), device=device)
+        if ignoring:
+            self.labels[torch.rand(n, device=device) < 0.2] = reference.IGNORE
+            if not by_index:
+                self.key_labels[torch.rand(m, device=device) < 0.2] = reference.IGNORE
+        self.logit_scale = torch.tensor(1.5, **new, requires_grad=True)
+        self.bias = None
+        if critic.kind == "nce" and by_index:
+            self.bias = torch.tensor(-0.7, **new, requires_grad=True)
+        shared = [self.logit_scale, *([] if self.bias is None else [self.bias])]
+        self.inputs = [*self.query, *self.key, *shared]
+        self.upstream = [torch.randn(len(sizes), n, **new).requires_grad_() for _ in range(2)]
+        self.tangents = [torch.randn_like(tensor) for tensor in self.inputs]
+
+    def reference(self, _uniform=False):
+        of_layers = [
+            reference.contrastive(
+                q, k, self.labels, self.key_labels, self.logit_scale, self.bias, self.critic
+            )
+            for q, k in zip(self.query, self.key, strict=True)
+        ]
+        loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
+        return Contrast(loss, lse, of_layers[0].positive_weight)
+
+    def op(self, uniform=False):
+        return contrastive(
+            self.query,
+            self.key,
+            self.labels,
+            self.key_labels,
+            self.logit_scale,
+            self.bias,
+            self.critic,
+            uniform=uniform,
+        )
+
+    def derivatives(self, contrast):
+        """Gradients for both outputs and any upstream, and those of their sum along tangents."""
+        loss, lse, _ = contrast
+        on_loss, on_lse = self.upstream
+        total = (loss * on_loss).sum()
+        if lse.requires_grad and self.critic.kind != "nce":
+            total = total + lse.where(lse.isfinite(), 0).mul(on_lse).sum()
+        first = torch.autograd.grad(total, self.inputs, create_graph=True)
+        along = sum((g * t).sum() for g, t in zip(first, self.tangents, strict=True))
+        second = torch.autograd.grad(
+            along, [*self.inputs, *self.upstream], allow_unused=True, materialize_grads=True
+        )
+        return [*first, *second]
+
+
+def assert_same(actual, expected):
+    """Equal to rounding, on the scale of the tensor: sums of terms of both signs cancel."""
+    for a, e in zip(actual, expected, strict=True):
+        scale = e.detach().nan_to_num(posinf=0, neginf=0).abs().amax().item()
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9 * (1 + scale))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
+def test_values_and_derivatives(critic, options, device):
+    critic = critic._replace(**options)
+    # With logits up to 200 no shift is needed, with larger ones it is.
+    for by_index, ignoring, spread in itertools.product((False, True), (False, True), (1, 300)):
+        problem = Problem(critic, by_index, ignoring, spread, device)
+        expected = problem.reference()
+        actual = problem.op()
+        assert_same(actual, expected)
+        assert_same(problem.derivatives(actual), problem.derivatives(expected))
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
+def test_gradients_formed_along_with_the_losses(critic, device):
+    """As they are where the upstream gradient is the same for every query of a layer."""
+    problem = Problem(critic, False, True, 1, device)
+    factor = torch.randn(2, dtype=torch.float64, device=device)
+    gradients = [
+        torch.autograd.grad((contrast.loss.sum(1) * factor).sum(), problem.inputs)
+        for contrast in (problem.reference(), problem.op(uniform=True))
+    ]
+    assert_same(gradients[1], gradients[0])
+
+
+def test_a_broken_promise_of_uniformity_costs_only_time(device):
+    problem = Problem(Critic(), False, False, 1, device)
+    expected, actual = problem.reference(), problem.op(uniform=True)
+    assert_same(problem.derivatives(actual), problem.derivatives(expected))
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_several_tiles_in_every_direction(by_index, device):
+    problem = Problem(Critic(), by_index, True, 1, device, n=600, m=1300, sizes=(17,))
+    expected = problem.reference()
+    assert_same(problem.op(), expected)
+    assert_same(problem.derivatives(problem.op()), problem.derivatives(expected))
+
+
+def test_what_is_ignored_may_hold_anything(device):
+    problem = Problem(Critic(), False, True, 1, device)
+    problem.labels[3], problem.key_labels[4] = reference.IGNORE, reference.IGNORE
+    expected = [*problem.op(), *problem.derivatives(problem.op())]
+    with torch.no_grad():
+        problem.query[0][3] = math.nan
+        problem.key[0][4] = math.inf
+    actual = [*problem.op(), *problem.derivatives(problem.op())]
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
+@pytest.mark.parametrize("spread", [1, 1000])
+def test_non_finite_keys_reach_every_query(critic, bad, spread, device):
+    problem = Problem(critic, False, False, spread, device)
+    problem.query = [query.detach().abs() for query in problem.query]
+    with torch.no_grad():
+        problem.key[1][7, 2] = bad
+    loss, _, weight = problem.op()
+    assert loss[1].isnan().all()
+    assert loss[0].isfinite().all()
+    gradient = torch.autograd.grad(loss[1].sum(), problem.key[1])[0]
+    if (weight > 0).any():
+        assert gradient.isnan().any()
+
+
+@pytest.mark.parametrize("no", ["queries", "keys"])
+def test_nothing_that_takes_part(no, device):
+    problem = Problem(Critic(), False, False, 1, device)
+    (problem.labels if no == "queries" else problem.key_labels).fill_(reference.IGNORE)
+    expected = problem.reference()
+    assert_same(problem.op(), expected)
+    assert_same(problem.derivatives(problem.op()), problem.derivatives(expected))
+
+
+EXTREMES = ["certain", "large", "duplicated keys", "one member", "one class"]
+
+
+def extreme_inputs(extreme, device, n=96, d=24):
+    """Query, key, labels, logit_scale."""
+    key = torch.nn.functional.normalize(torch.randn(n, d, device=device), dim=1)
+    query, scale = key + 0.1 * torch.randn_like(key), 10.0
+    labels = torch.arange(n, device=device) % 5
+    if extreme == "certain":  # p of the positive is 1 to the last digit
+        labels, scale = torch.arange(n, device=device), 60.0
+    elif extreme == "large":
+        scale = 1e4
+    elif extreme == "duplicated keys":
+        key[n // 2 :] = key[: n - n // 2]
+    elif extreme == "one member":
+        labels[0] = 99
+    else:
+        labels = torch.zeros_like(labels)
+    return query, key, labels, scale
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("kind", ["out", "in", "nce"])
+def test_no_less_exact_than_plain_torch(extreme, kind, device):
+    """In float32, by the root mean square over draws: in one draw, rounding is a matter of luck."""
+    critic = Critic(kind)
+
+    def run(inputs, upstream, dtype, plain):
+        query, key, labels, scale = inputs
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (query, key)]
+        pairs = labels, labels, torch.tensor(scale, dtype=dtype, device=device), None, critic
+        if plain:
+            loss = reference.contrastive(*leaves, *pairs).loss
+        else:
+            q, k = leaves
+            loss = contrastive([q], [k], *pairs, uniform=False).loss[0]
+        return loss.detach(), *torch.autograd.grad(loss, leaves, upstream.to(dtype))
+
+    ours, plain, size = (torch.zeros(3, dtype=torch.float64) for _ in range(3))
+    for _ in range(16):
+        inputs = extreme_inputs(extreme, device)
+        upstream = torch.rand(len(inputs[0]), device=device)
+        exact = run(inputs, upstream, torch.float64, True)
+        size += torch.stack([e.square().sum().cpu() for e in exact])
+        for errors, is_plain in ((ours, False), (plain, True)):
+            actual = run(inputs, upstream, torch.float32, is_plain)
+            pairs = zip(actual, exact, strict=True)
+            errors += torch.stack([(a - e).square().sum().cpu() for a, e in pairs])
+    budget = 1.1 * plain.sqrt() + 1e-6 * size.sqrt()
+    assert (ours.sqrt() <= budget).all(), f"ours {ours.sqrt()}, plain {plain.sqrt()}"
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype, normalize, device):
+    query, key = torch.randn(2, 40, 33, device=device).to(dtype).requires_grad_().unbind()
+    scale = torch.tensor(0.5, device=device)
+    labels = torch.randint(4, (40,), device=device)
+    critic = Critic(normalize=normalize)
+    wide = [tensor.detach().float().requires_grad_() for tensor in (query, key)]
+    expected = contrastive([wide[0]], [wide[1]], labels, labels, scale, None, critic, uniform=True)
+    actual = contrastive([query], [key], labels, labels, scale, None, critic, uniform=True)
+    assert actual.loss.dtype == torch.float32
+    torch.testing.assert_close(actual.loss, expected.loss)
+    for a, e in zip(
+        torch.autograd.grad(actual.loss.sum(), (query, key)),
+        torch.autograd.grad(expected.loss.sum(), wide),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e.to(dtype))
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_the_same_bits_every_time(uniform, device):
+    problem = Problem(Critic(normalize=True), False, False, 1, device, n=300, m=700, sizes=(40, 9))
+
+    def run():
+        contrast = problem.op(uniform)
+        return [*contrast, *torch.autograd.grad(contrast.loss.sum(), problem.inputs)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("critic", [Critic(), Critic("in", normalize=True), Critic("nce")], ids=str)
+def test_registration(critic, device):
+    problem = Problem(critic, False, False, 1, device)
+    pairs = (
+        *(problem.query, problem.key, problem.labels, problem.key_labels),
+        *(problem.logit_scale, problem.bias),
+    )
+    ops = torch.ops.mim4dd
+    opcheck(ops.contrastive.default, (*pairs, *critic, [True, True, True, False]))
+    opcheck(ops.contrastive.default, (*pairs, *critic, [False] * 4))
+    with torch.no_grad():
+        _, lse, weight = problem.op()
+    saved = (lse, weight, problem.upstream[0].detach(), problem.upstream[1].detach())
+    opcheck(ops.contrastive_bwd.default, (*pairs, *critic, *saved, [True, True, True, False]))
+    if critic.normalize:
+        return
+    zeros = torch.zeros(2, dtype=torch.float64, device=device)
+    tangents = (
+        [t.detach() for t in problem.query],
+        [t.detach() for t in problem.key],
+        zeros,
+        zeros,
+    )
+    detached = [[t.detach() for t in side] for side in pairs[:2]]
+    opcheck(
+        ops.contrastive_bwd_bwd.default,
+        (
+            *detached,
+            *pairs[2:4],
+            pairs[4].detach(),
+            None,
+            *critic,
+            *saved,
+            *tangents,
+            [True] * 3 + [False],
+        ),
+    )
+
+
+def test_a_third_derivative_is_refused(device):
+    problem = Problem(Critic(), False, False, 1, device)
+    first = torch.autograd.grad(problem.op().loss.sum(), problem.query[0], create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), problem.query[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="a third was asked for"):
+        torch.autograd.grad(second[0].sum(), problem.query[0])
