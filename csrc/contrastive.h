@@ -155,13 +155,6 @@ Problem<T> make_problem(
   return problem;
 }
 
-template <typename T>
-Tensor as_type(const Tensor& tensor) {
-  return torch::stable::contiguous(
-      tensor.scalar_type() == scalar_type_of<T>() ? tensor
-                                                  : torch::stable::to(tensor, scalar_type_of<T>()));
-}
-
 // Terms by layer and row, summed over the rows: in one order, whatever thread computed what.
 template <typename T>
 Tensor sum_by_layer(const std::vector<T>& terms, int64_t layers, int64_t rows) {

@@ -17,6 +17,11 @@ constexpr int64_t kRowGrain = 256;
 // As torch.nn.functional.normalize: shorter rows are divided by this, not by their length.
 constexpr double kSmallestNorm = 1e-12;
 
+// exp of a logit of this size, and the sum of millions of them, is neither infinite nor denormal
+// without any shift.
+template <typename T>
+constexpr double kSafeLogit = sizeof(T) == 4 ? 40 : 300;
+
 template <typename T>
 struct Features {
   const int64_t* kept;  // of each row, its index in the input

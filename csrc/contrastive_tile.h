@@ -92,7 +92,7 @@ class Tile {
   template <typename Formed>
   bool exponentiate(const T* lse, const Formed& formed) {
     const Kind kind = problem.critic.kind;
-    const bool bounded = problem.largest_logit(layer) <= kSafeLogit;
+    const bool bounded = problem.largest_logit(layer) <= kSafeLogit<T>;
     const bool known = lse != nullptr && kind != Kind::kIn;
     for (int64_t row = first; row < last && known; ++row) {
       const T shift = lse[problem.pairs.queries[row]];
@@ -132,9 +132,6 @@ class Tile {
   }
 
  private:
-  // exp of it, and the sum of millions of them, is neither infinite nor denormal without any shift.
-  static constexpr double kSafeLogit = sizeof(T) == 4 ? 40 : 300;
-
   void form_logits(int64_t left, int64_t right) {
     const Matrix<T> logits = block(kWeights, left, right);
     multiply(

@@ -54,6 +54,13 @@ Matrix<T> as_matrix(const Tensor& tensor) {
       tensor.stride(1)};
 }
 
+template <typename T>
+Tensor as_type(const Tensor& tensor) {
+  return torch::stable::contiguous(
+      tensor.scalar_type() == scalar_type_of<T>() ? tensor
+                                                  : torch::stable::to(tensor, scalar_type_of<T>()));
+}
+
 // out = alpha a b, or out += alpha a b. Called from a thread of a parallel region, it runs on that one.
 template <typename T>
 void multiply(

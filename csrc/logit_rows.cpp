@@ -186,6 +186,51 @@ MIM4DD_SIMD T binary_second_order(
   return sum;
 }
 
+template <typename T>
+MIM4DD_SIMD T exp_sum(const T* logits, int64_t n, T shift) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += vector_exp(logits[j] - shift);
+  return sum;
+}
+
+template <typename T>
+MIM4DD_SIMD void column_extremes(const T* logits, int64_t n, T* lowest, T* highest) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    lowest[j] = logits[j] < lowest[j] ? logits[j] : lowest[j];
+    highest[j] = logits[j] > highest[j] ? logits[j] : highest[j];
+  }
+}
+
+template <typename T>
+MIM4DD_SIMD void add_columns(const T* exps, int64_t n, T* sums) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) sums[j] += exps[j];
+}
+
+template <typename T>
+MIM4DD_SIMD void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) sums[j] += vector_exp(logits[j] - shifts[j]);
+}
+
+template <typename T>
+MIM4DD_SIMD void symmetric_weights(
+    T* logits, int64_t n, T factor, T shift, const T* column_factors, const T* column_shifts) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    logits[j] = factor * vector_exp(logits[j] - shift) +
+        column_factors[j] * vector_exp(logits[j] - column_shifts[j]);
+  }
+}
+
+template <typename T>
+MIM4DD_SIMD void symmetric_weights(T* logits, int64_t n, T factor, const T* column_factors) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) logits[j] = (factor + column_factors[j]) * vector_exp(logits[j]);
+}
+
 #define MIM4DD_INSTANTIATE(T)                                                                       \
   template Extremes<T> extremes(const T*, int64_t);                                                 \
   template Extremes<T> labelled_extremes(const T*, const int32_t*, int32_t, int64_t);               \
@@ -202,7 +247,13 @@ MIM4DD_SIMD T binary_second_order(
   template void positive_weights(T*, const int32_t*, int32_t, int64_t, T, T);                       \
   template void softmax_second_order(T*, T*, int64_t, T, T);                                        \
   template void softmax_second_order(T*, T*, const T*, int64_t, T, T, T);                           \
-  template T binary_second_order(T*, T*, const int32_t*, int32_t, int64_t, T);
+  template T binary_second_order(T*, T*, const int32_t*, int32_t, int64_t, T);                      \
+  template T exp_sum(const T*, int64_t, T);                                                         \
+  template void column_extremes(const T*, int64_t, T*, T*);                                         \
+  template void add_columns(const T*, int64_t, T*);                                                 \
+  template void add_column_exps(const T*, int64_t, const T*, T*);                                   \
+  template void symmetric_weights(T*, int64_t, T, T, const T*, const T*);                           \
+  template void symmetric_weights(T*, int64_t, T, const T*);
 
 MIM4DD_INSTANTIATE(float)
 MIM4DD_INSTANTIATE(double)

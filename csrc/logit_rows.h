@@ -88,4 +88,27 @@ template <typename T>
 T binary_second_order(
     T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g);
 
+// sum of exp(logit - shift).
+template <typename T>
+T exp_sum(const T* logits, int64_t n, T shift);
+
+// By column, over one more row of logits: the lowest and the highest so far.
+template <typename T>
+void column_extremes(const T* logits, int64_t n, T* lowest, T* highest);
+
+// By column, over one more row: sums += exps; sums += exp(logits - shifts).
+template <typename T>
+void add_columns(const T* exps, int64_t n, T* sums);
+template <typename T>
+void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums);
+
+// Weights of both directions of one row: logits := factor·exp(logit - shift) by row and by column.
+template <typename T>
+void symmetric_weights(
+    T* logits, int64_t n, T factor, T shift, const T* column_factors, const T* column_shifts);
+
+// The same where no shift is needed: logits := (factor + column factor)·exp(logit).
+template <typename T>
+void symmetric_weights(T* logits, int64_t n, T factor, const T* column_factors);
+
 }  // namespace mim4dd

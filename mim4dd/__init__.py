@@ -1,6 +1,7 @@
 """Dataset distillation by mutual-information maximisation, on fused kernels."""
 
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
+from mim4dd.ops.clip_loss import clip_loss
 from mim4dd.ops.info_nce import info_nce
 from mim4dd.ops.log_sum_exp import log_sum_exp
 from mim4dd.ops.mi_lower_bound import mi_lower_bound
@@ -17,6 +18,7 @@ __all__ = [
     "MIM4DDLoss",
     "NCELoss",
     "SupConLoss",
+    "clip_loss",
     "flatten_parameters",
     "info_nce",
     "log_sum_exp",

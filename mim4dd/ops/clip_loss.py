@@ -1,0 +1,188 @@
+"""The symmetric loss of CLIP: public function, checks and operator registration."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mim4dd._checks import (
+    Backend,
+    Reduction,
+    check_choice,
+    refuse_forward_ad,
+)
+from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._contrastive import Layers, as_layers, as_logit_scale, by_label, evaluate
+from mim4dd.reference import Critic
+
+__all__ = ["clip_loss"]
+
+
+def clip_loss(
+    query: Tensor,  # (N, D)
+    key: Tensor,  # (N, D)
+    *,
+    labels: Tensor | None = None,  # (N,)
+    temperature: Tensor | float = 0.1,
+    logit_scale: Tensor | float | None = None,
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+    backend: Backend = None,
+) -> Tensor:
+    r"""InfoNCE of pairs in both directions: query against keys and key against queries.
+
+    .. math::
+        \ell_i = \tfrac12 \Big(\log \sum_j e^{s_{ij}} + \log \sum_j e^{s_{ji}}\Big) - s_{ii},
+        \qquad s_{ij} = q_i^\top k_j / \tau
+
+    On a CPU both log-sum-exps come from one pass over the logits, which are never stored, and the
+    gradients of both directions from another: four matrix products, where two calls of
+    :func:`mim4dd.info_nce` need six. With ``labels``, and on a GPU, it is those two calls.
+
+    Args:
+        query: One side of the pairs, such as images. (N, D), floating point
+        key: The other side, such as texts, in dtype and on device of ``query``. (N, D)
+        labels: Pairs with the same label are each other's positives; -1 to ignore a pair. (N,)
+        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        logit_scale: 1/τ in place of ``temperature``, as CLIP learns it; likewise.
+        reduction: ``"mean"`` or ``"sum"`` over the pairs, or ``"none"``.
+        normalize: Scale every row of both sides to unit length first.
+        backend: None, or ``"reference"`` for the plain PyTorch definition.
+
+    Returns:
+        Loss in nats, float32 or wider: a scalar, or (N,) for ``reduction="none"``. NaN, never a
+        finite number, if a feature that takes part is NaN or infinite.
+
+    Raises:
+        ValueError: On a shape, device or value that the formula does not cover.
+        TypeError: On a dtype that it does not cover.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> mim4dd.clip_loss(torch.eye(3), torch.eye(3), logit_scale=1.0)
+        tensor(0.5514)
+
+    References:
+        Radford et al. Learning Transferable Visual Models From Natural Language Supervision.
+        arXiv:2103.00020, figure 3.
+    """
+    layers = as_layers(query, key)
+    if not layers.single or layers.num_queries != layers.num_keys:
+        raise ValueError(
+            "query and key must both be (N, D), one key for each query, "
+            f"got {layers.num_queries} queries and {layers.num_keys} keys"
+        )
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    scale = as_logit_scale(layers, temperature, logit_scale)
+    if labels is None and backend is None and layers.device.type == "cpu":
+        refuse_forward_ad("clip_loss", query, key, scale)
+        query, key = (
+            F.normalize(rows.to(layers.dtype), dim=1) if normalize else rows
+            for rows in (query, key)
+        )
+        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale)
+        loss = (of_query + of_key) / 2
+        if reduction == "none":
+            return loss
+        return loss.mean() if reduction == "mean" else loss.sum()
+    if labels is None:
+        labels = torch.arange(layers.num_queries, device=layers.device)
+    return _by_direction(layers, labels, scale, reduction, normalize, backend)
+
+
+def _by_direction(
+    layers: Layers,
+    labels: Tensor,
+    scale: Tensor,
+    reduction: Reduction,
+    normalize: bool,
+    backend: Backend,
+) -> Tensor:
+    """The mean of both directions, each on its own."""
+    critic = Critic(normalize=normalize)
+    directions = [
+        evaluate(pair, by_label(pair, labels, labels), scale, None, critic, reduction, backend)[0]
+        for pair in (layers, Layers(layers.key, layers.query, single=True))
+    ]
+    return (directions[0] + directions[1]) / 2
+
+
+# Beside the losses the shift of each softmax and its sum of exp(logit − shift).
+_OUTPUTS = (
+    "Tensor query_loss, Tensor key_loss, Tensor query_shift, Tensor key_shift, Tensor query_sum, "
+    "Tensor key_sum"
+)
+LIB.define(f"clip_loss(Tensor query, Tensor key, Tensor logit_scale) -> ({_OUTPUTS})")
+LIB.define(
+    f"clip_loss_bwd(Tensor query, Tensor key, Tensor logit_scale, {_OUTPUTS},"
+    " Tensor grad_query_loss, Tensor grad_key_loss)"
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_logit_scale)"
+)
+expect_compiled("clip_loss", "CPU")
+expect_compiled("clip_loss_bwd", "CPU")
+
+
+@torch.library.register_fake("mim4dd::clip_loss", lib=LIB)
+def _fake(query: Tensor, key: Tensor, logit_scale: Tensor) -> tuple[Tensor, ...]:
+    return tuple(logit_scale.new_empty(query.shape[0]) for _ in range(6))
+
+
+@torch.library.register_fake("mim4dd::clip_loss_bwd", lib=LIB)
+def _fake_bwd(query: Tensor, key: Tensor, logit_scale: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), torch.empty_like(logit_scale)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _backward(ctx: Any, on_query: Tensor, on_key: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    query, key, logit_scale, *outputs = ctx.saved_tensors
+    # The outputs only save work: the derivative through them is part of the op's own.
+    saved = [output.detach() for output in outputs]
+    return torch.ops.mim4dd.clip_loss_bwd(query, key, logit_scale, *saved, on_query, on_key)
+
+
+def _setup_bwd(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_bwd(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+    """The second derivative of each direction, by the op of :func:`mim4dd.info_nce`."""
+    query, key, scale, _, _, *softmax, on_query, on_key = ctx.saved_tensors
+    query_lse, key_lse = (
+        shift + total.log() for shift, total in zip(softmax[:2], softmax[2:], strict=True)
+    )
+    tangent_query, tangent_key, tangent_scale = tangents
+    positives = torch.arange(query.shape[0], device=query.device)
+    weight = torch.ones_like(query_lse)
+
+    def direction(
+        rows: Tensor, columns: Tensor, lse: Tensor, upstream: Tensor, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        shared = scale.new_zeros(1)
+        on_upstream, _, gradients = torch.ops.mim4dd.contrastive_bwd_bwd(
+            *([rows], [columns], positives, None, scale, None, *Critic()),
+            *(lse[None], weight, upstream[None], None, [a], [b], tangent_scale[None], shared),
+            [True, True, True, False],
+        )
+        return on_upstream[0], gradients
+
+    on_on_query, by_query = direction(query, key, query_lse, on_query, tangent_query, tangent_key)
+    on_on_key, by_key = direction(key, query, key_lse, on_key, tangent_key, tangent_query)
+    return (
+        by_query[0] + by_key[1],
+        by_query[1] + by_key[0],
+        (by_query[2] + by_key[2])[0],
+        *(None,) * 6,
+        on_on_query,
+        on_on_key,
+    )
+
+
+torch.library.register_autograd("mim4dd::clip_loss", _backward, setup_context=_setup, lib=LIB)
+torch.library.register_autograd(
+    "mim4dd::clip_loss_bwd", _backward_bwd, setup_context=_setup_bwd, lib=LIB
+)

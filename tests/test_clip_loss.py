@@ -1,0 +1,138 @@
+"""clip_loss: both directions against the textbook form, derivatives, registration, errors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerance import assert_norm_no_worse
+from torch.library import opcheck
+
+from mim4dd import clip_loss
+
+
+def textbook(query, key, logit_scale):
+    """The loss of CLIP's paper, by pair."""
+    logits = logit_scale * query @ key.T
+    index = torch.arange(len(query), device=query.device)
+    directions = [F.cross_entropy(each, index, reduction="none") for each in (logits, logits.T)]
+    return (directions[0] + directions[1]) / 2
+
+
+def make_inputs(n, d, dtype, device, spread=1.0):
+    query, key = (
+        (F.normalize(torch.randn(n, d, dtype=torch.float64, device=device), dim=1) * size)
+        .to(dtype)
+        .requires_grad_()
+        for size in (spread, 1.0)
+    )
+    return query, key
+
+
+def run(fn, query, key, scale, upstream):
+    scale = scale.detach().requires_grad_()
+    loss = fn(query, key, scale)
+    return loss, *torch.autograd.grad(loss, (query, key, scale), upstream.to(loss.dtype))
+
+
+def ours(query, key, scale):
+    return clip_loss(query, key, logit_scale=scale, reduction="none")
+
+
+# Logits up to 40 need no shift, larger ones do; 600 pairs are several tiles in every direction.
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3), (2, 1), (33, 17), (600, 8)], ids=str)
+def test_values_and_gradients(shape, dtype, spread, device):
+    query, key = make_inputs(*shape, dtype, device, spread)
+    scale = torch.tensor(7.0, dtype=dtype, device=device)
+    upstream = torch.rand(shape[0], device=device)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in (query, key)]
+    exact = run(textbook, *doubles, scale.double(), upstream)
+    plain = run(textbook, query, key, scale, upstream)
+    actual = run(ours, query, key, scale, upstream)
+    for a, p, e in zip(actual[:3], plain[:3], exact[:3], strict=True):
+        assert_norm_no_worse(a, p, e)
+    size = 2 * spread * upstream.sum()  # of the terms that the last gradient sums
+    assert (actual[3] - exact[3]).abs() <= 8 * torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("spread", [1.0, 500.0])
+def test_derivatives_of_first_and_second_order(spread, device):
+    query, key = make_inputs(5, 3, torch.float64, device, spread)
+    scale = torch.tensor(2.0 / spread, dtype=torch.float64, device=device, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, (query, key, scale))
+    assert torch.autograd.gradgradcheck(ours, (query, key, scale))
+
+
+def test_options_are_the_mean_of_two_info_nce(device):
+    query, key = (3 * tensor for tensor in make_inputs(7, 4, torch.float64, device))
+    unit = [F.normalize(tensor, dim=1) for tensor in (query, key)]
+    expected = textbook(*unit, 1 / 0.2)
+    arguments = {"temperature": 0.2, "normalize": True}
+    for reduction, value in (
+        ("none", expected),
+        ("sum", expected.sum()),
+        ("mean", expected.mean()),
+    ):
+        for backend in (None, "reference"):
+            actual = clip_loss(query, key, reduction=reduction, backend=backend, **arguments)
+            torch.testing.assert_close(actual, value)
+    every_own = torch.arange(7, device=device)
+    torch.testing.assert_close(
+        clip_loss(query, key, labels=every_own, **arguments), expected.mean()
+    )
+
+
+def test_labels_make_several_positives(device):
+    query, key = make_inputs(8, 5, torch.float64, device)
+    labels = torch.tensor([0, 0, 1, 1, 2, 3, 3, -1], device=device)
+    same = (labels[:, None] == labels)[:7, :7].double()
+    logits = 10 * query[:7] @ key[:7].T
+    target = same / same.sum(1, keepdim=True)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(clip_loss(query, key, labels=labels), expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_non_finite_features_give_nan(side, bad, device):
+    inputs = [tensor.detach() for tensor in make_inputs(6, 4, torch.float32, device)]
+    inputs[side][2, 1] = bad
+    assert clip_loss(*inputs).isnan()
+    assert clip_loss(*inputs, backend="reference").isnan()
+
+
+def test_certain_pairs_keep_their_digits(device):
+    """At p = 1 to the last digit of float32 the loss and its gradient are small, not 0."""
+    key = torch.eye(8, device=device)
+    query = key.clone().requires_grad_()
+    doubled = query.detach().double().requires_grad_()
+    exact = textbook(doubled, key.double(), 20.0)
+    actual = ours(query, key, torch.tensor(20.0, device=device))
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.sum(), query)[0].double(),
+        torch.autograd.grad(exact.sum(), doubled)[0],
+        rtol=1e-5,
+        atol=1e-17,
+    )
+
+
+def test_registration():
+    query, key = make_inputs(9, 4, torch.float64, "cpu")
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    opcheck(torch.ops.mim4dd.clip_loss.default, (query, key, scale))
+    with torch.no_grad():
+        outputs = torch.ops.mim4dd.clip_loss(query, key, scale)
+    upstream = [torch.rand(9, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    opcheck(torch.ops.mim4dd.clip_loss_bwd.default, (query, key, scale, *outputs, *upstream))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="one key for each query"):
+        clip_loss(torch.zeros(4, 8), torch.zeros(5, 8))
+    with pytest.raises(ValueError, match="logit_scale must be positive"):
+        clip_loss(torch.zeros(4, 8), torch.zeros(4, 8), logit_scale=-1.0)
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        clip_loss(torch.zeros(4, 8), torch.zeros(4, 8), reduction="avg")
