@@ -85,14 +85,14 @@ def _number(name: str, value: Tensor | float) -> float:
 def check_positive(name: str, value: Tensor | float) -> None:
     """Require a finite number above zero."""
     value = _number(name, value)
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_finite(name: str, value: Tensor | float) -> None:
     """Require a finite number."""
     value = _number(name, value)
-    if not math.isfinite(value):
+    if not abs(value) < math.inf:  # math.isfinite cannot be traced
         raise ValueError(f"{name} must be finite, got {value}")
 
 

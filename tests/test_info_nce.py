@@ -172,13 +172,6 @@ def test_gradient_only_where_asked(which, device):
     assert (key.grad is not None) == (which == "key")
 
 
-def test_forward_ad_is_refused():
-    query, key = make_inputs((4, 4, 3), torch.float64, "cpu")
-    tangent = torch.randn_like(query)
-    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda q: info_nce(q, key.detach()), (query.detach(),), (tangent,))
-
-
 @pytest.mark.parametrize("stride", ["rows", "columns", "transposed", "expanded"])
 def test_any_strides(stride, device):
     query, key = (tensor.detach() for tensor in make_inputs((32, 32, 16), torch.float32, device))

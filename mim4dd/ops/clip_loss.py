@@ -13,6 +13,7 @@ from mim4dd._checks import (
     refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops import _contrastive_transforms as transforms
 from mim4dd.ops._contrastive import Layers, as_layers, as_logit_scale, by_label, evaluate
 from mim4dd.reference import Critic
 
@@ -75,8 +76,12 @@ def clip_loss(
         )
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     scale = as_logit_scale(layers, temperature, logit_scale)
-    if labels is None and backend is None and layers.device.type == "cpu":
-        refuse_forward_ad("clip_loss", query, key, scale)
+    fused = labels is None and backend is None and layers.device.type == "cpu"
+    if torch.compiler.is_compiling():
+        refuse_forward_ad("the compiled clip_loss", query, key, scale)
+    elif transforms.active():  # the other ops have rules for them
+        fused = False
+    if fused:
         query, key = (
             F.normalize(rows.to(layers.dtype), dim=1) if normalize else rows
             for rows in (query, key)

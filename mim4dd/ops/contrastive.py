@@ -13,6 +13,7 @@ from torch import Tensor
 from mim4dd._checks import refuse_forward_ad
 from mim4dd._library import LIB, expect_compiled
 from mim4dd.ops import _contrastive_autograd as autograd
+from mim4dd.ops import _contrastive_transforms as transforms
 from mim4dd.reference import Contrast, Critic
 
 _PAIRS = (
@@ -53,8 +54,11 @@ def contrastive(
     a sum or a mean: then gradients are formed along with the losses, by three matrix products
     instead of four. Where it turns out wrong that costs time, never the result.
     """
-    inputs = (*query, *key, logit_scale, *(() if bias is None else (bias,)))
-    refuse_forward_ad("the contrastive kernel", *inputs)
+    if torch.compiler.is_compiling():
+        shared = (logit_scale,) if bias is None else (logit_scale, bias)
+        refuse_forward_ad("the compiled contrastive kernel", *query, *key, *shared)
+    elif transforms.active():
+        return transforms.contrast(query, key, labels, key_labels, logit_scale, bias, critic)
     wanted = [
         uniform and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in group)
         for group in (query, key, [logit_scale], [] if bias is None else [bias])
@@ -79,6 +83,9 @@ def _launcher(name: str) -> Callable[..., Any]:
 for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
     expect_compiled(_name, "CPU")
     LIB.impl(_name, _launcher(_name), "CUDA")
+    torch.library.register_vmap(
+        f"mim4dd::{_name}", transforms.one_by_one(getattr(torch.ops.mim4dd, _name)), lib=LIB
+    )
 
 
 def _empty_gradients(
