@@ -111,6 +111,17 @@ def test_compiled_without_a_graph_break(name, dynamic, device):
     )
 
 
+def test_compiled_forward_mode(loss):
+    query, tangent = torch.randn(2, 6, 4, dtype=torch.float64)
+
+    def along(query, backend=None):
+        return jvp(lambda q: loss(q, backend), (query,), (tangent,))[1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(along, backend="aot_eager")
+    torch.testing.assert_close(compiled(query), along(query, "reference"))
+
+
 def test_compiled_by_inductor():
     """Values that the host may not look at, layers, masks and a learned temperature."""
     labels, key_labels = labelled()

@@ -268,14 +268,3 @@ def test_normalising_half_precision_does_not_overflow(device):
     large = (rows * 1e4).half()  # whose squared norm is beyond float16
     actual = info_nce(large, large, temperature=1.0, normalize=True)
     torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
-
-
-def test_compiled_forward_ad_is_refused_too():
-    query, key = torch.randn(2, 5, 4).unbind()
-
-    @torch.compile(backend="aot_eager")
-    def directional(query):
-        return torch.func.jvp(lambda q: info_nce(q, key), (query,), (query,))[1]
-
-    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        directional(query)

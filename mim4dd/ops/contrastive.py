@@ -54,19 +54,21 @@ def contrastive(
     a sum or a mean: then gradients are formed along with the losses, by three matrix products
     instead of four. Where it turns out wrong that costs time, never the result.
     """
-    if torch.compiler.is_compiling():
-        shared = (logit_scale,) if bias is None else (logit_scale, bias)
-        refuse_forward_ad("the compiled contrastive kernel", *query, *key, *shared)
-    elif transforms.active():
+    if not torch.compiler.is_compiling() and transforms.active():
         return transforms.contrast(query, key, labels, key_labels, logit_scale, bias, critic)
+    shared = labels, key_labels, logit_scale, bias
     wanted = [
         uniform and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in group)
         for group in (query, key, [logit_scale], [] if bias is None else [bias])
     ]
-    loss, lse, positive_weight, _ = torch.ops.mim4dd.contrastive(
-        list(query), list(key), labels, key_labels, logit_scale, bias, *critic, wanted
-    )
-    return Contrast(loss, lse, positive_weight)
+    if torch.compiler.is_compiling():
+        scalars = (logit_scale,) if bias is None else (logit_scale, bias)
+        refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
+        return Contrast(
+            *torch.ops.mim4dd.contrastive(list(query), list(key), *shared, *critic, wanted)[:3]
+        )
+    function = autograd.ContrastiveFunction
+    return Contrast(*function.apply(critic, wanted, *shared, *query, *key))
 
 
 def _launcher(name: str) -> Callable[..., Any]:
