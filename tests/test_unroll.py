@@ -97,7 +97,7 @@ def test_gradients_match_the_naive_graph(num_steps, batch, augmented, soft, budg
         memory_budget=BUDGETS[budget],
     )
     expected = naive_sgd(*inputs, augment=step_draws(5, num_steps) if augmented else None)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
     leaves = [theta_0, image_syn, lr] + ([label_syn] if soft else [])
     assert_same_gradients(actual, expected, leaves)
 
