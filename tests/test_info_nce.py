@@ -163,6 +163,18 @@ def test_derivatives_of_first_and_second_order(device, backend):
     assert torch.autograd.gradgradcheck(loss, (query, key, temperature))
 
 
+def test_second_derivatives_where_the_upstream_gradient_depends_on_the_inputs(device):
+    query, key = make_inputs((4, 5, 3), torch.float64, device)
+    temperature = torch.tensor(0.5, dtype=torch.float64, device=device, requires_grad=True)
+
+    def squares(query, key, temperature):
+        return info_nce(
+            query, key, temperature=temperature, normalize=True, reduction="none"
+        ).square()
+
+    assert torch.autograd.gradgradcheck(squares, (query, key, temperature))
+
+
 @pytest.mark.parametrize("which", ["query", "key"])
 def test_gradient_only_where_asked(which, device):
     query, key = make_inputs((16, 24, 8), torch.float32, device)

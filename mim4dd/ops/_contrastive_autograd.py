@@ -235,8 +235,13 @@ def _derivative_through_unit_rows(
     """The same where the op normalises: the chain rule around it, over O((N + M) D) numbers."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases, so that a tensor given twice has the gradient of each of its places.
+        # Aliases, so that a tensor given twice has the gradient of each of its places, and none is
+        # reached through another: an upstream gradient may depend on the logit scale.
         query, key = ([rows.view_as(rows) for rows in side] for side in pairs[:2])
+        logit_scale, bias, on_loss, on_lse = (
+            None if each is None else each.view_as(each)
+            for each in (pairs.logit_scale, pairs.bias, grad_loss, grad_lse)
+        )
         units, lengths = zip(*(_unit_rows(rows) for rows in (*query, *key)), strict=True)
         layers = len(query)
         produced = [any(part is not None for part in side) for side in tangents[:2]]
@@ -244,12 +249,15 @@ def _derivative_through_unit_rows(
         flat = torch.ops.mim4dd.contrastive_bwd(
             units[:layers],
             units[layers:],
-            *pairs[2:],
+            pairs.labels,
+            pairs.key_labels,
+            logit_scale,
+            bias,
             *critic._replace(normalize=False),
             lse,
             positive_weight,
-            grad_loss,
-            grad_lse,
+            on_loss,
+            on_lse,
             produced,
         )
         of_units = _unflatten(flat, produced, layers)
@@ -269,16 +277,16 @@ def _derivative_through_unit_rows(
             if part is not None and tangent is not None:
                 outputs.append(part)
                 cotangents.append(tangent)
-        inputs = [*query, *key, pairs.logit_scale, pairs.bias, grad_loss, grad_lse]
+        inputs = [*query, *key, logit_scale, bias, on_loss, on_lse]
         needed = [i for i in inputs if i is not None and i.requires_grad]
         found = torch.autograd.grad(
             outputs, needed, cotangents, create_graph=create_graph, allow_unused=True
         )
     by_input = iter(found)
     ordered = [next(by_input) if i is not None and i.requires_grad else None for i in inputs]
-    of_scale, of_bias, on_loss, on_lse = ordered[2 * layers :]
+    of_scale, of_bias, of_loss, of_lse = ordered[2 * layers :]
     gradients = _Gradients(ordered[:layers], ordered[layers : 2 * layers], of_scale, of_bias)
-    return gradients, on_loss, on_lse
+    return gradients, of_loss, of_lse
 
 
 def _unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
