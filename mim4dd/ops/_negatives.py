@@ -19,7 +19,7 @@ def against_negatives(
     normalize: bool,
     backend: Backend,
 ) -> Tensor:
-    """softplus(lse of the negatives − the positive's logit): exact also where p is 1."""
+    """−log σ(the positive's logit − lse of the negatives): exact also where p is 1."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if not layers.single or layers.num_queries != layers.num_keys:
         raise ValueError(
@@ -53,7 +53,8 @@ def against_negatives(
         else:
             negatives = Layers([query], [negative_keys], single=True)
             lse = log_sum_exp_of(negatives, logit_scale, None, False, normalize, backend)
-    loss = F.softplus(lse - positive.masked_fill(~positive.isfinite(), math.nan))
+    # Not softplus, which PyTorch replaces by its asymptote from 20 on.
+    loss = -F.logsigmoid(positive.masked_fill(~positive.isfinite(), math.nan) - lse)
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
