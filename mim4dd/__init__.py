@@ -9,12 +9,14 @@ from mim4dd.ops.nce import nce
 from mim4dd.ops.sgd_step import sgd_step
 from mim4dd.ops.sup_con import sup_con
 from mim4dd.ops.trajectory_loss import trajectory_loss
+from mim4dd.queue import KeyQueue
 from mim4dd.unroll import flatten_parameters, unroll_sgd
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InfoNCELoss",
+    "KeyQueue",
     "MIM4DDLoss",
     "NCELoss",
     "SupConLoss",
