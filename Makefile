@@ -19,8 +19,9 @@ $(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	&& $(PIP) --no-build-isolation --editable ".[distill]" \
 	&& echo $$(($$(date +%s) - start)) > $@
 
-$(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable ".[test,lint]" && touch $@
+$(VENV)/.tested: $(VENV)/.installed tests/peers.txt
+	$(PIP) --no-build-isolation --editable ".[test,lint]"
+	$(PIP) --no-deps --requirement tests/peers.txt && touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/mim4dd compare --install-seconds $$(cat $<) --out runs/demo

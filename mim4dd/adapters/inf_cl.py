@@ -1,0 +1,35 @@
+"""cal_inf_loss of Inf-CL 1.2.1."""
+
+from torch import Tensor
+
+from mim4dd.ops.info_nce import info_nce
+
+__all__ = ["cal_inf_loss"]
+
+
+def cal_inf_loss(
+    q: Tensor,  # (N, D)
+    k: Tensor,  # (M, D)
+    labels: Tensor | None = None,  # (N,)
+    scale: Tensor | float | None = None,  # ()
+    head_dim: int = 256,
+) -> Tensor:
+    """``inf_cl.cal_inf_loss`` of one process, on any device and with two derivatives.
+
+    Args:
+        q: Queries, used as they are.
+        k: Keys.
+        labels: Index into ``k`` of each query's positive, not its class; default ``arange(N)``.
+        scale: 1/τ, which receives a gradient; default 1.
+        head_dim: How the peer's kernel cuts D; without effect here.
+
+    Returns:
+        The mean over the queries, ().
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.adapters.inf_cl import cal_inf_loss
+        >>> cal_inf_loss(torch.eye(3), torch.eye(3))
+        tensor(0.5514)
+    """
+    return info_nce(q, k, positive_index=labels, logit_scale=1.0 if scale is None else scale)
