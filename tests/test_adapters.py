@@ -326,9 +326,11 @@ def test_bad_input(call, message):
         call()
 
 
-def test_lightly_refuses_to_gather_from_several_processes(monkeypatch):
+def test_nothing_is_gathered_from_several_processes(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     lightly.NTXentLoss()(ONE, ONE)
     with pytest.raises(ValueError, match="gather_distributed must be False in more than one"):
         lightly.NTXentLoss(gather_distributed=True)(ONE, ONE)
+    with pytest.raises(ValueError, match="shares keys between processes"):
+        inf_cl.cal_inf_loss(ONE, ONE)

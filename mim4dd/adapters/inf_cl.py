@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mim4dd.adapters._processes import num_processes
 from mim4dd.ops.info_nce import info_nce
 
 __all__ = ["cal_inf_loss"]
@@ -26,10 +27,18 @@ def cal_inf_loss(
     Returns:
         The mean over the queries, ().
 
+    Raises:
+        ValueError: In more than one process, whose keys the peer would share.
+
     Example:
         >>> import torch
         >>> from mim4dd.adapters.inf_cl import cal_inf_loss
         >>> cal_inf_loss(torch.eye(3), torch.eye(3))
         tensor(0.5514)
     """
+    if num_processes() > 1:
+        raise ValueError(
+            f"cal_inf_loss shares keys between processes, which is not supported in the "
+            f"{num_processes()} here; use mim4dd.info_nce for the loss of each alone"
+        )
     return info_nce(q, k, positive_index=labels, logit_scale=1.0 if scale is None else scale)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from mim4dd._checks import check_matching, check_positive, check_rank
+from mim4dd.adapters._processes import num_processes
 from mim4dd.ops.info_nce import info_nce
 from mim4dd.queue import KeyQueue
 
@@ -57,11 +58,10 @@ class NTXentLoss(nn.Module):
         out1: Tensor,  # (N, D)
     ) -> Tensor:
         """The mean over both views, or over ``out0`` where the bank holds the negatives."""
-        initialized = distributed.is_available() and distributed.is_initialized()
-        if self.gather_distributed and initialized and distributed.get_world_size() > 1:
+        if self.gather_distributed and num_processes() > 1:
             raise ValueError(
                 "gather_distributed must be False in more than one process, got True in "
-                f"{distributed.get_world_size()}: features are not gathered across them here"
+                f"{num_processes()}: features are not gathered across them here"
             )
         check_rank("out0", out0, 2)
         check_matching("out0", out0, "out1", out1)
