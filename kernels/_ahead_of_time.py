@@ -1,5 +1,6 @@
 """What compiling a Triton kernel without a GPU takes; bench/resources.py does it."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,5 +20,30 @@ class Compilation(NamedTuple):
     name: str
     kernel: JITFunction
     signature: dict[str, str]
-    constants: dict[str, int | bool]
+    constants: dict[str, int | bool | str]
     options: dict[str, int | bool]
+
+
+def compilation(
+    name: str,
+    kernel: JITFunction,
+    dtype: torch.dtype,
+    narrow: tuple[str, ...],
+    constants: Mapping[str, int | bool | str],
+) -> Compilation:
+    """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.
+
+    Labels and tables are int64, everything else that is no constant an int32.
+    """
+    wide = POINTERS[torch.promote_types(dtype, torch.float32)]
+    pointers = dict.fromkeys(narrow, POINTERS[dtype])
+    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "table_ptr"), "*i64")
+    names = [argument for argument in kernel.arg_names if argument not in constants]
+    launch = ("num_warps", "num_stages", "enable_fp_fusion")
+    return Compilation(
+        f"{name} {dtype}".replace("torch.", ""),
+        kernel,
+        {n: pointers.get(n, wide) if n.endswith("_ptr") else "i32" for n in names},
+        {n: value for n, value in constants.items() if n not in launch},
+        {n: int(value) for n, value in constants.items() if n in launch},
+    )

@@ -1,0 +1,282 @@
+"""Losses with the logits one tile at a time, in registers.
+
+A program owns queries and streams over the keys with an online softmax. Where few programs would
+leave the GPU idle, the keys are split among programs too; their parts are combined in order.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._critic import (
+    IGNORE,
+    LOG2_E,
+    add_tile,
+    load_key_labels,
+    load_scales,
+    logits_of,
+    loss_of,
+    lowest,
+    pair,
+)
+from mim4dd.kernels._dots import load_tile, multiply_rows
+from mim4dd.kernels._inputs import Layers, Queries, options_of, split
+from mim4dd.kernels._rows import locate
+from mim4dd.kernels._tiles import entries, tiles
+from mim4dd.reference import Critic
+
+
+@triton.jit
+def forward_kernel(
+    query_ptr,  # layers of (N, D)
+    key_ptr,  # layers of (M, D)
+    table_ptr,  # see layer_table
+    labels_ptr,  # (N,)
+    key_labels_ptr,  # (M,)
+    weight_ptr,  # (N,)
+    query_norms_ptr,  # (L, N)
+    key_norms_ptr,  # (L, M)
+    scale_ptr,  # ()
+    raised_ptr,  # (): scale of the negatives
+    bias_ptr,  # () or (N,)
+    loss_ptr,  # (L, N)
+    lse_ptr,  # (L, N)
+    positive_lse_ptr,  # (L, N)
+    partial_ptr,  # (splits, 4, L, N)
+    N,
+    M,
+    per_split,
+    stride_bias,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr,
+    HARD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_KEY_LABELS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_STREAM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Losses of BLOCK_OWN queries of a layer against all keys, or their parts from a split."""
+    dtype: tl.constexpr = loss_ptr.dtype.element_ty
+    layer, D, before, stride_q, stride_k, _ = locate(table_ptr, tl.program_id(1), DIVISOR)
+    # 64-bit, because rows times stride passes 2**31 long before memory runs out.
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
+    labels = tl.load(labels_ptr + offs_n, mask=offs_n < N, other=IGNORE)
+    mask_n = labels != IGNORE
+    query_ptr += before * N
+    key_ptr += before * M
+    offs_d = tl.arange(0, BLOCK_K)
+    if RESIDENT:
+        query = load_tile(query_ptr, offs_n, mask_n, stride_q, offs_d, D, INTERPRETED)
+    scale, raised = load_scales(scale_ptr, raised_ptr)
+    bias = tl.zeros((BLOCK_OWN,), dtype)
+    if KIND == "nce":
+        bias = tl.load(bias_ptr + offs_n * stride_bias, mask=mask_n, other=0.0) * LOG2_E
+    if NORMALIZE:
+        query_norms = tl.load(query_norms_ptr + layer * N + offs_n, mask=mask_n, other=0.0)
+
+    maximum = tl.full((BLOCK_OWN,), lowest(dtype), dtype)
+    positive_maximum = maximum
+    total = tl.zeros((BLOCK_OWN,), dtype)
+    positive_total = total
+    first = tl.program_id(2) * per_split
+    for start in range(first, tl.minimum(first + per_split, M), BLOCK_STREAM):
+        offs_m = start + tl.arange(0, BLOCK_STREAM).to(tl.int64)
+        key_labels, mask_m = load_key_labels(key_labels_ptr, offs_m, offs_m < M, HAS_KEY_LABELS)
+        if RESIDENT:
+            key = load_tile(key_ptr, offs_m, mask_m, stride_k, offs_d, D, INTERPRETED)
+            similarity = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=dtype)
+        else:
+            similarity = multiply_rows(
+                query_ptr,
+                offs_n,
+                mask_n,
+                stride_q,
+                key_ptr,
+                offs_m,
+                mask_m,
+                stride_k,
+                D,
+                BLOCK_OWN,
+                BLOCK_STREAM,
+                BLOCK_K,
+                PRECISION,
+                INTERPRETED,
+                dtype,
+            )
+        if NORMALIZE:
+            key_norms = tl.load(key_norms_ptr + layer * M + offs_m, mask=mask_m, other=0.0)
+            similarity = similarity * query_norms[:, None] * key_norms[None, :]
+        valid, positive = pair(
+            labels[:, None],
+            offs_n[:, None],
+            key_labels[None, :],
+            offs_m[None, :],
+            mask_m[None, :],
+            EXCLUDE_SELF,
+        )
+        maximum, total, positive_maximum, positive_total = add_tile(
+            logits_of(similarity, positive, scale, raised, HARD),
+            bias[:, None],
+            valid,
+            positive,
+            maximum,
+            total,
+            positive_maximum,
+            positive_total,
+            KIND,
+            DECOUPLED,
+        )
+
+    out = layer * N + offs_n
+    if SPLIT:
+        size = tl.num_programs(1).to(tl.int64) * N
+        partial_ptr += tl.program_id(2) * 4 * size + out
+        tl.store(partial_ptr, maximum, mask=offs_n < N)
+        tl.store(partial_ptr + size, total, mask=offs_n < N)
+        tl.store(partial_ptr + 2 * size, positive_maximum, mask=offs_n < N)
+        tl.store(partial_ptr + 3 * size, positive_total, mask=offs_n < N)
+    else:
+        weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
+        loss, lse, positive_lse = loss_of(
+            maximum, total, positive_maximum, positive_total, weight, KIND
+        )
+        tl.store(loss_ptr + out, tl.where(mask_n, loss, 0.0), mask=offs_n < N)
+        tl.store(lse_ptr + out, tl.where(mask_n, lse, 0.0), mask=offs_n < N)
+        tl.store(positive_lse_ptr + out, positive_lse, mask=offs_n < N)
+
+
+@triton.jit
+def combine_kernel(
+    partial_ptr,  # (splits, 4, L, N)
+    labels_ptr,  # (N,)
+    weight_ptr,  # (N,)
+    loss_ptr,  # (L, N)
+    lse_ptr,  # (L, N)
+    positive_lse_ptr,  # (L, N)
+    N,
+    splits,
+    KIND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """What forward_kernel gives, from its parts."""
+    dtype: tl.constexpr = loss_ptr.dtype.element_ty
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    out = tl.program_id(1).to(tl.int64) * N + offs_n
+    size = tl.num_programs(1).to(tl.int64) * N
+    maximum = tl.full((BLOCK_N,), lowest(dtype), dtype)
+    positive_maximum = maximum
+    total = tl.zeros((BLOCK_N,), dtype)
+    positive_total = total
+    partial_ptr += out
+    for _ in range(0, splits):
+        part = tl.load(partial_ptr, mask=mask_n, other=0.0)
+        new = tl.maximum(maximum, part)
+        total *= tl.exp2(maximum - new)
+        total += tl.load(partial_ptr + size, mask=mask_n, other=0.0) * tl.exp2(part - new)
+        maximum = new
+        part = tl.load(partial_ptr + 2 * size, mask=mask_n, other=0.0)
+        new = tl.maximum(positive_maximum, part)
+        positive_total *= tl.exp2(positive_maximum - new)
+        found = tl.load(partial_ptr + 3 * size, mask=mask_n, other=0.0)
+        positive_total += found * tl.exp2(part - new)
+        positive_maximum = new
+        partial_ptr += 4 * size
+    used = tl.load(labels_ptr + offs_n, mask=mask_n, other=IGNORE) != IGNORE
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
+    loss, lse, positive_lse = loss_of(
+        maximum, total, positive_maximum, positive_total, weight, KIND
+    )
+    tl.store(loss_ptr + out, tl.where(used, loss, 0.0), mask=mask_n)
+    tl.store(lse_ptr + out, tl.where(used, lse, 0.0), mask=mask_n)
+    tl.store(positive_lse_ptr + out, positive_lse, mask=mask_n)
+
+
+def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Tensor, ...]:
+    """Launch: loss, lse and the positives' lse (in base 2, "in" only), each (L, N)."""
+    N, M, L = layers.N, layers.M, len(layers.sizes)
+    loss, lse, positive_lse = queries.weight.new_empty(3, L, N)
+    options, blocks = layers.options("forward")
+    table = layers.table(max(layers.sizes))
+    row_tiles = triton.cdiv(N, blocks["BLOCK_OWN"])
+    splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], loss.device)
+    partial = loss.new_empty(splits, 4, L, N) if splits > 1 else None
+    with torch.cuda.device_of(loss):
+        forward_kernel[(row_tiles, L, splits)](
+            layers.query,
+            layers.key,
+            table,
+            queries.labels,
+            queries.key_labels,
+            queries.weight,
+            layers.query_norms,
+            layers.key_norms,
+            queries.scale,
+            queries.raised,
+            queries.bias,
+            loss,
+            lse,
+            positive_lse,
+            partial,
+            N,
+            M,
+            per_split,
+            queries.stride_bias,
+            **options_of(critic),
+            NORMALIZE=critic.normalize,
+            HAS_KEY_LABELS=queries.key_labels is not None,
+            SPLIT=splits > 1,
+            **options,
+            **blocks,
+        )
+        if splits > 1:
+            combine_kernel[(triton.cdiv(N, 128), L)](
+                partial,
+                queries.labels,
+                queries.weight,
+                loss,
+                lse,
+                positive_lse,
+                N,
+                splits,
+                KIND=critic.kind,
+                BLOCK_N=128,
+                enable_fp_fusion=True,
+            )
+    return loss, lse, positive_lse
+
+
+def compilations() -> Iterator[Compilation]:
+    """The tiles of every entry, with the options that take most; and a plain one."""
+    for _, dtype, precision, D, capability in entries("forward"):
+        sizes = tiles("forward", dtype, precision, D, capability)
+        for kind, rich in (("out", False), ("in", True), ("nce", True)):
+            if not rich and dtype != torch.bfloat16:
+                continue
+            constants = {
+                "KIND": kind,
+                "DECOUPLED": rich and kind == "in",
+                "EXCLUDE_SELF": rich,
+                "HARD": rich,
+                "NORMALIZE": rich,
+                "HAS_KEY_LABELS": True,
+                "SPLIT": False,
+                "RESIDENT": dtype == torch.bfloat16,
+                "DIVISOR": 16,
+                "PRECISION": precision,
+                "INTERPRETED": False,
+                **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
+            }
+            name = f"forward {kind} D={D} {precision}"
+            yield compilation(name, forward_kernel, dtype, ("query_ptr", "key_ptr"), constants)

@@ -1,0 +1,390 @@
+"""Gradients with the logits one tile at a time, in registers.
+
+A program owns rows of one side and streams over those of the other, so the gradient of queries and
+that of keys are one kernel, and no two programs add to the same place.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._critic import (
+    IGNORE,
+    load_gradient_side,
+    load_key_labels,
+    load_scales,
+    logits_of,
+    pair,
+    weights_of,
+)
+from mim4dd.kernels._dots import load_tile, multiply_rows
+from mim4dd.kernels._forward import fused_forward
+from mim4dd.kernels._inputs import Found, Layers, Queries, options_of, split
+from mim4dd.kernels._rows import finish, locate
+from mim4dd.kernels._tiles import entries, tiles
+from mim4dd.reference import Critic
+
+
+@triton.jit
+def gradient_kernel(
+    query_ptr,  # layers of (N, D)
+    key_ptr,  # layers of (M, D)
+    table_ptr,  # see layer_table
+    labels_ptr,  # (N,)
+    key_labels_ptr,  # (M,)
+    weight_ptr,  # (N,)
+    query_norms_ptr,  # (L, N)
+    key_norms_ptr,  # (L, M)
+    scale_ptr,  # ()
+    raised_ptr,  # (): scale of the negatives
+    bias_ptr,  # () or (N,)
+    lse_ptr,  # (L, N)
+    positive_lse_ptr,  # (L, N)
+    grad_loss_ptr,  # (L, N)
+    grad_lse_ptr,  # (L, N)
+    grad_ptr,  # (splits, layers of (N, D) or (M, D))
+    grad_scale_ptr,  # (splits, L, N or M)
+    grad_bias_ptr,  # (splits, L, N or M)
+    N,
+    M,
+    per_split,
+    stride_split,
+    stride_bias,
+    stride_loss_l,
+    stride_loss_n,
+    stride_lse_l,
+    stride_lse_n,
+    num_layers,
+    OWN_QUERIES: tl.constexpr,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr,
+    HARD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_KEY_LABELS: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
+    WANT_ROWS: tl.constexpr,
+    WANT_SCALE: tl.constexpr,
+    WANT_BIAS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_STREAM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradient of BLOCK_OWN rows of a layer, in BLOCK_D columns, and their part of the scalars'."""
+    dtype: tl.constexpr = lse_ptr.dtype.element_ty
+    layer, D, before, stride_q, stride_k, start_d = locate(table_ptr, tl.program_id(1), DIVISOR)
+    query_ptr += before * N
+    key_ptr += before * M
+    lse_ptr += layer * N
+    if KIND == "in":
+        positive_lse_ptr += layer * N
+    grad_loss_ptr += layer * stride_loss_l
+    if HAS_GRAD_LSE:
+        grad_lse_ptr += layer * stride_lse_l
+    if NORMALIZE:
+        query_norms_ptr += layer * N
+        key_norms_ptr += layer * M
+    offs_own = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
+    if OWN_QUERIES:
+        own_ptr, own_stride, num_own = query_ptr, stride_q, N
+        stream_ptr, stream_stride, num_stream = key_ptr, stride_k, M
+        labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+            labels_ptr,
+            weight_ptr,
+            lse_ptr,
+            positive_lse_ptr,
+            bias_ptr,
+            grad_loss_ptr,
+            grad_lse_ptr,
+            offs_own,
+            offs_own < N,
+            stride_bias,
+            stride_loss_n,
+            stride_lse_n,
+            KIND,
+            HAS_GRAD_LSE,
+        )
+        gain *= correction
+        mask_own = labels != IGNORE
+        own_norms_ptr, stream_norms_ptr = query_norms_ptr, key_norms_ptr
+    else:
+        own_ptr, own_stride, num_own = key_ptr, stride_k, M
+        stream_ptr, stream_stride, num_stream = query_ptr, stride_q, N
+        key_labels, mask_own = load_key_labels(
+            key_labels_ptr, offs_own, offs_own < M, HAS_KEY_LABELS
+        )
+        own_norms_ptr, stream_norms_ptr = key_norms_ptr, query_norms_ptr
+    offs_d = start_d + tl.arange(0, BLOCK_D)
+    if RESIDENT:
+        own = load_tile(own_ptr, offs_own, mask_own, own_stride, offs_d, D, INTERPRETED)
+    if NORMALIZE:
+        own_norms = tl.load(own_norms_ptr + offs_own, mask=mask_own, other=0.0)
+    scale, raised = load_scales(scale_ptr, raised_ptr)
+
+    grad = tl.zeros((BLOCK_OWN, BLOCK_D), dtype)
+    grad_scale = tl.zeros((BLOCK_OWN,), dtype)
+    grad_bias = grad_scale
+    first = tl.program_id(2) * per_split
+    for start in range(first, tl.minimum(first + per_split, num_stream), BLOCK_STREAM):
+        offs_stream = start + tl.arange(0, BLOCK_STREAM).to(tl.int64)
+        if OWN_QUERIES:
+            key_labels, mask_stream = load_key_labels(
+                key_labels_ptr, offs_stream, offs_stream < M, HAS_KEY_LABELS
+            )
+        else:
+            labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+                labels_ptr,
+                weight_ptr,
+                lse_ptr,
+                positive_lse_ptr,
+                bias_ptr,
+                grad_loss_ptr,
+                grad_lse_ptr,
+                offs_stream,
+                offs_stream < N,
+                stride_bias,
+                stride_loss_n,
+                stride_lse_n,
+                KIND,
+                HAS_GRAD_LSE,
+            )
+            gain *= correction
+            mask_stream = labels != IGNORE
+        stream = load_tile(
+            stream_ptr, offs_stream, mask_stream, stream_stride, offs_d, D, INTERPRETED
+        )
+        if RESIDENT:
+            similarity = tl.dot(own, tl.trans(stream), input_precision=PRECISION, out_dtype=dtype)
+        else:
+            similarity = multiply_rows(
+                own_ptr,
+                offs_own,
+                mask_own,
+                own_stride,
+                stream_ptr,
+                offs_stream,
+                mask_stream,
+                stream_stride,
+                D,
+                BLOCK_OWN,
+                BLOCK_STREAM,
+                BLOCK_K,
+                PRECISION,
+                INTERPRETED,
+                dtype,
+            )
+        if NORMALIZE:
+            stream_norms = tl.load(stream_norms_ptr + offs_stream, mask=mask_stream, other=0.0)
+            norms = own_norms[:, None] * stream_norms[None, :]
+            similarity *= norms
+        if OWN_QUERIES:
+            valid, positive = pair(
+                labels[:, None],
+                offs_own[:, None],
+                key_labels[None, :],
+                offs_stream[None, :],
+                mask_stream[None, :],
+                EXCLUDE_SELF,
+            )
+            weights = weights_of(
+                logits_of(similarity, positive, scale, raised, HARD),
+                valid,
+                positive,
+                gain[:, None],
+                pull[:, None],
+                lse[:, None],
+                positive_lse[:, None],
+                bias[:, None],
+                KIND,
+                DECOUPLED,
+            )
+        else:
+            valid, positive = pair(
+                labels[None, :],
+                offs_stream[None, :],
+                key_labels[:, None],
+                offs_own[:, None],
+                mask_own[:, None],
+                EXCLUDE_SELF,
+            )
+            weights = weights_of(
+                logits_of(similarity, positive, scale, raised, HARD),
+                valid,
+                positive,
+                gain[None, :],
+                pull[None, :],
+                lse[None, :],
+                positive_lse[None, :],
+                bias[None, :],
+                KIND,
+                DECOUPLED,
+            )
+        if WANT_SCALE:
+            grad_scale += tl.sum(weights * similarity, axis=1)
+        if WANT_BIAS:
+            grad_bias += tl.sum(weights, axis=1)
+        if WANT_ROWS:
+            if NORMALIZE:
+                weights *= norms
+            grad = tl.dot(
+                weights.to(stream.dtype), stream, grad, input_precision=PRECISION, out_dtype=dtype
+            )
+
+    if WANT_ROWS:
+        grad *= tl.load(scale_ptr)
+        pointers = before * num_own + offs_own[:, None] * D + offs_d[None, :]
+        grad_ptr += tl.program_id(2).to(tl.int64) * stride_split
+        mask = (offs_own < num_own)[:, None] & (offs_d < D)[None, :]
+        tl.store(grad_ptr + pointers, grad, mask=mask)
+    if start_d == 0:  # every stretch of columns finds the same
+        out = (tl.program_id(2).to(tl.int64) * num_layers + layer) * num_own + offs_own
+        if WANT_SCALE:
+            tl.store(grad_scale_ptr + out, grad_scale, mask=offs_own < num_own)
+        if WANT_BIAS:
+            tl.store(grad_bias_ptr + out, grad_bias, mask=offs_own < num_own)
+
+
+def fused_backward(
+    layers: Layers,
+    queries: Queries,
+    critic: Critic,
+    lse: Tensor,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+    gradients: Sequence[bool],
+) -> list[Found]:
+    """Launch: the wanted gradients of each layer; the scalars' sums come with the first."""
+    want_query, want_key, want_scale, want_bias = gradients
+    positive_lse = None
+    if critic.kind == "in":
+        # The contract saves lse alone; what the positives' is takes the forward again.
+        _, _, positive_lse = fused_forward(layers, queries, critic)
+    upstream = (lse, positive_lse, grad_loss, grad_lse)
+    query, key = None, None
+    scale, bias = None, None
+    if want_query or want_scale or want_bias:
+        scalars = (want_scale, want_bias)
+        query, scale, bias = _launch(True, want_query, scalars, layers, queries, critic, *upstream)
+    if want_key:
+        key, _, _ = _launch(False, True, (False, False), layers, queries, critic, *upstream)
+    empty = [None] * len(layers.sizes)
+    return [
+        Found(q, k, scale if i == 0 else None, bias if i == 0 else None)
+        for i, (q, k) in enumerate(zip(query or empty, key or empty, strict=True))
+    ]
+
+
+def _launch(
+    own_queries: bool,
+    want_rows: bool,
+    want_scalars: tuple[bool, bool],
+    layers: Layers,
+    queries: Queries,
+    critic: Critic,
+    lse: Tensor,
+    positive_lse: Tensor | None,
+    grad_loss: Tensor,
+    grad_lse: Tensor | None,
+) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
+    """Gradients of the queries' or the keys' rows, one by layer, and of the scalars."""
+    N, M, L = layers.N, layers.M, len(layers.sizes)
+    own, stream = (N, M) if own_queries else (M, N)
+    rows = layers.query if own_queries else layers.key
+    options, blocks = layers.options("gradient")
+    table = layers.table(blocks["BLOCK_D"] if want_rows else max(layers.sizes))
+    row_tiles = triton.cdiv(own, blocks["BLOCK_OWN"])
+    splits, per_split = split(row_tiles * len(table), stream, blocks["BLOCK_STREAM"], lse.device)
+    direct = splits == 1 and not critic.normalize
+    dtype = rows.dtype if direct else lse.dtype
+    size = own * sum(layers.sizes)
+    grad = torch.empty(splits, size, dtype=dtype, device=lse.device) if want_rows else None
+    scalars = [lse.new_empty(splits, L, own) if want else None for want in want_scalars]
+    with torch.cuda.device_of(lse):
+        gradient_kernel[(row_tiles, len(table), splits)](
+            layers.query,
+            layers.key,
+            table,
+            queries.labels,
+            queries.key_labels,
+            queries.weight,
+            layers.query_norms,
+            layers.key_norms,
+            queries.scale,
+            queries.raised,
+            queries.bias,
+            lse.contiguous(),
+            positive_lse,
+            grad_loss,
+            grad_lse,
+            grad,
+            *scalars,
+            N,
+            M,
+            per_split,
+            size,
+            queries.stride_bias,
+            *grad_loss.stride(),
+            *((0, 0) if grad_lse is None else grad_lse.stride()),
+            L,
+            OWN_QUERIES=own_queries,
+            **options_of(critic),
+            NORMALIZE=critic.normalize,
+            HAS_KEY_LABELS=queries.key_labels is not None,
+            HAS_GRAD_LSE=grad_lse is not None,
+            WANT_ROWS=want_rows,
+            WANT_SCALE=want_scalars[0],
+            WANT_BIAS=want_scalars[1],
+            **options,
+            **blocks,
+        )
+    scale, bias = (None if part is None else part.sum() for part in scalars)
+    if grad is None:
+        return None, scale, bias
+    if direct:
+        grad = grad[0]
+    else:
+        norms = layers.query_norms if own_queries else layers.key_norms
+        labels = queries.labels if own_queries else queries.key_labels
+        grad = finish(grad, rows, norms, labels, layers.table(max(layers.sizes)), layers.sizes, own)
+    parts = grad.split([own * D for D in layers.sizes])
+    return [p.view(own, D) for p, D in zip(parts, layers.sizes, strict=True)], scale, bias
+
+
+def compilations() -> Iterator[Compilation]:
+    """The tiles of every entry and both sides, with the options that take most; and a plain one."""
+    for _, dtype, precision, D, capability in entries("gradient"):
+        sizes = tiles("gradient", dtype, precision, D, capability)
+        for own_queries, kind, rich in ((True, "out", False), (False, "out", False),
+                                        (True, "in", True), (False, "nce", True)):  # fmt: skip
+            if not rich and dtype != torch.bfloat16:
+                continue
+            constants = {
+                "OWN_QUERIES": own_queries,
+                "KIND": kind,
+                "DECOUPLED": rich and kind == "in",
+                "EXCLUDE_SELF": rich,
+                "HARD": rich,
+                "NORMALIZE": rich,
+                "HAS_KEY_LABELS": True,
+                "HAS_GRAD_LSE": rich,
+                "WANT_ROWS": True,
+                "WANT_SCALE": own_queries,
+                "WANT_BIAS": own_queries and rich,
+                "RESIDENT": dtype == torch.bfloat16,
+                "DIVISOR": 16,
+                "PRECISION": precision,
+                "INTERPRETED": False,
+                **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K", "BLOCK_D"),
+            }
+            name = f"gradient {'query' if own_queries else 'key'} {kind} D={D} {precision}"
+            narrow = ("query_ptr", "key_ptr", "grad_ptr")
+            yield compilation(name, gradient_kernel, dtype, narrow, constants)

@@ -1,0 +1,151 @@
+"""What the launchers make of an op's arguments."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack
+from mim4dd.kernels._tiles import operands, precision_of, tiles
+from mim4dd.reference import IGNORE, Critic
+
+
+class Found(NamedTuple):
+    """A layer's gradients, as far as wanted."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class Queries(NamedTuple):
+    """What all layers share."""
+
+    labels: Tensor  # (N,)
+    key_labels: Tensor | None  # (M,)
+    weight: Tensor  # (N,)
+    scale: Tensor  # ()
+    raised: Tensor  # (): scale of the negatives
+    bias: Tensor | None  # () or (N,)
+    stride_bias: int
+
+    def without_ignored(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows for a product that has no mask: what is ignored may hold NaN, and is made 0."""
+        query = query.masked_fill((self.labels == IGNORE)[:, None], 0)
+        if self.key_labels is not None:
+            key = key.masked_fill((self.key_labels == IGNORE)[:, None], 0)
+        return query, key
+
+
+def prepare(
+    key: Tensor,
+    labels: Tensor,
+    key_labels: Tensor | None,
+    logit_scale: Tensor,
+    bias: Tensor | None,
+    critic: Critic,
+    weight: Tensor | None = None,
+) -> Queries:
+    """Count the positives where ``weight`` is not known yet, or the bias depends on them."""
+    labels = labels.to(torch.int64).contiguous()
+    key_labels = None if key_labels is None else key_labels.to(torch.int64).contiguous()
+    stride_bias = 0
+    if weight is None or (critic.kind == "nce" and bias is None):
+        wide = torch.promote_types(key.dtype, torch.float32)
+        weight, by_count = count(labels, key_labels, len(key), critic, wide)
+        if bias is None:
+            bias, stride_bias = by_count, 1
+    raised = logit_scale + critic.hardness if critic.hardness else logit_scale
+    return Queries(labels, key_labels, weight.contiguous(), logit_scale, raised, bias, stride_bias)
+
+
+def options_of(critic: Critic) -> dict[str, bool | str]:
+    """Compile-time options that every kernel has."""
+    return {
+        "KIND": critic.kind,
+        "DECOUPLED": critic.decoupled,
+        "EXCLUDE_SELF": critic.exclude_self,
+        "HARD": critic.hardness != 0,
+    }
+
+
+class Layers(NamedTuple):
+    """All layers of one launch, packed, brought near unit length where they are normalised."""
+
+    query: Tensor
+    key: Tensor
+    N: int
+    M: int
+    sizes: tuple[int, ...]
+    query_strides: tuple[int, ...]
+    key_strides: tuple[int, ...]
+    query_norms: Tensor | None = None  # (2, L, N)
+    key_norms: Tensor | None = None  # (2, L, M)
+
+    def table(self, slab: int) -> Tensor:
+        """What a program looks its layer up in."""
+        strides = (self.query_strides, self.key_strides)
+        return layer_table(self.sizes, *strides, slab, self.query.device)
+
+    def options(self, kernel: str) -> tuple[dict[str, int | bool | str], dict[str, int | bool]]:
+        """Compile-time options that follow from the layers, and the tiles."""
+        D = max(self.sizes)
+        dtype, precision = self.query.dtype, precision_of(self.query.dtype)
+        chosen = tiles(kernel, dtype, precision, D, capability(self.query.device))
+        resident = operands(dtype, precision) == "half" and chosen.BLOCK_K >= D
+        names = ["BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"] + ["BLOCK_D"] * (kernel == "gradient")
+        options = {
+            "RESIDENT": resident,
+            "DIVISOR": divisor(*self.sizes, *self.query_strides, *self.key_strides),
+            "PRECISION": precision,
+            "INTERPRETED": not self.query.is_cuda,
+        }
+        return options, chosen.launch(*names)
+
+
+def packed(query: Sequence[Tensor], key: Sequence[Tensor], critic: Critic) -> Layers:
+    """Pack the layers; normalising copies the rows anyway."""
+    flat_query, query_strides = pack(query)
+    flat_key, key_strides = pack(key)
+    sizes = tuple(rows.shape[1] for rows in query)
+    N, M = len(query[0]), len(key[0])
+    layers = Layers(flat_query, flat_key, N, M, sizes, query_strides, key_strides)
+    if not critic.normalize:
+        return layers
+    table, multiple = layers.table(max(sizes)), divisor(*sizes, *query_strides, *key_strides)
+    scaled_query, query_norms = normalize(flat_query, table, sizes, N, False, multiple)
+    scaled_key, key_norms = normalize(flat_key, table, sizes, M, True, multiple)
+    return Layers(scaled_query, scaled_key, N, M, sizes, sizes, sizes, query_norms, key_norms)
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """90 for sm_90; the oldest where there is no GPU."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """How many programs run at once at least; the interpreter runs one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def split(programs: int, stream: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts to split what is streamed over, and the rows of each part.
+
+    Only where most of the GPU would idle; then each multiprocessor gets two programs.
+    """
+    steps = triton.cdiv(stream, block)
+    idle = num_multiprocessors(device) // programs
+    splits = 1 if idle < 2 else min(2 * idle, steps)
+    per_split = triton.cdiv(steps, splits) * block
+    return triton.cdiv(stream, per_split), per_split

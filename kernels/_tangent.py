@@ -1,0 +1,285 @@
+"""Second derivatives of the contrastive losses, some queries at a time.
+
+docs/math.md, "Second derivatives": with the change t of the logits along the tangents, W the
+weights of the first derivative and V their change, keys and queries are multiplied by σV + γW and
+their tangents by σW.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._chunked import (
+    accumulate,
+    load_pairs,
+    multiply,
+    row_launch,
+    rows_per_chunk,
+)
+from mim4dd.kernels._critic import (
+    IGNORE,
+    add_tile,
+    load_gradient_side,
+    load_scales,
+    log2_sum,
+    lowest,
+    weights_of,
+)
+from mim4dd.kernels._inputs import Found, Queries, options_of
+from mim4dd.reference import Critic
+
+
+@triton.jit
+def tangent_kernel(
+    similarity_ptr,  # (C, M)
+    tangent_ptr,  # (C, M): a·k + q·b
+    products_ptr,  # (C, M), may be similarity_ptr: what multiplies keys and queries
+    weights_ptr,  # (C, M), may be tangent_ptr: what multiplies their tangents
+    labels_ptr,  # (N,)
+    key_labels_ptr,  # (M,)
+    weight_ptr,  # (N,)
+    scale_ptr,  # ()
+    raised_ptr,  # (): scale of the negatives
+    bias_ptr,  # () or (N,)
+    lse_ptr,  # (N,)
+    grad_loss_ptr,  # (N,)
+    grad_lse_ptr,  # (N,)
+    tangent_scale_ptr,  # ()
+    tangent_bias_ptr,  # ()
+    grad_grad_loss_ptr,  # (N,)
+    grad_grad_lse_ptr,  # (N,)
+    grad_scale_ptr,  # (N,)
+    grad_bias_ptr,  # (N,)
+    first,
+    N,
+    M,
+    stride_bias,
+    stride_loss,
+    stride_lse,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr,
+    HARD: tl.constexpr,
+    HAS_KEY_LABELS: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
+    HAS_TANGENT_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Of one query: how its loss and lse, and its keys' weights, change along the tangents."""
+    dtype: tl.constexpr = lse_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    similarity_ptr += row * M
+    tangent_ptr += row * M
+    products_ptr += row * M
+    weights_ptr += row * M
+    offs_n = first + row + tl.arange(0, 1)
+    labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+        labels_ptr,
+        weight_ptr,
+        lse_ptr,
+        lse_ptr,
+        bias_ptr,
+        grad_loss_ptr,
+        grad_lse_ptr,
+        offs_n,
+        offs_n < N,
+        stride_bias,
+        stride_loss,
+        stride_lse,
+        KIND,
+        HAS_GRAD_LSE,
+    )
+    used = labels != IGNORE
+    weight = tl.load(weight_ptr + offs_n)
+    counted = tl.where(weight > 0, 1.0, 0.0).to(dtype)
+    scale, raised = load_scales(scale_ptr, raised_ptr)
+    plain_scale = tl.load(scale_ptr)
+    tangent_scale = tl.load(tangent_scale_ptr)
+    tangent_bias = tangent_scale * 0
+    if HAS_TANGENT_BIAS:
+        tangent_bias = tl.load(tangent_bias_ptr)
+    unit = tl.full((1,), 1.0, dtype)
+    # y is the pull's share of one positive.
+    share = weight if KIND == "out" else counted
+
+    if KIND == "in":
+        positive_maximum = tl.full((1,), lowest(dtype), dtype)
+        maximum = positive_maximum
+        positive_total = tl.zeros((1,), dtype)
+        total = positive_total
+        for start in range(0, M, BLOCK_M):
+            offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+            _, _, logits, valid, positive = load_pairs(
+                similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
+                offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+            )  # fmt: skip
+            maximum, total, positive_maximum, positive_total = add_tile(
+                logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
+                positive_total, KIND, DECOUPLED,
+            )  # fmt: skip
+        positive_lse = log2_sum(positive_maximum, positive_total)
+
+    # Means of the tangent of the logits under p and under y; for "nce" under the weights.
+    mean = tl.zeros((1,), dtype)
+    positive_mean = mean
+    for start in range(0, M, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+        similarity, _, logits, valid, positive = load_pairs(
+            similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
+            offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+        )  # fmt: skip
+        valid = valid & used[:, None]
+        tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
+        tangent = plain_scale * tangent + tangent_scale * similarity + tangent_bias
+        p = weights_of(
+            logits, valid, positive, correction[:, None], (unit * 0)[:, None], lse[:, None],
+            positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+        )  # fmt: skip
+        mean += tl.sum(p * tangent, axis=1)
+        if KIND != "nce":
+            y = share[:, None]
+            if KIND == "in":
+                y = y * tl.exp2(logits - positive_lse[:, None])
+            positive_mean += tl.sum(tl.where(positive & valid, y * tangent, 0.0), axis=1)
+    tl.store(grad_grad_loss_ptr + offs_n, tl.where(weight > 0, mean - positive_mean, 0.0))
+    tl.store(grad_grad_lse_ptr + offs_n, mean * 0 if KIND == "nce" else mean)
+
+    grad_scale = tl.zeros((1,), dtype)
+    grad_bias = grad_scale
+    for start in range(0, M, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+        similarity, _, logits, valid, positive = load_pairs(
+            similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
+            offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+        )  # fmt: skip
+        valid = valid & used[:, None]
+        direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
+        tangent = plain_scale * direct + tangent_scale * similarity + tangent_bias
+        weights = weights_of(
+            logits, valid, positive, (gain * correction)[:, None], pull[:, None], lse[:, None],
+            positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+        )  # fmt: skip
+        if KIND == "nce":
+            small = tl.exp2(-tl.abs(logits + bias[:, None]))
+            slope = small / ((1 + small) * (1 + small))
+            change = tl.where(valid, gain[:, None] * slope * tangent, 0.0)
+        else:
+            change = weights_of(
+                logits, valid, positive, (gain * correction)[:, None], (unit * 0)[:, None],
+                lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+            )  # fmt: skip
+            change *= tangent - mean[:, None]
+            if KIND == "in":
+                y = pull[:, None] * tl.exp2(logits - positive_lse[:, None])
+                y *= tangent - positive_mean[:, None]
+                change -= tl.where(positive & valid, y, 0.0)
+        grad_scale += tl.sum(change * similarity + weights * direct, axis=1)
+        grad_bias += tl.sum(change, axis=1)
+        products = plain_scale * change + tangent_scale * weights
+        tl.store(products_ptr + offs_m, products, mask=offs_m < M)
+        tl.store(weights_ptr + offs_m, plain_scale * weights, mask=offs_m < M)
+    tl.store(grad_scale_ptr + offs_n, grad_scale)
+    tl.store(grad_bias_ptr + offs_n, grad_bias)
+
+
+def tangent_pass(
+    rows: tuple[Tensor, Tensor],  # (N, D), (M, D)
+    tangents: tuple[Tensor, Tensor],  # (N, D), (M, D)
+    queries: Queries,
+    critic: Critic,
+    lse: Tensor,  # (N,)
+    grad_loss: Tensor,  # (N,)
+    grad_lse: Tensor | None,  # (N,)
+    tangent_scale: Tensor,  # ()
+    tangent_bias: Tensor | None,  # ()
+    gradients: Sequence[bool],
+    grad_grad_loss: Tensor,  # (N,), written
+    grad_grad_lse: Tensor,  # (N,), written
+) -> Found:
+    """One layer's second derivatives."""
+    want_query, want_key, want_scale, want_bias = gradients
+    query, key = queries.without_ignored(*rows)
+    tangent_query, tangent_key = queries.without_ignored(*tangents)
+    (N, D), M = query.shape, key.shape[0]
+    wide = lse.dtype
+    # a·k + q·b in one product.
+    left = torch.cat([tangent_query, query], 1)
+    right = torch.cat([key, tangent_key], 1).T
+    grad_query = query.new_empty(N, D) if want_query else None
+    grad_key = key.new_zeros(M, D, dtype=wide) if want_key else None
+    grad_scale, grad_bias = lse.new_empty(2, N)
+    size = rows_per_chunk(N, M, 8 + 4 * (query.dtype != wide))
+    for first in range(0, N, size):
+        some = slice(first, first + size)
+        similarity, tangent = multiply(query[some], key.T), multiply(left[some], right)
+        products, weights = similarity, tangent
+        if query.dtype != wide:
+            products, weights = query.new_empty(2, *similarity.shape)
+        with torch.cuda.device_of(query):
+            tangent_kernel[(len(similarity),)](
+                similarity,
+                tangent,
+                products,
+                weights,
+                queries.labels,
+                queries.key_labels,
+                queries.weight,
+                queries.scale,
+                queries.raised,
+                queries.bias,
+                lse,
+                grad_loss,
+                grad_lse,
+                tangent_scale,
+                tangent_bias,
+                grad_grad_loss,
+                grad_grad_lse,
+                grad_scale,
+                grad_bias,
+                first,
+                N,
+                M,
+                queries.stride_bias,
+                grad_loss.stride(0),
+                0 if grad_lse is None else grad_lse.stride(0),
+                **options_of(critic),
+                HAS_KEY_LABELS=queries.key_labels is not None,
+                HAS_GRAD_LSE=grad_lse is not None,
+                HAS_TANGENT_BIAS=tangent_bias is not None,
+                **row_launch(M),
+            )
+        if grad_query is not None:
+            total = multiply(products, key)
+            accumulate(total, weights, tangent_key)
+            grad_query[some] = total
+        if grad_key is not None:
+            accumulate(grad_key, products.T, query[some])
+            accumulate(grad_key, weights.T, tangent_query[some])
+    return Found(
+        grad_query,
+        None if grad_key is None else grad_key.to(key.dtype),
+        grad_scale.sum() if want_scale else None,
+        grad_bias.sum() if want_bias else None,
+    )
+
+
+def compilations() -> Iterator[Compilation]:
+    """The softmax with most terms, and "nce"."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for kind in ("in", "nce"):
+            constants = {
+                "KIND": kind,
+                "DECOUPLED": kind == "in",
+                "EXCLUDE_SELF": True,
+                "HARD": True,
+                "HAS_KEY_LABELS": True,
+                "HAS_GRAD_LSE": kind == "in",
+                "HAS_TANGENT_BIAS": kind == "nce",
+                **row_launch(1024),
+            }
+            narrow = ("products_ptr", "weights_ptr")
+            yield compilation(f"tangent {kind}", tangent_kernel, dtype, narrow, constants)

@@ -1,0 +1,179 @@
+"""Triton launchers of the contrastive losses: forward, gradients, second derivatives.
+
+Two back-ends, chosen for each layer by :func:`fuses`. Fused: the logits stay in registers, all such
+layers share one launch, and the gradients recompute them, 10·N·M·D operations in all. Chunked:
+cuBLAS makes the logits of some queries at a time, and both gradients come from the same logits,
+6·N·M·D. Nothing is added atomically: every result has the same bits each time.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _tangent
+from mim4dd.kernels._ahead_of_time import Compilation
+from mim4dd.kernels._chunked import chunk_pass
+from mim4dd.kernels._forward import fused_forward
+from mim4dd.kernels._gradient import fused_backward
+from mim4dd.kernels._inputs import Found, packed, prepare
+from mim4dd.kernels._tangent import tangent_pass
+from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
+from mim4dd.reference import Critic
+
+SMALL = 2**27  # multiply-adds that cost less than the launches of the chunked back-end
+
+
+def fuses(query: Tensor, key: Tensor) -> bool:
+    """Whether a layer is fused: what is narrow enough for tensor cores, and all that is small."""
+    (N, D), M = query.shape, key.shape[0]
+    multiplier = operands(query.dtype, precision_of(query.dtype))
+    return N * M * D <= SMALL or (multiplier in ("half", "tf32") and D <= RESIDENT_D)
+
+
+def contrastive(
+    query: Sequence[Tensor],  # L layers of (N, D)
+    key: Sequence[Tensor],  # L layers of (M, D)
+    labels: Tensor,  # (N,)
+    key_labels: Tensor | None,  # (M,)
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None,  # ()
+    kind: str,
+    decoupled: bool,
+    exclude_self: bool,
+    hardness: float,
+    normalize: bool,
+    gradients: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Loss and lse (L, N), positive weight (N,), gradients of the summed losses.
+
+    The last are given where every layer is chunked; fused, recomputing is what the others cost.
+    """
+    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
+    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic)
+    fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
+    if len(fused) == len(query):
+        loss, lse, _ = fused_forward(packed(query, key, critic), queries, critic)
+        return loss, lse, queries.weight, []
+    loss, lse = queries.weight.new_empty(2, len(query), len(labels))
+    if fused:
+        gradients = [False] * 4
+        layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
+        parts = fused_forward(layers, queries, critic)
+        for i, fused_loss, fused_lse in zip(fused, *parts[:2], strict=True):
+            loss[i], lse[i] = fused_loss, fused_lse
+    found = [
+        chunk_pass(query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None)
+        for i in range(len(query))
+        if i not in fused
+    ]
+    return loss, lse, queries.weight, in_order(found, gradients)
+
+
+def contrastive_bwd(
+    query: Sequence[Tensor],  # L layers of (N, D)
+    key: Sequence[Tensor],  # L layers of (M, D)
+    labels: Tensor,  # (N,)
+    key_labels: Tensor | None,  # (M,)
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None,  # ()
+    kind: str,
+    decoupled: bool,
+    exclude_self: bool,
+    hardness: float,
+    normalize: bool,
+    lse: Tensor,  # (L, N)
+    positive_weight: Tensor,  # (N,)
+    grad_loss: Tensor,  # (L, N)
+    grad_lse: Tensor | None,  # (L, N)
+    gradients: Sequence[bool],
+) -> list[Tensor]:
+    """The wanted of grad_query and grad_key of each layer, grad_scale () and grad_bias ()."""
+    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
+    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
+    lse = lse.contiguous()
+    fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
+    found = [Found()] * len(query)
+    if fused:
+        layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
+        rows = [
+            None if part is None else part if len(fused) == len(query) else part[fused]
+            for part in (lse, grad_loss, grad_lse)
+        ]
+        parts = fused_backward(layers, queries, critic, *rows, gradients)
+        for i, part in zip(fused, parts, strict=True):
+            found[i] = part
+    for i in range(len(query)):
+        if i not in fused:
+            upstream = (grad_loss[i], None if grad_lse is None else grad_lse[i])
+            found[i] = chunk_pass(
+                query[i], key[i], queries, critic, gradients, lse[i], None, *upstream
+            )
+    return in_order(found, gradients)
+
+
+def contrastive_bwd_bwd(
+    query: Sequence[Tensor],  # L layers of (N, D)
+    key: Sequence[Tensor],  # L layers of (M, D)
+    labels: Tensor,  # (N,)
+    key_labels: Tensor | None,  # (M,)
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None,  # ()
+    kind: str,
+    decoupled: bool,
+    exclude_self: bool,
+    hardness: float,
+    lse: Tensor,  # (L, N)
+    positive_weight: Tensor,  # (N,)
+    grad_loss: Tensor,  # (L, N)
+    grad_lse: Tensor | None,  # (L, N)
+    tangent_query: Sequence[Tensor],  # L layers of (N, D)
+    tangent_key: Sequence[Tensor],  # L layers of (M, D)
+    tangent_scale: Tensor,  # ()
+    tangent_bias: Tensor | None,  # ()
+    gradients: Sequence[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Derivatives of ⟨first-order gradients, tangents⟩ by grad_loss, by grad_lse and by the inputs.
+
+    Chunked for every D.
+    """
+    critic = Critic(kind, decoupled, exclude_self, hardness)
+    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
+    lse = lse.contiguous()
+    grad_grad_loss, grad_grad_lse = torch.empty_like(lse), torch.empty_like(lse)
+    found = [
+        tangent_pass(
+            (query[i], key[i]),
+            (tangent_query[i], tangent_key[i]),
+            queries,
+            critic,
+            lse[i],
+            grad_loss[i],
+            None if grad_lse is None else grad_lse[i],
+            tangent_scale,
+            tangent_bias,
+            gradients,
+            grad_grad_loss[i],
+            grad_grad_lse[i],
+        )
+        for i in range(len(query))
+    ]
+    return grad_grad_loss, grad_grad_lse, in_order(found, gradients)
+
+
+def in_order(found: Sequence[Found], gradients: Sequence[bool]) -> list[Tensor]:
+    """The schema's list: every layer's query, every layer's key, the scalars' sum over layers."""
+    result = []
+    for name, wanted in zip(Found._fields, gradients, strict=True):
+        parts = [part for layer in found if (part := getattr(layer, name)) is not None]
+        if wanted and name in ("scale", "bias"):
+            parts = [torch.stack(parts).sum() if len(parts) > 1 else parts[0]]
+        if wanted:
+            result += parts
+    return result
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every kernel; float16 takes what bfloat16 does and is left out."""
+    for module in (_forward, _gradient, _rows, _chunked, _tangent):
+        yield from module.compilations()
