@@ -54,9 +54,15 @@ def triton_usages() -> Iterator[Usage]:
             continue
         for case in importlib.import_module(module.name).compilations():
             signature = case.signature | dict.fromkeys(case.constants, "constexpr")
-            for capability in CAPABILITIES:
+            # As the launcher finds of the tensors that PyTorch allocates.
+            aligned = {
+                (case.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+                for name, kind in case.signature.items()
+                if kind.startswith("*")
+            }
+            for capability in case.capabilities:
                 compiled = triton.compile(
-                    ASTSource(case.kernel, signature, case.constants),
+                    ASTSource(case.kernel, signature, case.constants, aligned),
                     target=GPUTarget("cuda", capability, 32),
                     options=case.options,
                 )

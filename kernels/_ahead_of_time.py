@@ -13,6 +13,8 @@ POINTERS = {
     torch.float16: "*fp16",
 }
 
+CAPABILITIES = (80, 90, 100)
+
 
 class Compilation(NamedTuple):
     """One kernel with the types and constants of one way of launching it."""
@@ -22,6 +24,7 @@ class Compilation(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, int | bool | str]
     options: dict[str, int | bool]
+    capabilities: tuple[int, ...]
 
 
 def compilation(
@@ -30,6 +33,7 @@ def compilation(
     dtype: torch.dtype,
     narrow: tuple[str, ...],
     constants: Mapping[str, int | bool | str],
+    capabilities: tuple[int, ...] = CAPABILITIES,
 ) -> Compilation:
     """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.
 
@@ -45,5 +49,6 @@ def compilation(
         kernel,
         {n: pointers.get(n, wide) if n.endswith("_ptr") else "i32" for n in names},
         {n: value for n, value in constants.items() if n not in launch},
-        {n: int(value) for n, value in constants.items() if n in launch},
+        {n: value for n, value in constants.items() if n in launch},
+        capabilities,
     )

@@ -15,12 +15,11 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
-    LOG2_E,
     add_tile,
     load_gradient_side,
     load_key_labels,
     load_scales,
-    log2_sum,
+    log_sum,
     logits_of,
     loss_of,
     lowest,
@@ -113,9 +112,9 @@ def chunk_kernel(
         weight = tl.load(weight_ptr + offs_n)
         bias = weight
         if KIND == "nce":
-            bias = tl.load(bias_ptr + offs_n * stride_bias) * LOG2_E
+            bias = tl.load(bias_ptr + offs_n * stride_bias)
     else:
-        _, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+        _, gain, pull, lse, positive_lse, bias = load_gradient_side(
             labels_ptr,
             weight_ptr,
             lse_ptr,
@@ -131,7 +130,6 @@ def chunk_kernel(
             KIND,
             HAS_GRAD_LSE,
         )
-        gain *= correction
 
     if FORWARD or KIND == "in":
         maximum = tl.full((1,), lowest(dtype), dtype)
@@ -169,13 +167,13 @@ def chunk_kernel(
                 DECOUPLED,
             )
         if KIND == "in":
-            positive_lse = log2_sum(positive_maximum, positive_total)
+            positive_lse = log_sum(positive_maximum, positive_total)
     if FORWARD:
         loss, lse, _ = loss_of(maximum, total, positive_maximum, positive_total, weight, KIND)
         used = labels != IGNORE
         tl.store(loss_ptr + offs_n, tl.where(used, loss, 0.0))
         tl.store(lse_ptr + offs_n, tl.where(used, lse, 0.0))
-        lse = log2_sum(maximum, total)
+        lse = log_sum(maximum, total)
         gain = tl.where(weight > 0, 1.0, 0.0).to(dtype)
         pull = gain
         if KIND == "out":
@@ -250,7 +248,7 @@ def row_launch(M: int) -> dict[str, int | bool]:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; cuBLAS has no product of half operands that adds to a float32 in every torch."""
+    """total += a @ b; addmm cannot add half products to a float32 in every torch."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:

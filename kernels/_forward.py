@@ -14,7 +14,6 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
-    LOG2_E,
     add_tile,
     load_key_labels,
     load_scales,
@@ -26,7 +25,7 @@ from mim4dd.kernels._critic import (
 from mim4dd.kernels._dots import load_tile, multiply_rows
 from mim4dd.kernels._inputs import Layers, Queries, options_of, split
 from mim4dd.kernels._rows import locate
-from mim4dd.kernels._tiles import entries, tiles
+from mim4dd.kernels._tiles import entries
 from mim4dd.reference import Critic
 
 
@@ -81,7 +80,7 @@ def forward_kernel(
     scale, raised = load_scales(scale_ptr, raised_ptr)
     bias = tl.zeros((BLOCK_OWN,), dtype)
     if KIND == "nce":
-        bias = tl.load(bias_ptr + offs_n * stride_bias, mask=mask_n, other=0.0) * LOG2_E
+        bias = tl.load(bias_ptr + offs_n * stride_bias, mask=mask_n, other=0.0)
     if NORMALIZE:
         query_norms = tl.load(query_norms_ptr + layer * N + offs_n, mask=mask_n, other=0.0)
 
@@ -183,14 +182,14 @@ def combine_kernel(
     for _ in range(0, splits):
         part = tl.load(partial_ptr, mask=mask_n, other=0.0)
         new = tl.maximum(maximum, part)
-        total *= tl.exp2(maximum - new)
-        total += tl.load(partial_ptr + size, mask=mask_n, other=0.0) * tl.exp2(part - new)
+        total *= tl.exp(maximum - new)
+        total += tl.load(partial_ptr + size, mask=mask_n, other=0.0) * tl.exp(part - new)
         maximum = new
         part = tl.load(partial_ptr + 2 * size, mask=mask_n, other=0.0)
         new = tl.maximum(positive_maximum, part)
-        positive_total *= tl.exp2(positive_maximum - new)
+        positive_total *= tl.exp(positive_maximum - new)
         found = tl.load(partial_ptr + 3 * size, mask=mask_n, other=0.0)
-        positive_total += found * tl.exp2(part - new)
+        positive_total += found * tl.exp(part - new)
         positive_maximum = new
         partial_ptr += 4 * size
     used = tl.load(labels_ptr + offs_n, mask=mask_n, other=IGNORE) != IGNORE
@@ -204,7 +203,7 @@ def combine_kernel(
 
 
 def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Tensor, ...]:
-    """Launch: loss, lse and the positives' lse (in base 2, "in" only), each (L, N)."""
+    """Launch: loss, lse and the positives' lse ("in" only), each (L, N)."""
     N, M, L = layers.N, layers.M, len(layers.sizes)
     loss, lse, positive_lse = queries.weight.new_empty(3, L, N)
     options, blocks = layers.options("forward")
@@ -259,8 +258,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
 
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, with the options that take most; and a plain one."""
-    for _, dtype, precision, D, capability in entries("forward"):
-        sizes = tiles("forward", dtype, precision, D, capability)
+    for sizes, dtype, precision, D, capabilities in entries("forward"):
         for kind, rich in (("out", False), ("in", True), ("nce", True)):
             if not rich and dtype != torch.bfloat16:
                 continue
@@ -278,5 +276,6 @@ def compilations() -> Iterator[Compilation]:
                 "INTERPRETED": False,
                 **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
             }
+            narrow = ("query_ptr", "key_ptr")
             name = f"forward {kind} D={D} {precision}"
-            yield compilation(name, forward_kernel, dtype, ("query_ptr", "key_ptr"), constants)
+            yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)

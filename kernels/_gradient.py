@@ -25,7 +25,7 @@ from mim4dd.kernels._dots import load_tile, multiply_rows
 from mim4dd.kernels._forward import fused_forward
 from mim4dd.kernels._inputs import Found, Layers, Queries, options_of, split
 from mim4dd.kernels._rows import finish, locate
-from mim4dd.kernels._tiles import entries, tiles
+from mim4dd.kernels._tiles import entries
 from mim4dd.reference import Critic
 
 
@@ -97,7 +97,7 @@ def gradient_kernel(
     if OWN_QUERIES:
         own_ptr, own_stride, num_own = query_ptr, stride_q, N
         stream_ptr, stream_stride, num_stream = key_ptr, stride_k, M
-        labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+        labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
             labels_ptr,
             weight_ptr,
             lse_ptr,
@@ -113,7 +113,6 @@ def gradient_kernel(
             KIND,
             HAS_GRAD_LSE,
         )
-        gain *= correction
         mask_own = labels != IGNORE
         own_norms_ptr, stream_norms_ptr = query_norms_ptr, key_norms_ptr
     else:
@@ -141,7 +140,7 @@ def gradient_kernel(
                 key_labels_ptr, offs_stream, offs_stream < M, HAS_KEY_LABELS
             )
         else:
-            labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+            labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
                 labels_ptr,
                 weight_ptr,
                 lse_ptr,
@@ -157,7 +156,6 @@ def gradient_kernel(
                 KIND,
                 HAS_GRAD_LSE,
             )
-            gain *= correction
             mask_stream = labels != IGNORE
         stream = load_tile(
             stream_ptr, offs_stream, mask_stream, stream_stride, offs_d, D, INTERPRETED
@@ -361,8 +359,7 @@ def _launch(
 
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry and both sides, with the options that take most; and a plain one."""
-    for _, dtype, precision, D, capability in entries("gradient"):
-        sizes = tiles("gradient", dtype, precision, D, capability)
+    for sizes, dtype, precision, D, capabilities in entries("gradient"):
         for own_queries, kind, rich in ((True, "out", False), (False, "out", False),
                                         (True, "in", True), (False, "nce", True)):  # fmt: skip
             if not rich and dtype != torch.bfloat16:
@@ -387,4 +384,4 @@ def compilations() -> Iterator[Compilation]:
             }
             name = f"gradient {'query' if own_queries else 'key'} {kind} D={D} {precision}"
             narrow = ("query_ptr", "key_ptr", "grad_ptr")
-            yield compilation(name, gradient_kernel, dtype, narrow, constants)
+            yield compilation(name, gradient_kernel, dtype, narrow, constants, capabilities)

@@ -25,7 +25,7 @@ from mim4dd.kernels._critic import (
     add_tile,
     load_gradient_side,
     load_scales,
-    log2_sum,
+    log_sum,
     lowest,
     weights_of,
 )
@@ -77,7 +77,7 @@ def tangent_kernel(
     products_ptr += row * M
     weights_ptr += row * M
     offs_n = first + row + tl.arange(0, 1)
-    labels, gain, correction, pull, lse, positive_lse, bias = load_gradient_side(
+    labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
         labels_ptr,
         weight_ptr,
         lse_ptr,
@@ -121,7 +121,7 @@ def tangent_kernel(
                 logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
                 positive_total, KIND, DECOUPLED,
             )  # fmt: skip
-        positive_lse = log2_sum(positive_maximum, positive_total)
+        positive_lse = log_sum(positive_maximum, positive_total)
 
     # Means of the tangent of the logits under p and under y; for "nce" under the weights.
     mean = tl.zeros((1,), dtype)
@@ -136,14 +136,14 @@ def tangent_kernel(
         tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
         tangent = plain_scale * tangent + tangent_scale * similarity + tangent_bias
         p = weights_of(
-            logits, valid, positive, correction[:, None], (unit * 0)[:, None], lse[:, None],
+            logits, valid, positive, unit[:, None], (unit * 0)[:, None], lse[:, None],
             positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
         )  # fmt: skip
         mean += tl.sum(p * tangent, axis=1)
         if KIND != "nce":
             y = share[:, None]
             if KIND == "in":
-                y = y * tl.exp2(logits - positive_lse[:, None])
+                y = y * tl.exp(logits - positive_lse[:, None])
             positive_mean += tl.sum(tl.where(positive & valid, y * tangent, 0.0), axis=1)
     tl.store(grad_grad_loss_ptr + offs_n, tl.where(weight > 0, mean - positive_mean, 0.0))
     tl.store(grad_grad_lse_ptr + offs_n, mean * 0 if KIND == "nce" else mean)
@@ -160,21 +160,21 @@ def tangent_kernel(
         direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
         tangent = plain_scale * direct + tangent_scale * similarity + tangent_bias
         weights = weights_of(
-            logits, valid, positive, (gain * correction)[:, None], pull[:, None], lse[:, None],
+            logits, valid, positive, gain[:, None], pull[:, None], lse[:, None],
             positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
         )  # fmt: skip
         if KIND == "nce":
-            small = tl.exp2(-tl.abs(logits + bias[:, None]))
+            small = tl.exp(-tl.abs(logits + bias[:, None]))
             slope = small / ((1 + small) * (1 + small))
             change = tl.where(valid, gain[:, None] * slope * tangent, 0.0)
         else:
             change = weights_of(
-                logits, valid, positive, (gain * correction)[:, None], (unit * 0)[:, None],
+                logits, valid, positive, gain[:, None], (unit * 0)[:, None],
                 lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
             )  # fmt: skip
             change *= tangent - mean[:, None]
             if KIND == "in":
-                y = pull[:, None] * tl.exp2(logits - positive_lse[:, None])
+                y = pull[:, None] * tl.exp(logits - positive_lse[:, None])
                 y *= tangent - positive_mean[:, None]
                 change -= tl.where(positive & valid, y, 0.0)
         grad_scale += tl.sum(change * similarity + weights * direct, axis=1)

@@ -82,15 +82,17 @@ def precision_of(dtype: torch.dtype) -> str:
     ]
 
 
-def entries(kernel: str) -> Iterator[tuple[str, torch.dtype, str, int, int]]:
-    """Kernel, dtype, precision, D and capability of each of its entries, for compilations()."""
+def entries(kernel: str) -> Iterator[tuple[Tiles, torch.dtype, str, int, tuple[int, ...]]]:
+    """Each entry with a dtype, precision, D and the capabilities that use it."""
     examples = {
         "half": [(torch.bfloat16, "ieee")],
         "tf32": [(torch.float32, "tf32x3"), (torch.float32, "tf32")],
         "fma": [(torch.float32, "ieee")],
         "fp64": [(torch.float64, "ieee")],
     }
-    for name, kind, bucket, family in TILES:
+    for (name, kind, D, family), sizes in TILES.items():
+        newer = (name, kind, D, 90) in TILES and family == 80
+        capabilities = (80,) if newer else (90, 100) if family == 90 else (80, 90, 100)
         for dtype, precision in examples[kind]:
             if name == kernel:
-                yield name, dtype, precision, bucket, family
+                yield sizes, dtype, precision, D, capabilities

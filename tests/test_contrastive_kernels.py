@@ -1,11 +1,9 @@
 """The Triton launchers of the contrastive losses against mim4dd.reference."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from tolerance import assert_no_worse
+from tolerance import TOLERANCE, assert_no_worse
 
 from mim4dd import reference
 from mim4dd.reference import Critic
@@ -21,7 +19,14 @@ CRITICS = [
     Critic("nce"),
     Critic("nce", exclude_self=True, hardness=0.4, normalize=True),
 ]
-NAN = float("nan")
+SECOND_ORDER = [
+    Critic(),
+    Critic(decoupled=True, exclude_self=True, hardness=0.5),
+    Critic("in", hardness=0.3),
+    Critic("in", decoupled=True),
+    Critic("nce", exclude_self=True),
+    Critic("nce", hardness=0.4),
+]
 
 
 def name(critic):
@@ -37,6 +42,14 @@ def backend(request, monkeypatch):
     fused = request.param == "fused"
     monkeypatch.setattr(contrastive, "fuses", lambda query, key: fused)
     monkeypatch.setattr(_chunked, "WORKSPACE", 2**12)
+
+
+@pytest.fixture
+def backend_chunks(monkeypatch):
+    """Chunks of a few rows."""
+    from mim4dd.kernels import _chunked
+
+    monkeypatch.setattr(_chunked, "WORKSPACE", 2**10)
 
 
 class Case:
@@ -80,27 +93,51 @@ class Case:
         return loss, lse, layers[0].positive_weight
 
 
-def first_order(case, critic, dtype, create_graph=False, upstream=None):
+def first_order(case, critic, dtype, create_graph=False):
+    """Leaves with the upstream gradients last, values, and gradients of all but those."""
     leaves = case.leaves(dtype)
-    loss, lse, weight = case.reference(critic, leaves, dtype)
-    g, h = upstream or [u.to(dtype or u.dtype) for u in (case.grad_loss, case.grad_lse)]
-    lse_part = (lse.where(lse.isfinite(), 0) * h).sum()
-    gradients = torch.autograd.grad(
-        (loss * g).sum() + lse_part, leaves, create_graph=create_graph, materialize_grads=True
-    )
-    return leaves, (loss, lse, weight), gradients
+    values = case.reference(critic, leaves, dtype)
+    upstream = [
+        u.detach().clone().to(dtype or u.dtype).requires_grad_(create_graph)
+        for u in (case.grad_loss, case.grad_lse)
+    ]
+    loss, lse = values[0], values[1].where(values[1].isfinite(), 0)
+    total = (loss * upstream[0]).sum() + (lse * upstream[1]).sum()
+    options = {"create_graph": create_graph, "materialize_grads": True}
+    return [*leaves, *upstream], values, torch.autograd.grad(total, leaves, **options)
 
 
-def run(case, critic, with_lse=True):
+def run(case, critic, wanted=None, grad_lse=True):
+    """(loss, lse, weight) and the gradients wanted, by default all."""
     from mim4dd.kernels import contrastive as kernels
 
     loss, lse, weight, _ = case.call(kernels.contrastive, critic, [False] * 4)
-    wanted = [True, True, True, case.bias is not None]
-    grad_lse = case.grad_lse if with_lse else None
-    grads = case.call(
-        kernels.contrastive_bwd, critic, lse, weight, case.grad_loss, grad_lse, wanted
-    )
+    wanted = wanted or [True, True, True, case.bias is not None]
+    upstream = (case.grad_loss, case.grad_lse if grad_lse else None)
+    grads = case.call(kernels.contrastive_bwd, critic, lse, weight, *upstream, wanted)
     return (loss, lse, weight), grads
+
+
+def assert_value(actual, plain, exact):
+    assert torch.equal(actual.isinf(), exact.isinf())
+    assert_no_worse(*(part.masked_fill(exact.isinf(), 0) for part in (actual, plain, exact)))
+
+
+def assert_gradient(actual, plain, exact, case):
+    """Within the error budget, by the largest element: an element is a sum of terms that cancel.
+
+    Their weights are rounded to the type of the rows before the tensor cores take them.
+    """
+    assert actual.shape == plain.shape
+    size = exact.abs().max()
+    if not exact.ndim:  # N·M terms of any sign
+        size = (case.grad_loss.abs().sum() + case.grad_lse.abs().sum()).double()
+    size = size.clamp(min=1)
+    rtol, atol = TOLERANCE[actual.dtype]
+    error = (actual.double() - exact).abs()
+    budget = (plain.double() - exact).abs().max() + atol + rtol * size
+    assert actual.dtype == plain.dtype
+    assert (error <= budget).all(), f"error {error.max():.3e} over {budget:.3e}"
 
 
 def check(case, critic):
@@ -108,15 +145,253 @@ def check(case, critic):
     _, exact_values, exact_gradients = first_order(case, critic, torch.float64)
     _, plain_values, plain_gradients = first_order(case, critic, None)
     for a, p, e in zip(values, plain_values, exact_values, strict=True):
-        finite = e.isfinite()
-        assert torch.equal(a[~finite].double(), e[~finite])
-        assert_no_worse(a[finite], p[finite], e[finite])
+        assert_value(a, p, e)
     for a, p, e in zip(gradients, plain_gradients, exact_gradients, strict=True):
-        assert_no_worse(a, p, e)
+        assert_gradient(a, p, e, case)
+
+
+def second_order(case, critic, tangents, dtype):
+    leaves, _, gradients = first_order(case, critic, dtype, create_graph=True)
+    psi = sum((g * t.to(g.dtype)).sum() for g, t in zip(gradients, tangents, strict=True))
+    *inputs, loss, lse = torch.autograd.grad(psi, leaves, materialize_grads=True)
+    return loss, lse, *inputs
+
+
+def check_second_order(case, critic):
+    from mim4dd.kernels import contrastive as kernels
+
+    L = len(case.query)
+    tangents = [torch.randn_like(leaf) for leaf in case.leaves(None)]
+    _, lse, weight, _ = case.call(kernels.contrastive, critic, [False] * 4)
+    loss, grad_lse, grads = case.call(
+        kernels.contrastive_bwd_bwd,
+        critic[:-1],
+        lse,
+        weight,
+        case.grad_loss,
+        case.grad_lse,
+        tangents[:L],
+        tangents[L : 2 * L],
+        tangents[2 * L],
+        tangents[-1] if case.bias is not None else None,
+        [True, True, True, case.bias is not None],
+    )
+    exact = second_order(case, critic, tangents, torch.float64)
+    plain = second_order(case, critic, tangents, None)
+    for a, p, e in zip([loss, grad_lse, *grads], plain, exact, strict=True):
+        assert_gradient(a, p, e, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("critic", CRITICS, ids=name)
 def test_values_and_gradients(critic, dtype, backend, kernel_device):
     bias = 0.3 if critic == CRITICS[-1] else None
-    check(Case((37, 41, [19]), dtype, kernel_device, bias=bias), critic)
+    check(Case((18, 35, [19]), dtype, kernel_device, bias=bias), critic)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("critic", SECOND_ORDER, ids=name)
+def test_second_order(critic, dtype, kernel_device, backend_chunks):
+    bias = 0.3 if critic == SECOND_ORDER[-1] else None
+    check_second_order(Case((9, 21, [7, 12]), dtype, kernel_device, bias=bias), critic)
+
+
+@pytest.mark.parametrize("critic", [Critic(), Critic("in"), Critic("nce")], ids=name)
+def test_positives_by_index(critic, backend, kernel_device):
+    case = Case((18, 35, [5]), torch.float32, kernel_device, by_index=True)
+    check(case, critic._replace(exclude_self=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("critic", [Critic("in"), Critic(normalize=True)], ids=name)
+def test_layers_of_any_width_in_one_call(critic, dtype, kernel_device):
+    # A unit row of one column has no gradient but what rounding leaves.
+    narrowest = 2 if critic.normalize else 1
+    check(Case((13, 9, [64, narrowest, 100, 3, 257, 17]), dtype, kernel_device), critic)
+
+
+def test_wide_layers_are_chunked_beside_narrow_ones(kernel_device, monkeypatch):
+    from mim4dd.kernels import contrastive as kernels
+
+    monkeypatch.setattr(kernels, "fuses", lambda query, key: query.shape[1] <= 8)
+    check(Case((9, 13, [8, 20, 4]), torch.float32, kernel_device), Critic())
+
+
+@pytest.mark.parametrize("critic", [Critic("in"), Critic("nce")], ids=name)
+def test_chunks_give_the_gradients_of_the_sum_at_once(critic, kernel_device, monkeypatch):
+    from mim4dd.kernels import contrastive as kernels
+
+    monkeypatch.setattr(kernels, "fuses", lambda query, key: False)
+    case = Case((9, 13, [8, 20]), torch.float64, kernel_device)
+    *_, actual = case.call(kernels.contrastive, critic, [True, True, True, False])
+    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
+    _, _, exact = first_order(case, critic, torch.float64)
+    for a, e in zip(actual, exact, strict=True):
+        assert_no_worse(a, e, e)
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=name)
+def test_few_rows_are_split_among_programs(critic, kernel_device, monkeypatch):
+    from mim4dd.kernels import _inputs
+
+    monkeypatch.setattr(_inputs, "num_multiprocessors", lambda device: 8)
+    for shape in ((5, 400, [6]), (300, 5, [6])):
+        check(Case(shape, torch.float32, kernel_device), critic)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda rows: rows.T.contiguous().T,
+        lambda rows: torch.stack([rows, rows], 2)[:, :, 0],
+        lambda rows: torch.cat([rows, rows], 1)[:, : rows.shape[1]],
+        lambda rows: rows[:1].expand(rows.shape),
+        lambda rows: rows[:, :1].expand(rows.shape),
+    ],
+    ids=["transposed", "every other column", "slice", "one row", "one column"],
+)
+def test_strides(layout, backend, kernel_device):
+    case = Case((7, 11, [6]), torch.float32, kernel_device)
+    case.query, case.key = [layout(case.query[0])], [layout(case.key[0])]
+    case.grad_loss = case.grad_loss[:, :1].expand(case.grad_loss.shape)
+    case.grad_lse = case.grad_lse.T.contiguous().T
+    check(case, Critic())
+
+
+def test_strides_beyond_32_bits(kernel_device):
+    """Rows that lie 4 GiB apart; of the zeros between them no page is touched on a CPU."""
+    storage = torch.from_numpy(np.zeros(2**31 + 8, np.float16)).to(kernel_device)
+    case = Case((3, 2, [8]), torch.float16, kernel_device)
+    case.key = [storage.as_strided((2, 8), (2**31, 1)).copy_(case.key[0])]
+    check(case, Critic())
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=name)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ([0] * 6, [0] * 7),  # no negative
+        ([0] * 6, [1] * 7),  # no positive
+        ([0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1]),  # one key of class 0
+        ([0, 0, -1, -1, 5, 2**40], [-1] * 6 + [2**40]),
+        ([0] * 6, [-1] * 7),  # no key
+    ],
+    ids=["one class", "two classes", "one member", "mostly ignored", "nothing"],
+)
+def test_labels(labels, critic, kernel_device):
+    case = Case((6, 7, [4]), torch.float64, kernel_device)
+    case.labels, case.key_labels = (torch.tensor(part, device=kernel_device) for part in labels)
+    check(case, critic)
+
+
+@pytest.mark.parametrize(
+    "critic", [Critic(), Critic("in", decoupled=True), Critic("nce")], ids=name
+)
+def test_what_is_ignored_may_hold_anything(critic, backend, kernel_device):
+    case = Case((7, 11, [6]), torch.float32, kernel_device)
+    case.labels[2], case.key_labels[5] = -1, -1
+    for normalize in (False, True):
+        clean = run(case, critic._replace(normalize=normalize))
+        for bad in (float("nan"), float("inf")):
+            case.query[0][2], case.key[0][5] = bad, bad
+            dirty = run(case, critic._replace(normalize=normalize))
+            for a, b in zip([*clean[0], *clean[1]], [*dirty[0], *dirty[1]], strict=True):
+                assert torch.equal(a, b)
+        case.query[0][2], case.key[0][5] = 1.0, 1.0
+
+
+@pytest.mark.parametrize("critic", CRITICS, ids=name)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_key_reaches_every_row(bad, critic, backend, kernel_device):
+    case = Case((8, 5, [3]), torch.float32, kernel_device)
+    case.labels = torch.tensor([1, 1, 2, 2, 0, 0, 3, 3], device=kernel_device)
+    case.key_labels = torch.tensor([0, 1, 2, 3, 1], device=kernel_device)
+    case.key[0][4, 1] = bad
+    (loss, _, _), (grad_query, grad_key, grad_scale) = run(case, critic)
+    used = torch.ones(8, dtype=torch.bool, device=kernel_device)
+    used[4] = not critic.exclude_self  # for row 4, key 4 is itself
+    assert loss[0, used].isnan().all()
+    assert grad_query[used].isnan().any(1).all()
+    assert grad_key[4].isnan().any()
+    assert grad_scale.isnan()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_of_no_temperature_gives_nan(scale, kernel_device):
+    case = Case((6, 5, [3]), torch.float32, kernel_device, scale=scale)
+    case.labels, case.key_labels = case.labels.abs(), case.key_labels.abs()
+    (loss, _, _), (grad_query, *_) = run(case, Critic())
+    assert loss.isnan().all()
+    assert grad_query.isnan().all()
+
+
+@pytest.mark.parametrize("critic", [Critic(), Critic("in"), Critic("nce")], ids=name)
+def test_large_logits_and_duplicated_keys(critic, backend, kernel_device):
+    case = Case((9, 12, [8]), torch.float32, kernel_device, scale=3e3)
+    case.key[0][3:6] = case.key[0][0]
+    check(case, critic)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-13, 1e30])
+def test_rows_of_any_length_are_normalised(size, backend, kernel_device):
+    critic = Critic(normalize=True)
+    case = Case((5, 6, [4]), torch.float64, kernel_device)
+    case.query[0][3] = 0
+    expected, (_, grad_key, grad_scale) = run(case, critic)
+    if size > 1:
+        case.key[0] *= size
+    case32 = Case((5, 6, [4]), torch.float32, kernel_device)
+    for field in ("labels", "key_labels"):
+        setattr(case32, field, getattr(case, field))
+    case32.query, case32.key = [case.query[0].float()], [case.key[0].float()]
+    case32.grad_loss, case32.grad_lse = case.grad_loss.float(), case.grad_lse.float()
+    actual, grads = run(case32, critic)
+    torch.testing.assert_close(actual[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads[2].double(), grad_scale, rtol=1e-4, atol=1e-4)
+    factor = size if size > 1 else 1
+    torch.testing.assert_close(grads[1].double() * factor, grad_key, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_wanted(backend, kernel_device):
+    case = Case((6, 5, [3, 4]), torch.float32, kernel_device, bias=0.1)
+    critic = Critic("nce")
+    _, (q0, q1, k0, k1, scale, bias) = run(case, critic, [True] * 4)
+    every = {0: [q0, q1], 1: [k0, k1], 2: [scale], 3: [bias]}
+    for wanted in (
+        [True, False, False, False],
+        [False, True, False, True],
+        [False, False, True, True],
+    ):
+        _, some = run(case, critic, wanted)
+        expected = [part for i in range(4) if wanted[i] for part in every[i]]
+        assert all(torch.equal(a, b) for a, b in zip(some, expected, strict=True))
+        assert all(part.is_contiguous() for part in some)
+
+
+def test_without_a_gradient_of_lse(backend, kernel_device):
+    case = Case((6, 5, [3]), torch.float32, kernel_device)
+    _, without = run(case, Critic(), grad_lse=False)
+    case.grad_lse.zero_()
+    _, zero = run(case, Critic())
+    assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
+
+
+def test_the_same_bits_every_time(backend, kernel_device):
+    case = Case((33, 40, [16]), torch.float32, kernel_device)
+    first, second = run(case, Critic("in")), run(case, Critic("in"))
+    for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("width", [64, 512])
+def test_the_logits_are_never_stored(width):
+    case = Case((16384, 16384, [width]), torch.bfloat16, "cuda")
+    run(case, Critic())
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(case, Critic())
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 2**28  # the logits alone are 1 GiB
