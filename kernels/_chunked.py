@@ -226,11 +226,12 @@ def chunk_kernel(
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the accumulation type; float32 as torch.set_float32_matmul_precision asks."""
-    if a.dtype in (torch.float16, torch.bfloat16):
+    with torch.autocast(a.device.type, enabled=False):  # it would multiply float32 in half
+        if a.dtype not in (torch.float16, torch.bfloat16):
+            return torch.mm(a, b)
         if a.is_cuda:
             return torch.mm(a, b, out_dtype=torch.float32)
-        a, b = a.float(), b.float()
-    return torch.mm(a, b)
+        return torch.mm(a.float(), b.float())
 
 
 def rows_per_chunk(N: int, M: int, bytes_per_pair: int) -> int:
@@ -249,10 +250,11 @@ def row_launch(M: int) -> dict[str, int | bool]:
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b; addmm cannot add half products to a float32 in every torch."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
+    if a.dtype != total.dtype:
         total += multiply(a, b)
+        return
+    with torch.autocast(a.device.type, enabled=False):
+        total.addmm_(a, b)
 
 
 def chunk_pass(

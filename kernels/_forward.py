@@ -269,13 +269,16 @@ def compilations() -> Iterator[Compilation]:
                 "HARD": rich,
                 "NORMALIZE": rich,
                 "HAS_KEY_LABELS": True,
-                "SPLIT": False,
-                "RESIDENT": dtype == torch.bfloat16,
+                "SPLIT": not rich,
+                "RESIDENT": D > 0,
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
                 **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
             }
             narrow = ("query_ptr", "key_ptr")
-            name = f"forward {kind} D={D} {precision}"
+            name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
+    for dtype in (torch.float32, torch.float64):
+        constants = {"KIND": "in", "BLOCK_N": 128}
+        yield compilation("combine in", combine_kernel, dtype, (), constants)

@@ -376,12 +376,14 @@ def compilations() -> Iterator[Compilation]:
                 "WANT_ROWS": True,
                 "WANT_SCALE": own_queries,
                 "WANT_BIAS": own_queries and rich,
-                "RESIDENT": dtype == torch.bfloat16,
+                "RESIDENT": D > 0,
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
                 **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K", "BLOCK_D"),
             }
-            name = f"gradient {'query' if own_queries else 'key'} {kind} D={D} {precision}"
+            name = (
+                f"gradient {'query' if own_queries else 'key'} {kind} D<={D or 'any'} {precision}"
+            )
             narrow = ("query_ptr", "key_ptr", "grad_ptr")
             yield compilation(name, gradient_kernel, dtype, narrow, constants, capabilities)

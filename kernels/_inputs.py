@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack
-from mim4dd.kernels._tiles import operands, precision_of, tiles
+from mim4dd.kernels._tiles import RESIDENT_D, TILES, entry, operands, precision_of
 from mim4dd.reference import IGNORE, Critic
 
 
@@ -95,11 +95,11 @@ class Layers(NamedTuple):
         """Compile-time options that follow from the layers, and the tiles."""
         D = max(self.sizes)
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
-        chosen = tiles(kernel, dtype, precision, D, capability(self.query.device))
-        resident = operands(dtype, precision) == "half" and chosen.BLOCK_K >= D
+        multiplier = operands(dtype, precision)
+        chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
         names = ["BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"] + ["BLOCK_D"] * (kernel == "gradient")
         options = {
-            "RESIDENT": resident,
+            "RESIDENT": multiplier == "half" and D <= RESIDENT_D,
             "DIVISOR": divisor(*self.sizes, *self.query_strides, *self.key_strides),
             "PRECISION": precision,
             "INTERPRETED": not self.query.is_cuda,

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from mim4dd.kernels._ahead_of_time import CAPABILITIES
+
 
 class Tiles(NamedTuple):
     """Compile-time sizes of one fused launch."""
@@ -28,27 +30,32 @@ class Tiles(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-# (kernel, operands, D up to, least compute capability). Up to 256 columns both sides of the tensor
-# cores' products stay on chip: beyond, the fp32 gradient of 64 rows alone fills the registers.
-# FMA operands all go through registers: steps are short, and the columns are split.
+# (kernel, operands, D up to (0: any), least compute capability). Up to 256 columns, the rows of both sides
+# stay on chip: beyond, the float32 gradient of 64 rows alone fills the registers. What FMA and tf32
+# multiply goes through registers: steps are short, and the columns of the gradient are split.
+# On sm_100 a thread holds a whole row of a tile, so the streamed side is short.
 TILES: dict[tuple[str, str, int, int], Tiles] = {
-    ("forward", "half", 64, 80): Tiles(128, 64, 64, 64, 4, 3),
+    ("forward", "half", 64, 80): Tiles(128, 64, 64, 64, 8, 3),
     ("forward", "half", 128, 80): Tiles(128, 64, 128, 128, 8, 2),
     ("forward", "half", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
-    ("gradient", "half", 64, 80): Tiles(64, 64, 64, 64, 4, 3),
-    ("gradient", "half", 128, 80): Tiles(64, 64, 128, 128, 8, 2),
-    ("gradient", "half", 256, 80): Tiles(64, 32, 256, 256, 8, 2),
-    ("forward", "half", 64, 90): Tiles(128, 128, 64, 64, 8, 3),
-    ("forward", "half", 128, 90): Tiles(128, 128, 128, 128, 8, 3),
     ("forward", "half", 256, 90): Tiles(128, 64, 256, 256, 8, 3),
-    ("gradient", "half", 64, 90): Tiles(128, 64, 64, 64, 8, 3),
-    ("gradient", "half", 128, 90): Tiles(128, 64, 128, 128, 8, 2),
-    ("gradient", "half", 256, 90): Tiles(64, 64, 256, 256, 8, 2),
-    ("forward", "tf32", 0, 80): Tiles(64, 64, 32, 32, 4, 3),
-    ("gradient", "tf32", 0, 80): Tiles(64, 32, 32, 128, 8, 2),
-    ("forward", "fma", 0, 80): Tiles(32, 64, 16, 16, 8, 2),
+    ("forward", "half", 0, 80): Tiles(128, 64, 64, 64, 8, 2),
+    ("forward", "tf32", 0, 80): Tiles(64, 32, 32, 32, 4, 2),
+    ("forward", "tf32", 0, 90): Tiles(64, 64, 32, 32, 8, 2),
+    ("forward", "fma", 0, 80): Tiles(64, 64, 16, 16, 8, 2),
+    ("forward", "fp64", 0, 80): Tiles(64, 32, 16, 16, 4, 2),
+    ("gradient", "half", 64, 80): Tiles(64, 32, 64, 64, 8, 3),
+    ("gradient", "half", 64, 90): Tiles(128, 32, 64, 64, 8, 3),
+    ("gradient", "half", 64, 100): Tiles(64, 32, 64, 64, 8, 2),
+    ("gradient", "half", 128, 80): Tiles(64, 32, 128, 128, 8, 2),
+    ("gradient", "half", 128, 90): Tiles(64, 32, 128, 128, 4, 2),
+    ("gradient", "half", 128, 100): Tiles(64, 32, 128, 128, 8, 2),
+    ("gradient", "half", 256, 80): Tiles(32, 32, 256, 256, 8, 2),
+    ("gradient", "half", 256, 100): Tiles(64, 16, 256, 256, 8, 2),
+    ("gradient", "half", 0, 80): Tiles(64, 32, 64, 128, 8, 2),
+    ("gradient", "tf32", 0, 80): Tiles(32, 32, 32, 128, 8, 2),
+    ("gradient", "tf32", 0, 90): Tiles(64, 32, 32, 128, 8, 2),
     ("gradient", "fma", 0, 80): Tiles(32, 32, 16, 64, 8, 2),
-    ("forward", "fp64", 0, 80): Tiles(32, 32, 16, 16, 4, 2),
     ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 32, 4, 2),
 }
 RESIDENT_D = 256
@@ -63,14 +70,15 @@ def operands(dtype: torch.dtype, precision: str) -> str:
     return "half"
 
 
-def tiles(kernel: str, dtype: torch.dtype, precision: str, D: int, capability: int) -> Tiles:
-    """The entry of the widest capability not above ``capability`` (90 for sm_90)."""
-    kind = operands(dtype, precision)
+def entry(kernel: str, operands: str, D: int, capability: int) -> tuple[str, str, int, int]:
+    """Key of the entry of the newest capability not above ``capability`` (90 for sm_90)."""
     bucket = 0
-    if kind == "half":
-        bucket = 64 if D <= 64 else 128 if D <= 128 else RESIDENT_D
-    family = 90 if capability >= 90 and capability < 120 else 80
-    return TILES.get((kernel, kind, bucket, family)) or TILES[kernel, kind, bucket, 80]
+    if operands == "half":
+        bucket = next((limit for limit in (64, 128, RESIDENT_D) if D <= limit), 0)
+    # sm_120 has the tensor cores and the shared memory of sm_80's consumer parts.
+    newest = capability if capability < 120 else 80
+    keys = [(kernel, operands, bucket, family) for family in (100, 90, 80) if family <= newest]
+    return next(key for key in keys if key in TILES)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -90,9 +98,9 @@ def entries(kernel: str) -> Iterator[tuple[Tiles, torch.dtype, str, int, tuple[i
         "fma": [(torch.float32, "ieee")],
         "fp64": [(torch.float64, "ieee")],
     }
-    for (name, kind, D, family), sizes in TILES.items():
-        newer = (name, kind, D, 90) in TILES and family == 80
-        capabilities = (80,) if newer else (90, 100) if family == 90 else (80, 90, 100)
-        for dtype, precision in examples[kind]:
-            if name == kernel:
-                yield sizes, dtype, precision, D, capabilities
+    for key, sizes in TILES.items():
+        D = key[2] or RESIDENT_D + 1
+        used = tuple(c for c in CAPABILITIES if entry(*key[:2], D, c) == key)
+        for dtype, precision in examples[key[1]]:
+            if key[0] == kernel:
+                yield sizes, dtype, precision, key[2], used
