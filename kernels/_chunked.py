@@ -26,7 +26,7 @@ from mim4dd.kernels._critic import (
     pair,
     weights_of,
 )
-from mim4dd.kernels._inputs import Found, Queries, options_of, packed
+from mim4dd.kernels._inputs import Found, Queries, boosted, options_of, packed
 from mim4dd.kernels._rows import finish
 from mim4dd.reference import Critic
 
@@ -97,7 +97,7 @@ def chunk_kernel(
     HAS_GRAD_LSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Of one query: loss and lse in the forward, then the weights of its keys, times the scale."""
+    """Of one query: loss and lse in the forward, then the weights of its keys."""
     dtype: tl.constexpr = lse_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     similarity_ptr += row * M
@@ -218,7 +218,6 @@ def chunk_kernel(
             grad_bias += tl.sum(weights, axis=1)
             if NORMALIZE:
                 weights *= norms
-            weights *= tl.load(scale_ptr)
             tl.store(weights_ptr + offs_m, weights, mask=offs_m < M)
         tl.store(grad_scale_ptr + offs_n, grad_scale)
         tl.store(grad_bias_ptr + offs_n, grad_bias)
@@ -279,6 +278,10 @@ def chunk_pass(
     grad_query = query.new_empty(N, D, dtype=wide) if want_query else None
     grad_key = key.new_zeros(M, D, dtype=wide) if want_key else None
     grad_scale, grad_bias = lse.new_empty(2, N)
+    boost: Tensor | None = None
+    if grad_loss is not None:
+        grad_loss, grad_lse, boost = boosted(query, grad_loss, grad_lse, 256.0)
+    divisor = 1 if boost is None else boost
     rows = rows_per_chunk(N, M, 4 + 2 * (query.dtype != wide))
     for first in range(0, N, rows):
         some = slice(first, first + rows)
@@ -322,16 +325,19 @@ def chunk_pass(
             accumulate(grad_key, weights.T, query[some])
 
     def narrowed(grad: Tensor | None, side: Tensor, norms: Tensor, labels: Tensor) -> Tensor | None:
-        if grad is None or norms is None:
-            return None if grad is None else grad.to(side.dtype)
+        if grad is None:
+            return None
+        grad *= queries.scale / divisor
+        if norms is None:
+            return grad.to(side.dtype)
         table = layers.table(D)
         return finish(grad.view(1, -1), side, norms, labels, table, (D,), len(side)).view_as(side)
 
     return Found(
         narrowed(grad_query, query, layers.query_norms, queries.labels),
         narrowed(grad_key, key, layers.key_norms, queries.key_labels),
-        grad_scale.sum() if want_scale else None,
-        grad_bias.sum() if want_bias else None,
+        grad_scale.sum() / divisor if want_scale else None,
+        grad_bias.sum() / divisor if want_bias else None,
     )
 
 

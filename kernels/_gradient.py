@@ -23,7 +23,7 @@ from mim4dd.kernels._critic import (
 )
 from mim4dd.kernels._dots import load_tile, multiply_rows
 from mim4dd.kernels._forward import fused_forward
-from mim4dd.kernels._inputs import Found, Layers, Queries, options_of, split
+from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, options_of, split
 from mim4dd.kernels._rows import finish, locate
 from mim4dd.kernels._tiles import entries
 from mim4dd.reference import Critic
@@ -41,6 +41,7 @@ def gradient_kernel(
     key_norms_ptr,  # (L, M)
     scale_ptr,  # ()
     raised_ptr,  # (): scale of the negatives
+    factor_ptr,  # (): scale over what the upstream gradients were multiplied by
     bias_ptr,  # () or (N,)
     lse_ptr,  # (L, N)
     positive_lse_ptr,  # (L, N)
@@ -238,7 +239,7 @@ def gradient_kernel(
             )
 
     if WANT_ROWS:
-        grad *= tl.load(scale_ptr)
+        grad *= tl.load(factor_ptr)
         pointers = before * num_own + offs_own[:, None] * D + offs_d[None, :]
         grad_ptr += tl.program_id(2).to(tl.int64) * stride_split
         mask = (offs_own < num_own)[:, None] & (offs_d < D)[None, :]
@@ -266,7 +267,9 @@ def fused_backward(
     if critic.kind == "in":
         # The contract saves lse alone; what the positives' is takes the forward again.
         _, _, positive_lse = fused_forward(layers, queries, critic)
-    upstream = (lse, positive_lse, grad_loss, grad_lse)
+    grad_loss, grad_lse, boost = boosted(layers.query, grad_loss, grad_lse, 256.0)
+    factor = queries.scale if boost is None else queries.scale / boost
+    upstream = (lse, positive_lse, grad_loss, grad_lse, factor)
     query, key = None, None
     scale, bias = None, None
     if want_query or want_scale or want_bias:
@@ -274,6 +277,8 @@ def fused_backward(
         query, scale, bias = _launch(True, want_query, scalars, layers, queries, critic, *upstream)
     if want_key:
         key, _, _ = _launch(False, True, (False, False), layers, queries, critic, *upstream)
+    if boost is not None:
+        scale, bias = (None if part is None else part / boost for part in (scale, bias))
     empty = [None] * len(layers.sizes)
     return [
         Found(q, k, scale if i == 0 else None, bias if i == 0 else None)
@@ -292,6 +297,7 @@ def _launch(
     positive_lse: Tensor | None,
     grad_loss: Tensor,
     grad_lse: Tensor | None,
+    factor: Tensor,
 ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
     """Gradients of the queries' or the keys' rows, one by layer, and of the scalars."""
     N, M, L = layers.N, layers.M, len(layers.sizes)
@@ -318,6 +324,7 @@ def _launch(
             layers.key_norms,
             queries.scale,
             queries.raised,
+            factor,
             queries.bias,
             lse.contiguous(),
             positive_lse,

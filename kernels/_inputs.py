@@ -73,6 +73,23 @@ def options_of(critic: Critic) -> dict[str, bool | str]:
     }
 
 
+def boosted(
+    rows: Tensor, grad_loss: Tensor, grad_lse: Tensor | None, largest: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Upstream gradients whose largest is ``largest``, and by what they were multiplied.
+
+    In float16 only: the weights are rounded to it, and those of a mean over thousands of queries
+    would vanish. The factor stays on the device.
+    """
+    if rows.dtype != torch.float16:
+        return grad_loss, grad_lse, None
+    present = grad_loss.abs().amax()
+    if grad_lse is not None:
+        present = torch.maximum(present, grad_lse.abs().amax())
+    boost = largest / present.clamp(min=1e-30)
+    return grad_loss * boost, None if grad_lse is None else grad_lse * boost, boost
+
+
 class Layers(NamedTuple):
     """All layers of one launch, packed, brought near unit length where they are normalised."""
 

@@ -30,9 +30,9 @@ class Tiles(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-# (kernel, operands, D up to (0: any), least compute capability). Up to 256 columns, the rows of both sides
-# stay on chip: beyond, the float32 gradient of 64 rows alone fills the registers. What FMA and tf32
-# multiply goes through registers: steps are short, and the columns of the gradient are split.
+# (kernel, operands, D up to (0: any), least compute capability). Up to 256 columns, the rows of
+# both sides stay on chip: beyond, the float32 gradient of 64 rows alone fills the registers. What
+# FMA and tf32 multiply goes through registers: steps are short, and the gradient's columns split.
 # On sm_100 a thread holds a whole row of a tile, so the streamed side is short.
 TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("forward", "half", 64, 80): Tiles(128, 64, 64, 64, 8, 3),
@@ -74,7 +74,7 @@ def entry(kernel: str, operands: str, D: int, capability: int) -> tuple[str, str
     """Key of the entry of the newest capability not above ``capability`` (90 for sm_90)."""
     bucket = 0
     if operands == "half":
-        bucket = next((limit for limit in (64, 128, RESIDENT_D) if D <= limit), 0)
+        bucket = next((limit for limit in (64, 128, RESIDENT_D) if limit >= D), 0)
     # sm_120 has the tensor cores and the shared memory of sm_80's consumer parts.
     newest = capability if capability < 120 else 80
     keys = [(kernel, operands, bucket, family) for family in (100, 90, 80) if family <= newest]

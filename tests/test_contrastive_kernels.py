@@ -80,8 +80,8 @@ class Case:
         tensors = [*self.query, *self.key, self.scale] + [self.bias] * (self.bias is not None)
         return [t.detach().clone().to(dtype or t.dtype).requires_grad_() for t in tensors]
 
-    def reference(self, critic, leaves, dtype):
-        """loss, lse, weight, first-order gradients; all differentiable."""
+    def reference(self, critic, leaves):
+        """loss, lse, weight; differentiable."""
         L = len(self.query)
         query, key, scale = leaves[:L], leaves[L : 2 * L], leaves[2 * L]
         bias = leaves[-1] if self.bias is not None else None
@@ -96,7 +96,7 @@ class Case:
 def first_order(case, critic, dtype, create_graph=False):
     """Leaves with the upstream gradients last, values, and gradients of all but those."""
     leaves = case.leaves(dtype)
-    values = case.reference(critic, leaves, dtype)
+    values = case.reference(critic, leaves)
     upstream = [
         u.detach().clone().to(dtype or u.dtype).requires_grad_(create_graph)
         for u in (case.grad_loss, case.grad_lse)
@@ -123,16 +123,22 @@ def assert_value(actual, plain, exact):
     assert_no_worse(*(part.masked_fill(exact.isinf(), 0) for part in (actual, plain, exact)))
 
 
-def assert_gradient(actual, plain, exact, case):
+def terms_of(case, critic):
+    """Size of the terms of a scalar's gradient, by that of the losses."""
+    loss, *_ = case.reference(critic, case.leaves(torch.float64))
+    return ((1 + loss.detach().abs()) * case.grad_loss.abs()).sum() + case.grad_lse.abs().sum()
+
+
+def assert_gradient(actual, plain, exact, case, critic, order=1):
     """Within the error budget, by the largest element: an element is a sum of terms that cancel.
 
     Their weights are rounded to the type of the rows before the tensor cores take them.
     """
     assert actual.shape == plain.shape
     size = exact.abs().max()
-    if not exact.ndim:  # N·M terms of any sign
-        size = (case.grad_loss.abs().sum() + case.grad_lse.abs().sum()).double()
-    size = size.clamp(min=1)
+    if not exact.ndim:  # terms of any sign
+        size = terms_of(case, critic)
+    size = order * size.clamp(min=1)  # each order multiplies the terms once more
     rtol, atol = TOLERANCE[actual.dtype]
     error = (actual.double() - exact).abs()
     budget = (plain.double() - exact).abs().max() + atol + rtol * size
@@ -147,7 +153,7 @@ def check(case, critic):
     for a, p, e in zip(values, plain_values, exact_values, strict=True):
         assert_value(a, p, e)
     for a, p, e in zip(gradients, plain_gradients, exact_gradients, strict=True):
-        assert_gradient(a, p, e, case)
+        assert_gradient(a, p, e, case, critic)
 
 
 def second_order(case, critic, tangents, dtype):
@@ -179,7 +185,7 @@ def check_second_order(case, critic):
     exact = second_order(case, critic, tangents, torch.float64)
     plain = second_order(case, critic, tangents, None)
     for a, p, e in zip([loss, grad_lse, *grads], plain, exact, strict=True):
-        assert_gradient(a, p, e, case)
+        assert_gradient(a, p, e, case, critic, order=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -300,7 +306,7 @@ def test_what_is_ignored_may_hold_anything(critic, backend, kernel_device):
         case.query[0][2], case.key[0][5] = 1.0, 1.0
 
 
-@pytest.mark.parametrize("critic", CRITICS, ids=name)
+@pytest.mark.parametrize("critic", [CRITICS[i] for i in (1, 3, 4, 7)], ids=name)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_key_reaches_every_row(bad, critic, backend, kernel_device):
     case = Case((8, 5, [3]), torch.float32, kernel_device)
@@ -332,24 +338,31 @@ def test_large_logits_and_duplicated_keys(critic, backend, kernel_device):
     check(case, critic)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-13, 1e30])
-def test_rows_of_any_length_are_normalised(size, backend, kernel_device):
-    critic = Critic(normalize=True)
+def test_small_upstream_gradients_survive_float16(backend, kernel_device):
+    """A mean over many queries: g·p lies below what float16 can hold, their sums do not."""
+    case = Case((4, 300, [4]), torch.float16, kernel_device, scale=0.5)
+    case.key[0] = case.key[0] / 8 + 1
+    case.grad_loss, case.grad_lse = case.grad_loss * 1e-6, case.grad_lse * 1e-6
+    _, (actual, *_) = run(case, Critic())
+    _, _, (exact, *_) = first_order(case, Critic(), torch.float64)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-2, atol=6e-8)  # its least step
+
+
+def test_rows_too_short_to_normalise(backend, kernel_device):
+    """F.normalize divides them by its eps, so they keep the gradient along themselves."""
     case = Case((5, 6, [4]), torch.float64, kernel_device)
-    case.query[0][3] = 0
-    expected, (_, grad_key, grad_scale) = run(case, critic)
-    if size > 1:
-        case.key[0] *= size
-    case32 = Case((5, 6, [4]), torch.float32, kernel_device)
-    for field in ("labels", "key_labels"):
-        setattr(case32, field, getattr(case, field))
-    case32.query, case32.key = [case.query[0].float()], [case.key[0].float()]
-    case32.grad_loss, case32.grad_lse = case.grad_loss.float(), case.grad_lse.float()
-    actual, grads = run(case32, critic)
-    torch.testing.assert_close(actual[0].double(), expected[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grads[2].double(), grad_scale, rtol=1e-4, atol=1e-4)
-    factor = size if size > 1 else 1
-    torch.testing.assert_close(grads[1].double() * factor, grad_key, rtol=1e-4, atol=1e-5)
+    case.query[0][3], case.key[0][2] = 0, case.key[0][2] * 1e-13
+    check(case, Critic(normalize=True))
+
+
+def test_squared_norms_may_overflow(backend, kernel_device):
+    case = Case((5, 6, [4]), torch.float32, kernel_device)
+    (loss, *_), (grad_query, grad_key, _) = run(case, Critic(normalize=True))
+    case.query[0], case.key[0] = case.query[0] * 2.0**100, case.key[0] * 2.0**-20
+    (long_loss, *_), (long_grad_query, long_grad_key, _) = run(case, Critic(normalize=True))
+    assert torch.equal(long_loss, loss)
+    torch.testing.assert_close(long_grad_query * 2.0**100, grad_query)
+    torch.testing.assert_close(long_grad_key * 2.0**-20, grad_key)
 
 
 def test_only_what_is_wanted(backend, kernel_device):
