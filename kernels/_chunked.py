@@ -30,7 +30,7 @@ from mim4dd.kernels._inputs import Found, Queries, boosted, options_of, packed
 from mim4dd.kernels._rows import finish
 from mim4dd.reference import Critic
 
-WORKSPACE = 2**26  # bytes of logits at a time: 2**28 is no faster, 2**24 shortens the products
+WORKSPACE = 2**26  # bytes of logits at a time; not tuned on a GPU yet
 
 
 @triton.jit
