@@ -261,7 +261,7 @@ def fused_backward(
     grad_lse: Tensor | None,
     gradients: Sequence[bool],
 ) -> list[Found]:
-    """Launch: the wanted gradients of each layer; the scalars' sums come with the first."""
+    """Launch: the wanted gradients of each layer."""
     want_query, want_key, want_scale, want_bias = gradients
     positive_lse = None
     if critic.kind == "in":
@@ -281,7 +281,7 @@ def fused_backward(
         scale, bias = (None if part is None else part / boost for part in (scale, bias))
     empty = [None] * len(layers.sizes)
     return [
-        Found(q, k, scale if i == 0 else None, bias if i == 0 else None)
+        Found(q, k, *(None if part is None else part[i] for part in (scale, bias)))
         for i, (q, k) in enumerate(zip(query or empty, key or empty, strict=True))
     ]
 
@@ -299,7 +299,7 @@ def _launch(
     grad_lse: Tensor | None,
     factor: Tensor,
 ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
-    """Gradients of the queries' or the keys' rows, one by layer, and of the scalars."""
+    """Gradients of the queries' or the keys' rows, one by layer, and of the scalars (L,)."""
     N, M, L = layers.N, layers.M, len(layers.sizes)
     own, stream = (N, M) if own_queries else (M, N)
     rows = layers.query if own_queries else layers.key
@@ -351,7 +351,7 @@ def _launch(
             **options,
             **blocks,
         )
-    scale, bias = (None if part is None else part.sum() for part in scalars)
+    scale, bias = (None if part is None else part.sum((0, 2)) for part in scalars)
     if grad is None:
         return None, scale, bias
     if direct:

@@ -45,28 +45,25 @@ def contrastive(
     normalize: bool,
     gradients: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Loss and lse (L, N), positive weight (N,), gradients of the summed losses.
-
-    The last are given where every layer is chunked; fused, recomputing is what the others cost.
-    """
+    """Loss and lse (L, N), positive weight (N,), gradients of the summed losses."""
     critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic)
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
-    if len(fused) == len(query):
-        loss, lse, _ = fused_forward(packed(query, key, critic), queries, critic)
-        return loss, lse, queries.weight, []
     loss, lse = queries.weight.new_empty(2, len(query), len(labels))
+    found = [Found()] * len(query)
     if fused:
-        gradients = [False] * 4
         layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
-        parts = fused_forward(layers, queries, critic)
-        for i, fused_loss, fused_lse in zip(fused, *parts[:2], strict=True):
-            loss[i], lse[i] = fused_loss, fused_lse
-    found = [
-        chunk_pass(query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None)
-        for i in range(len(query))
-        if i not in fused
-    ]
+        loss[fused], lse[fused], _ = fused_forward(layers, queries, critic)
+        if any(gradients):
+            ones = torch.ones_like(lse[fused])
+            parts = fused_backward(layers, queries, critic, lse[fused], ones, None, gradients)
+            for i, part in zip(fused, parts, strict=True):
+                found[i] = part
+    for i in range(len(query)):
+        if i not in fused:
+            found[i] = chunk_pass(
+                query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None
+            )
     return loss, lse, queries.weight, in_order(found, gradients)
 
 
@@ -88,7 +85,7 @@ def contrastive_bwd(
     grad_lse: Tensor | None,  # (L, N)
     gradients: Sequence[bool],
 ) -> list[Tensor]:
-    """The wanted of grad_query and grad_key of each layer, grad_scale () and grad_bias ()."""
+    """The wanted of grad_query and grad_key of each layer, grad_scale and grad_bias (L,)."""
     critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
     lse = lse.contiguous()
@@ -123,21 +120,22 @@ def contrastive_bwd_bwd(
     decoupled: bool,
     exclude_self: bool,
     hardness: float,
+    normalize: bool,
     lse: Tensor,  # (L, N)
     positive_weight: Tensor,  # (N,)
     grad_loss: Tensor,  # (L, N)
     grad_lse: Tensor | None,  # (L, N)
     tangent_query: Sequence[Tensor],  # L layers of (N, D)
     tangent_key: Sequence[Tensor],  # L layers of (M, D)
-    tangent_scale: Tensor,  # ()
-    tangent_bias: Tensor | None,  # ()
+    tangent_scale: Tensor,  # (L,)
+    tangent_bias: Tensor,  # (L,)
     gradients: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Derivatives of ⟨first-order gradients, tangents⟩ by grad_loss, by grad_lse and by the inputs.
 
-    Chunked for every D.
+    Chunked for every D. Rows are given as they are compared, so ``normalize`` is False.
     """
-    critic = Critic(kind, decoupled, exclude_self, hardness)
+    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
     lse = lse.contiguous()
     grad_grad_loss, grad_grad_lse = torch.empty_like(lse), torch.empty_like(lse)
@@ -150,8 +148,8 @@ def contrastive_bwd_bwd(
             lse[i],
             grad_loss[i],
             None if grad_lse is None else grad_lse[i],
-            tangent_scale,
-            tangent_bias,
+            tangent_scale[i],
+            None if bias is None else tangent_bias[i],
             gradients,
             grad_grad_loss[i],
             grad_grad_lse[i],
@@ -162,12 +160,12 @@ def contrastive_bwd_bwd(
 
 
 def in_order(found: Sequence[Found], gradients: Sequence[bool]) -> list[Tensor]:
-    """The schema's list: every layer's query, every layer's key, the scalars' sum over layers."""
+    """The schema's list: every layer's query, every layer's key, the scalars by layer."""
     result = []
     for name, wanted in zip(Found._fields, gradients, strict=True):
         parts = [part for layer in found if (part := getattr(layer, name)) is not None]
         if wanted and name in ("scale", "bias"):
-            parts = [torch.stack(parts).sum() if len(parts) > 1 else parts[0]]
+            parts = [torch.stack(parts)]
         if wanted:
             result += parts
     return result
