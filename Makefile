@@ -1,4 +1,5 @@
 # make demo | demo-ipc10 | test | lint | bench      in a virtual environment of their own, .venv
+# make bench-peers bench-contrastive   the contrastive losses beside other libraries
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -8,7 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RESULTS := runs/bench
 
-.PHONY: demo demo-ipc10 test lint bench gpu clean
+CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
+	second_order.py pair_cost.py)
+
+.PHONY: demo demo-ipc10 test lint bench bench-contrastive bench-peers gpu clean
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -39,11 +43,23 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.tested
+# $(call measure,suites,name): results, table and picture under runs/bench
+define measure
 	mkdir -p $(RESULTS)
-	$(BIN)/python -m pytest bench --benchmark-json=$(RESULTS)/results.json
-	$(BIN)/python bench/report.py $(RESULTS)/results.json --plot $(RESULTS)/times.png \
-		| tee $(RESULTS)/results.md
+	$(BIN)/python -m pytest $(1) --benchmark-json=$(RESULTS)/$(2).json
+	$(BIN)/python bench/report.py $(RESULTS)/$(2).json --plot $(RESULTS)/$(2).png \
+		> $(RESULTS)/$(2).md
+	cat $(RESULTS)/$(2).md
+endef
+
+bench: $(VENV)/.tested
+	$(call measure,bench,results)
+
+bench-contrastive: $(VENV)/.tested
+	$(call measure,$(CONTRASTIVE) $(BENCH_OPTIONS),contrastive)
+
+bench-peers: $(VENV)/.tested
+	$(PIP) --no-deps --requirement bench/peers.txt
 
 gpu:
 	$(PYTHON) bench/gpu.py

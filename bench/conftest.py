@@ -1,7 +1,8 @@
 """The benchmark harness: providers side by side, interleaved, checked before they are timed.
 
-A module bench_<op>.py holds ``CASES`` ({"full": […], "tiny": […]}) and ``PROVIDERS``; its function
-takes ``case``, ``provider``, ``device`` and ``measure``.
+A module bench_<op>.py holds ``CASES`` ({"full": […], "tiny": […]}, perhaps "short") and
+``PROVIDERS``; its function takes ``case``, ``provider``, ``device`` and ``measure``. It may hold
+``left_out(case, provider)``, the reason not to run a pair. A case may have ``threads``.
 """
 
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import peers
 import pytest
 import torch
 from peak_memory import peak_memory
@@ -16,10 +18,14 @@ from peak_memory import peak_memory
 _ROUNDS = 5
 _ROUND_SECONDS = 0.05  # long against the timer, and against one launch
 
+_left_out: list[dict[str, str]] = []  # what was not timed, and why
+_last_suite = ""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mim4dd")
     group.addoption("--tiny", action="store_true", help="tiny shapes: do the benchmarks run?")
+    group.addoption("--short", action="store_true", help="fewer cases, where a suite has such")
     group.addoption("--repeats", type=int, default=5, help="times that all providers take turns")
 
 
@@ -27,22 +33,61 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "measure" not in metafunc.fixturenames:
         return
     tiny = metafunc.config.getoption("--tiny")
-    metafunc.parametrize("case", metafunc.module.CASES["tiny" if tiny else "full"], ids=str)
+    cases = metafunc.module.CASES
+    size = "tiny" if tiny else "short" if metafunc.config.getoption("--short") else "full"
+    metafunc.parametrize("case", cases.get(size, cases["full"]), ids=str)
     metafunc.parametrize("repeat", range(1 if tiny else metafunc.config.getoption("--repeats")))
     metafunc.parametrize("provider", metafunc.module.PROVIDERS)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let providers take turns: ours, theirs, ours, theirs. A drift of the machine hits them all.
 
     The order is explicit because pytest regroups parameters on its own.
     """
+    unwanted = [item for item in items if _is_left_out(item)]
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = [item for item in items if item not in unwanted]
     benches = [item for item in items if "measure" in getattr(item, "fixturenames", ())]
     order = {name: place for place, name in enumerate(dict.fromkeys(map(_suite, benches)))}
     benches.sort(key=lambda item: (order[_suite(item)], item.callspec.params["repeat"]))
     for item in benches:
         item.add_marker(pytest.mark.benchmark(group=_suite(item), timer=_finished_at))
     items[:] = [item for item in items if item not in benches] + benches
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """Whether its module leaves it out; noted once, not for every repeat."""
+    if not hasattr(getattr(item, "module", None), "left_out"):
+        return False
+    params = item.callspec.params
+    reason = item.module.left_out(params["case"], params["provider"])
+    if reason is not None and params["repeat"] == 0:
+        _note(item, reason)
+    return reason is not None
+
+
+def _note(item: pytest.Item, reason: str) -> None:
+    """Keep for the result file why something was not timed."""
+    _left_out.append(
+        {
+            "op": item.function.__name__.removeprefix("bench_"),
+            "case": str(item.callspec.params["case"]),
+            "provider": item.callspec.params["provider"],
+            "reason": reason,
+        }
+    )
+
+
+def pytest_report_collectionfinish() -> list[str]:
+    """Name the peers that are not installed."""
+    return list(peers.missing.values())
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Tell in the result file what was left out."""
+    output_json["left_out"] = _left_out
+    output_json["missing"] = list(peers.missing.values())
 
 
 def _finished_at() -> float:
@@ -75,10 +120,16 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
     ``measure(call, check, **info)``: ``check(call())`` raises where the answer is wrong, and then
     nothing is timed. ``info`` goes into the result file beside the figures.
     """
+    params = request.node.callspec.params
 
-    def run(call: Callable[[], Any], check: Callable[[Any], None], **info: float) -> None:
-        check(call())
-        peak_bytes = peak_memory(call, device)
+    def run(call: Callable[[], Any], check: Callable[[Any], None], **info: Any) -> None:
+        answer = _checked(request.node, call, check)
+        if repeat == 0:  # it is the same every time
+            info["peak_bytes"] = peak_memory(call, device)
+            results = [part for part in answer if isinstance(part, torch.Tensor)]
+            info["result_bytes"] = sum(part.nbytes for part in results)
+            del results
+        del answer
         seconds = _seconds(call)
         benchmark.pedantic(
             call,
@@ -87,18 +138,42 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
             iterations=max(1, round(_ROUND_SECONDS / seconds)),
             warmup_rounds=1 if seconds < _ROUND_SECONDS else 0,
         )
-        params = request.node.callspec.params
-        benchmark.extra_info |= {
+        benchmark.extra_info |= info | {
             "op": request.function.__name__.removeprefix("bench_"),
             "case": str(params["case"]),
             "provider": params["provider"],
             "repeat": repeat,
             "device": device,
-            "peak_bytes": peak_bytes,
-            **info,
         }
 
-    return run
+    def run_on_threads(*args: Any, **info: Any) -> None:
+        global _last_suite
+        if _suite(request.node) != _last_suite:
+            torch.compiler.reset()  # compile anew for each case, not once for all shapes
+            _last_suite = _suite(request.node)
+        before = torch.get_num_threads()
+        torch.set_num_threads(getattr(params["case"], "threads", 0) or before)
+        try:
+            run(*args, **info)
+        finally:
+            torch.set_num_threads(before)
+
+    return run_on_threads
+
+
+def _checked(item: pytest.Item, call: Callable[[], Any], check: Callable[[Any], None]) -> Any:
+    """The answer, checked. A peer that fails is noted; our own failure is an error."""
+    try:
+        answer = call()
+        check(answer)
+    except Exception as error:
+        if item.callspec.params["provider"].startswith("mim4dd"):
+            raise
+        wrong = "wrong" if isinstance(error, AssertionError) else type(error).__name__
+        reason = f"{wrong}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        _note(item, reason)
+        pytest.xfail(reason)
+    return answer
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -3,7 +3,8 @@
     python bench/report.py results.json [more.json ...] [--plot times.png]
 
 Times are medians over the repeats; ratios are taken within each repeat, where providers took turns,
-and given as median and range.
+and given as median and range. The floor is the matrix products alone. What was left out, and why,
+stands below the table.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-OURS = "mim4dd"
+OURS, FLOOR = "mim4dd", "gemms"
 
 
 class Row(NamedTuple):
@@ -26,8 +27,8 @@ class Row(NamedTuple):
     provider: str
     seconds: float
     ratios: tuple[float, ...]  # provider / ours, one per repeat
-    peak_bytes: int
-    rate: str
+    floors: tuple[float, ...]  # provider / floor, one per repeat
+    info: dict
 
 
 def load_rows(results: Iterable[dict]) -> list[Row]:
@@ -39,78 +40,78 @@ def load_rows(results: Iterable[dict]) -> list[Row]:
             group = groups.setdefault((info["op"], info["case"], info["device"]), defaultdict(dict))
             group[info["provider"]][info["repeat"]] = {**info, "seconds": result["stats"]["median"]}
     return [
-        _row(group, provider, repeats, by_provider.get(OURS, {}))
+        Row(
+            *group,
+            provider,
+            statistics.median(each["seconds"] for each in repeats.values()),
+            _ratios(repeats, by_provider.get(OURS, {})),
+            _ratios(repeats, by_provider.get(FLOOR, {})),
+            repeats[min(repeats)],
+        )
         for group, by_provider in groups.items()
         for provider, repeats in by_provider.items()
     ]
 
 
-def _row(
-    group: tuple[str, str, str], provider: str, repeats: dict[int, dict], ours: dict[int, dict]
-) -> Row:
-    seconds = statistics.median(each["seconds"] for each in repeats.values())
-    ratios = tuple(
-        each["seconds"] / ours[repeat]["seconds"]
+def _ratios(repeats: dict[int, dict], other: dict[int, dict]) -> tuple[float, ...]:
+    return tuple(
+        each["seconds"] / other[repeat]["seconds"]
         for repeat, each in repeats.items()
-        if repeat in ours
+        if repeat in other
     )
-    first = next(iter(repeats.values()))
-    rate = ""
-    if "moved_bytes" in first:
-        rate = f"{first['moved_bytes'] / seconds / 1e9:.1f} GB/s"
-    elif "flop" in first:
-        rate = f"{first['flop'] / seconds / 1e9:.1f} GFLOP/s"
-    return Row(*group, provider, seconds, ratios, first["peak_bytes"], rate)
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table."""
+    """The table. Memory is above the inputs; `results` are the loss and gradients in it."""
     lines = [
-        "| op | case | device | provider | time | time / ours (range) | peak memory | rate |",
-        "|---|---|---|---|---|---|---|---|",
+        "| op | case | device | provider | time | time / ours (range) | time / floor "
+        "| peak memory | without results | rate |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratio = "–"  # where ours gave a wrong answer it was not timed
         if row.ratios:
             low, middle, high = min(row.ratios), statistics.median(row.ratios), max(row.ratios)
             ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        floor = f"{statistics.median(row.floors):.2f}" if row.floors else "–"
+        memory = f"{_memory(row)} | {_memory(row, 'result_bytes')}"
         lines.append(
             f"| {row.op} | {row.case} | {row.device} | {row.provider} | {1e3 * row.seconds:.3g} ms "
-            f"| {ratio} | {row.peak_bytes / 2**20:.1f} MiB "
-            f"| {row.rate} |"
+            f"| {ratio} | {floor} | {memory} | {_rate(row)} |"
         )
     return "\n".join(lines)
 
 
-def save_plot(path: Path, rows: list[Row]) -> None:
-    """One panel per op: time of every provider, relative to ours, for every case."""
-    from matplotlib.figure import Figure
+def _memory(row: Row, less: str | None = None) -> str:
+    if row.provider == FLOOR or "peak_bytes" not in row.info:
+        return "–"  # the floor writes into buffers that are there
+    return f"{max(0, row.info['peak_bytes'] - row.info.get(less, 0)) / 2**20:.4g} MiB"
 
-    ops = list(dict.fromkeys(row.op for row in rows if row.ratios))
-    cases = {op: list(dict.fromkeys(row.case for row in rows if row.op == op)) for op in ops}
-    heights = [1 + len(cases[op]) for op in ops]
-    figure = Figure(figsize=(9, 1 + 0.7 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(ops), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, op in zip(panels, ops, strict=True):
-        own = [row for row in rows if row.op == op and row.ratios]
-        providers = list(dict.fromkeys(row.provider for row in own))
-        thickness = 0.8 / len(providers)
-        for place, provider in enumerate(providers):
-            mine = [row for row in own if row.provider == provider]
-            y = [cases[op].index(row.case) + place * thickness for row in mine]
-            middle = [statistics.median(row.ratios) for row in mine]
-            spread = [
-                [value - min(row.ratios) for value, row in zip(middle, mine, strict=True)],
-                [max(row.ratios) - value for value, row in zip(middle, mine, strict=True)],
-            ]
-            axis.barh(y, middle, thickness, xerr=spread, label=provider, error_kw={"lw": 0.8})
-        axis.set_yticks([index + 0.4 - thickness / 2 for index in range(len(cases[op]))])
-        axis.set_yticklabels(cases[op], fontsize=8)
-        axis.invert_yaxis()
-        axis.axvline(1, color="0.4", lw=0.8)
-        axis.set_title(f"{op} on {own[0].device}: time / {OURS}, shorter is faster", fontsize=10)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+
+def _rate(row: Row) -> str:
+    if "pairs" in row.info:
+        return f"{1e12 * row.seconds / row.info['pairs']:.3g} ps/pair"
+    if "moved_bytes" in row.info:
+        return f"{row.info['moved_bytes'] / row.seconds / 1e9:.1f} GB/s"
+    if "flop" in row.info:
+        return f"{row.info['flop'] / row.seconds / 1e9:.1f} GFLOP/s"
+    return ""
+
+
+def not_timed(results: Iterable[dict]) -> str:
+    """What was left out or wrong, one line for all cases that share a reason."""
+    cases: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    missing: dict[str, None] = {}
+    for each in results:
+        missing |= dict.fromkeys(each.get("missing", []))
+        for out in each.get("left_out", []):
+            cases[out["op"], out["provider"], out["reason"]].append(out["case"])
+    lines = [
+        f"- {op}, {provider}: {reason} ({'; '.join(own)})"
+        for (op, provider, reason), own in cases.items()
+    ]
+    lines += [f"- {line}" for line in missing]
+    return "\n".join(["", "Not timed:", "", *lines]) if lines else ""
 
 
 def main() -> None:
@@ -118,9 +119,13 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
-    rows = load_rows(json.loads(path.read_text()) for path in args.results)
+    results = [json.loads(path.read_text()) for path in args.results]
+    rows = load_rows(results)
     print(markdown(rows))
+    print(not_timed(results))
     if args.plot is not None:
+        from plot import save_plot
+
         save_plot(args.plot, rows)
 
 

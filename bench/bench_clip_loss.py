@@ -1,0 +1,56 @@
+"""clip_loss, the mean of both directions, against open_clip and PyTorch."""
+
+import pytest
+from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
+from peers import CLIP, TEMPERATURE, Provider, installed
+
+import mim4dd
+
+if not hasattr(mim4dd, "clip_loss"):
+    pytest.skip("mim4dd has no clip_loss", allow_module_level=True)
+
+CASES = {
+    "tiny": [square(33, 16)],
+    "full": [
+        square(num_queries, 512, "bfloat16" if GPU else "float32", threads=threads)
+        for num_queries in (2048, 8192)
+        for threads in THREADS
+    ],
+}
+if GPU:
+    CASES["short"] = [square(8192, 512, "bfloat16")]
+
+
+def two_calls(query, key, target):
+    """One call a direction: what clip_loss saves by seeing both in one pass."""
+    there, back = mim4dd.info_nce(query, key), mim4dd.info_nce(key, query)
+    return (there + back) / 2
+
+
+PROVIDERS = {
+    "mim4dd": Provider(
+        lambda query, key, _: mim4dd.clip_loss(query, key, temperature=TEMPERATURE),
+        package="mim4dd",
+    ),
+    "mim4dd, two info_nce": Provider(two_calls, package="mim4dd"),
+    **installed(CLIP),
+    **FLOOR,
+}
+
+
+def rows_loss(query, key, target, rows, **options):
+    options |= {"temperature": TEMPERATURE, "reduction": "sum", "backend": "reference"}
+    options["positive_index"] = target[rows]
+    there, back = (
+        mim4dd.info_nce(side[rows], other, **options)
+        for side, other in ((query, key), (key, query))
+    )
+    return (there + back) / 2
+
+
+def left_out(case, provider):
+    return over_budget(case, PROVIDERS[provider])
+
+
+def bench_clip_loss(case, provider, device, measure):
+    run(PROVIDERS[provider], case, rows_loss, device, measure)
