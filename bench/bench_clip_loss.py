@@ -23,7 +23,8 @@ if GPU:
 
 def two_calls(query, key, target):
     """One call a direction: what clip_loss saves by seeing both in one pass."""
-    there, back = mim4dd.info_nce(query, key), mim4dd.info_nce(key, query)
+    sides = (query, key), (key, query)
+    there, back = (mim4dd.info_nce(*each, temperature=TEMPERATURE) for each in sides)
     return (there + back) / 2
 
 

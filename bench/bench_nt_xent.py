@@ -1,7 +1,7 @@
 """NT-Xent of SimCLR by info_nce, both views in one set without self-pairs, against lightly."""
 
 import torch
-from contrastive import GPU, THREADS, over_budget, run, square
+from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
 from peers import NT_XENT, TEMPERATURE, Provider, installed
 
 from mim4dd import info_nce
@@ -21,7 +21,11 @@ def nt_xent(query, key, target, **options):
     return info_nce(views, views, positive_index=positive, **options)
 
 
-PROVIDERS = {"mim4dd": Provider(nt_xent, normalizes=True, package="mim4dd"), **installed(NT_XENT)}
+PROVIDERS = {
+    "mim4dd": Provider(nt_xent, normalizes=True, package="mim4dd"),
+    **installed(NT_XENT),
+    **FLOOR,
+}
 
 
 def rows_loss(query, key, target, rows, normalize):
@@ -35,4 +39,4 @@ def left_out(case, provider):
 
 
 def bench_nt_xent(case, provider, device, measure):
-    run(PROVIDERS[provider], case, rows_loss, device, measure)
+    run(PROVIDERS[provider], case, rows_loss, device, measure, both_in_one=True)

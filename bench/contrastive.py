@@ -107,15 +107,21 @@ def over_budget(case: Case, provider: Provider) -> str | None:
 
 
 def run(
-    provider: Provider, case: Case, rows_loss: RowsLoss, device: str, measure: Callable
+    provider: Provider,
+    case: Case,
+    rows_loss: RowsLoss,
+    device: str,
+    measure: Callable,
+    both_in_one: bool = False,  # queries and keys are one set, against itself
 ) -> None:
     """Measure one provider; the floor has no answer to check."""
     inputs = inputs_of(case, device)
+    sides = [torch.cat(inputs[:2]).detach()] * 2 if both_in_one else inputs[:2]
     num_gemms = 3 if case.backward else 1
-    flop = 2 * num_gemms * case.num_queries * case.num_keys * case.dimension
+    flop = 2 * num_gemms * len(sides[0]) * len(sides[1]) * case.dimension
     info = {**case._asdict(), "flop": flop}
     if provider.loss is gemms:
-        measure(gemms([inputs.query], [inputs.key], num_gemms), lambda _: None, **info)
+        measure(gemms([sides[0]], [sides[1]], num_gemms), lambda _: None, **info)
         return
 
     def call():
