@@ -1,5 +1,6 @@
 """The picture beside the table: time and memory as N grows, then every case relative to ours."""
 
+import re
 import statistics
 import textwrap
 from collections import defaultdict
@@ -90,6 +91,11 @@ def _draw_sweep(figure: Figure, rows: list[Row], colors: dict[str, object]) -> N
     figure.suptitle(f"{rows[0].op} on {rows[0].device}, {case}", fontsize=10)
 
 
+def _two_lines(case: str) -> str:
+    """Wrapped, but a number stays with what it counts."""
+    return textwrap.fill(re.sub(r"(\d) ([a-z])", "\\1\N{NO-BREAK SPACE}\\2", case), 34)
+
+
 def _height(rows: list[Row]) -> float:
     cases, providers = ({getattr(row, name) for row in rows} for name in ("case", "provider"))
     return max(0.9 + len(cases) * (0.1 + _BAR_INCHES * len(providers)), 1 + 0.17 * len(providers))
@@ -115,7 +121,7 @@ def _draw_bars(axis: Axes, rows: list[Row], colors: dict[str, object]) -> None:
         for row, value, at in zip(own, middle, y, strict=True):
             axis.text(max(row.ratios), at, f" {value:.2f}", va="center", fontsize=6)
     axis.set_yticks([index + 0.425 - thickness / 2 for index in range(len(cases))])
-    axis.set_yticklabels([textwrap.fill(case, 32) for case in cases], fontsize=7)
+    axis.set_yticklabels(map(_two_lines, cases), fontsize=7)
     axis.invert_yaxis()
     ratios = [ratio for row in rows for ratio in row.ratios]
     if max(ratios) > 8:

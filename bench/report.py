@@ -91,7 +91,7 @@ def _memory(row: Row, less: str | None = None) -> str:
 
 def _rate(row: Row) -> str:
     if "pairs" in row.info:
-        return f"{1e12 * row.seconds / row.info['pairs']:.3g} ps/pair"
+        return f"{1e9 * row.seconds / row.info['pairs']:.3g} ns/pair"
     if "moved_bytes" in row.info:
         return f"{row.info['moved_bytes'] / row.seconds / 1e9:.1f} GB/s"
     if "flop" in row.info:
