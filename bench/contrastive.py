@@ -73,7 +73,7 @@ def inputs_of(case: Case, device: str) -> Inputs:
 
 @lru_cache(maxsize=2)  # with and without normalize
 def _answers(rows_loss: RowsLoss, case: Case, device: str, normalize: bool) -> list[tuple]:
-    """In float32, as plain PyTorch has it, and in float64: loss and gradients of the mean."""
+    """Loss and gradients of the mean by plain PyTorch: in the dtype of the case, and in float64."""
     inputs = inputs_of(case, device)
     answers = []
     for dtype in (inputs.query.dtype, torch.float64):
