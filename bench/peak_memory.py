@@ -13,7 +13,7 @@ def peak_memory(fn: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that ``fn`` allocates at its peak, above what is allocated before it.
 
     On a CPU: all that comes from PyTorch's allocator, the workspaces of our C++ included, but not
-    the packing buffers that a BLAS holds. For info_nce on 8192² to 32768² pairs the resident set
+    what a BLAS allocates for itself. For info_nce on 8192² to 32768² pairs the resident set
     grew by the same, give or take 5 MiB.
     """
     if device == "cuda":
