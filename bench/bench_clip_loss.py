@@ -2,7 +2,7 @@
 
 import pytest
 from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
-from peers import CLIP, TEMPERATURE, Provider, installed
+from providers import CLIP, TEMPERATURE, Provider, installed
 
 import mim4dd
 

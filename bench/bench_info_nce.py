@@ -1,7 +1,7 @@
 """info_nce with the positives on the diagonal: every way to the same loss, and the GEMM floor."""
 
 from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
-from peers import SINGLE, TEMPERATURE, Provider, installed
+from providers import SINGLE, TEMPERATURE, Provider, installed
 
 from mim4dd import info_nce
 

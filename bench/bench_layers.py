@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from contrastive import FLOOR, THREADS, check_answer, gemms, threads_of
-from peers import LABELLED, SINGLE, TEMPERATURE, Provider, compiled, installed
+from providers import LABELLED, SINGLE, TEMPERATURE, Provider, compiled, installed
 
 from mim4dd import sup_con
 

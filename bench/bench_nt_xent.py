@@ -2,7 +2,7 @@
 
 import torch
 from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
-from peers import NT_XENT, TEMPERATURE, Provider, installed
+from providers import NT_XENT, TEMPERATURE, Provider, installed
 
 from mim4dd import info_nce
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from bench_info_nce import rows_loss
 from contrastive import FLOOR, THREADS, Case, run
-from peers import TEMPERATURE, Provider
+from providers import TEMPERATURE, Provider
 
 from mim4dd import info_nce
 

@@ -2,7 +2,7 @@
 
 import torch
 from contrastive import THREADS, check_answer, gemms, inputs_of, square
-from peers import SINGLE, TEMPERATURE, Provider
+from providers import SINGLE, TEMPERATURE, Provider
 
 from mim4dd import info_nce
 

@@ -1,7 +1,7 @@
 """sup_con on class labels, against PyTorch, pytorch-metric-learning and our single positive."""
 
 from contrastive import FLOOR, GPU, THREADS, over_budget, run, square
-from peers import LABELLED, TEMPERATURE, Provider, installed
+from providers import LABELLED, TEMPERATURE, Provider, installed
 
 from mim4dd import info_nce, sup_con
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import peers
+import providers
 import pytest
 import torch
 from peak_memory import peak_memory
@@ -85,13 +85,13 @@ def _note(item: pytest.Item, reason: str) -> None:
 
 def pytest_report_collectionfinish() -> list[str]:
     """Name the peers that are not installed."""
-    return list(peers.missing.values())
+    return list(providers.missing.values())
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Tell in the result file what was left out."""
     output_json["left_out"] = _left_out
-    output_json["missing"] = list(peers.missing.values())
+    output_json["missing"] = list(providers.missing.values())
 
 
 def _finished_at() -> float:

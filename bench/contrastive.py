@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peers import Provider
+from providers import Provider
 from tolerance import assert_no_worse
 from torch import Tensor
 

@@ -1,29 +1,20 @@
-"""The libraries that mim4dd.adapters stands in for."""
+"""Importing other libraries, whether torchvision is there or not."""
 
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 
 
 def peer(name, past=()):
     """Import a module of a peer, past those of its packages whose own code needs torchvision."""
     library = name.partition(".")[0]
-    spec = importlib.util.find_spec(library)
-    if spec is None:
+    if importlib.util.find_spec(library) is None:
         raise ModuleNotFoundError(
-            f"the adapter tests compare with {library}, which is not installed: "
-            "pip install --no-deps -r tests/peers.txt"
+            f"{library} is not installed: pip install --no-deps -r bench/peers.txt"
         )
     for package in past:
-        sys.modules[package] = module = ModuleType(package)
-        module.__path__ = [str(Path(spec.submodule_search_locations[0], *package.split(".")[1:]))]
+        if package not in sys.modules:
+            # Known by name and place, its own code not run.
+            spec = importlib.util.find_spec(package)
+            sys.modules[package] = importlib.util.module_from_spec(spec)
     return importlib.import_module(name)
-
-
-info_nce = peer("info_nce")
-losses = peer("pytorch_metric_learning.losses")
-open_clip = peer("open_clip.loss", past=["open_clip"])
-_MODELS = ["lightly.models", "lightly.models.modules", "lightly.models.utils"]
-lightly = peer("lightly.loss.ntx_ent_loss", past=["lightly.loss", *_MODELS])

@@ -1,14 +1,24 @@
 """Every adapter beside the library it stands in for: values, gradients, and where they differ."""
 
 import math
+from types import SimpleNamespace
 
-import peers
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import peer
 from torch import nn
 
 from mim4dd.adapters import inf_cl, info_nce_pytorch, lightly, open_clip, pytorch_metric_learning
+
+# Past the packages whose own code needs torchvision.
+_LIGHTLY = ["lightly.loss", "lightly.models", "lightly.models.modules", "lightly.models.utils"]
+peers = SimpleNamespace(
+    info_nce=peer("info_nce"),
+    losses=peer("pytorch_metric_learning.losses"),
+    open_clip=peer("open_clip.loss", past=["open_clip"]),
+    lightly=peer("lightly.loss.ntx_ent_loss", past=_LIGHTLY),
+)
 
 
 def rows(*shape, device="cpu", dtype=torch.float64):
@@ -26,9 +36,9 @@ def assert_same(ours, theirs, inputs):
     torch.testing.assert_close(*gradients)
 
 
-def both(module, peer, *arguments, **options):
+def both(module, theirs, *arguments, **options):
     """The loss of the adapter and of its peer, built alike and called alike."""
-    return module(**options)(*arguments), peer(**options)(*arguments)
+    return module(**options)(*arguments), theirs(**options)(*arguments)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

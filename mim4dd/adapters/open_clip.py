@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mim4dd.ops.info_nce import info_nce
+from mim4dd.ops.clip_loss import clip_loss
 
 __all__ = ["ClipLoss"]
 
@@ -55,14 +55,9 @@ class ClipLoss(nn.Module):
         """The loss, (), or ``{"contrastive_loss": loss}``; features are used as they are."""
         if isinstance(logit_scale, Tensor):
             logit_scale = logit_scale.squeeze()
-        loss = _symmetric(image_features, text_features, logit_scale)
+        loss = clip_loss(image_features, text_features, logit_scale=logit_scale)
         if isinstance(logit_bias, Tensor):
             # A softmax does not see a constant. A gradient of 0 instead of none, as in open_clip:
             # DistributedDataParallel waits for one.
             loss = loss + 0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
-
-
-def _symmetric(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
-    one_way = info_nce(image, text, logit_scale=logit_scale)
-    return (one_way + info_nce(text, image, logit_scale=logit_scale)) / 2

@@ -5,14 +5,13 @@ imported before it is called.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec, module_from_spec
-from types import ModuleType
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from peers import peer
 from torch import Tensor
 
 TEMPERATURE = 0.1
@@ -92,11 +91,12 @@ def inf_cl(query, key, target):
 
 
 def open_clip(query, key, *_):
-    return bare("open_clip.loss").ClipLoss()(query, key, 1 / TEMPERATURE)
+    return peer("open_clip.loss", past=["open_clip"]).ClipLoss()(query, key, 1 / TEMPERATURE)
 
 
 def lightly(query, key, *_):
-    module = bare("lightly.loss.ntx_ent_loss", "lightly.models", "lightly.models.utils")
+    past = ["lightly.loss", "lightly.models", "lightly.models.modules", "lightly.models.utils"]
+    module = peer("lightly.loss.ntx_ent_loss", past)
     return module.NTXentLoss(temperature=TEMPERATURE)(query, key)
 
 
@@ -110,15 +110,6 @@ def pytorch_metric_learning(query, key, labels, key_labels):
     # A clone: where ref_labels is labels, the diagonal is taken for the queries themselves.
     loss = losses.SupConLoss(temperature=TEMPERATURE)
     return loss(query, labels, ref_emb=key, ref_labels=key_labels.clone())
-
-
-def bare(name: str, *unused: str) -> ModuleType:
-    """Import one module, its packages and ``unused`` unexecuted: they would want torchvision."""
-    parts = name.split(".")
-    for package in (*(".".join(parts[:depth]) for depth in range(1, len(parts))), *unused):
-        if package not in sys.modules:
-            sys.modules[package] = module_from_spec(find_spec(package))
-    return importlib.import_module(name)
 
 
 _CUT = {"module": "cut_cross_entropy", "package": "cut-cross-entropy"}
