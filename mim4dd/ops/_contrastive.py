@@ -286,8 +286,8 @@ def reduce_queries(contrast: Contrast, reduction: Reduction) -> Tensor:
     """Reduce over the queries that have a positive; the loss of the others is already 0."""
     if reduction == "none":
         return contrast.loss
-    num_queries = (contrast.positive_weight > 0).sum()
-    if can_look_at(num_queries) and num_queries == 0:
+    num_queries = contrast.positive_weight.count_nonzero()
+    if can_look_at(num_queries) and num_queries.item() == 0:
         raise ValueError(
             f"none of the {contrast.positive_weight.shape[0]} queries has a positive key (with "
             "decoupled, both a positive and a negative one), so there is nothing to reduce; "
