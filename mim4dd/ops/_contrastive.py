@@ -286,10 +286,13 @@ def reduce_queries(contrast: Contrast, reduction: Reduction) -> Tensor:
     """Reduce over the queries that have a positive; the loss of the others is already 0."""
     if reduction == "none":
         return contrast.loss
-    num_queries = contrast.positive_weight.count_nonzero()
-    if can_look_at(num_queries) and num_queries.item() == 0:
+    weight = contrast.positive_weight
+    # count_nonzero takes a fifth of the time, but older releases have no vmap rule for it.
+    can_look = can_look_at(weight)
+    num_queries = weight.count_nonzero() if can_look else (weight > 0).sum()
+    if can_look and num_queries.item() == 0:
         raise ValueError(
-            f"none of the {contrast.positive_weight.shape[0]} queries has a positive key (with "
+            f"none of the {weight.shape[0]} queries has a positive key (with "
             "decoupled, both a positive and a negative one), so there is nothing to reduce; "
             "do labels and key_labels share no class?"
         )
