@@ -35,6 +35,22 @@ struct Features {
   int64_t dimension() const { return rows.columns; }
 };
 
+// The length of a row of any finite size; not finite if an element is not.
+template <typename T>
+double length_of(const T* row, int64_t dimension) {
+  const double square = sum_of_squares(row, dimension);
+  if (std::isfinite(square)) return std::sqrt(square);
+  double largest = 0;  // float64 whose squares overflow
+  for (int64_t d = 0; d < dimension; ++d) {
+    const double size = std::abs(double(row[d]));
+    if (!(size <= largest)) largest = size;
+    if (std::isnan(size)) break;
+  }
+  double scaled = 0;
+  for (int64_t d = 0; d < dimension; ++d) scaled += std::pow(row[d] / largest, 2);
+  return largest * std::sqrt(scaled);
+}
+
 // The kept rows of (N, D), copied only where the layout, the dtype or the length of a row has to change.
 template <typename T>
 Features<T> make_features(const Tensor& input, const std::vector<int64_t>& kept, bool normalize) {
@@ -58,7 +74,7 @@ Features<T> make_features(const Tensor& input, const std::vector<int64_t>& kept,
         const T* from = all.row(kept[i]);
         for (int64_t d = 0; d < dimension; ++d) row[d] = from[d * all.column_stride];
       }
-      norms[i] = std::sqrt(sum_of_squares(row, dimension));
+      norms[i] = length_of(row, dimension);
       if (normalize) scale_row(row, dimension, T(1 / std::max(norms[i], kSmallestNorm)));
     }
   });

@@ -300,6 +300,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
       tangent_query.size() == query.size() && tangent_logit_scale.numel() == layers &&
           tangent_bias.numel() == layers,
       "contrastive_bwd_bwd: there must be a tangent of every layer");
+  for (int64_t i = 0; i < layers; ++i) {
+    STD_TORCH_CHECK(
+        tangent_query[i].size(1) == query[i].size(1) && tangent_key[i].size(0) == key[i].size(0),
+        "contrastive_bwd_bwd: tangents must have the shapes of query and key");
+  }
   Tensor grad_grad_loss = torch::stable::new_zeros(logit_scale, {layers, n});
   Tensor grad_grad_lse = torch::stable::new_zeros(logit_scale, {layers, n});
   std::vector<Tensor> result;

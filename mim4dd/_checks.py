@@ -1,6 +1,7 @@
 """Argument checks shared by the public functions: each names the argument, the rule, the value."""
 
 import math
+import numbers
 from typing import Literal
 
 import torch
@@ -77,9 +78,9 @@ def can_look_at(tensor: Tensor) -> bool:
 
 def _number(name: str, value: Tensor | float) -> float:
     value = value.item() if isinstance(value, Tensor) else value
-    if not isinstance(value, int | float):
+    if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return value
+    return float(value)
 
 
 def check_positive(name: str, value: Tensor | float) -> None:

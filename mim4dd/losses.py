@@ -47,6 +47,7 @@ class _ContrastiveLoss(nn.Module):
         self.temperature = temperature
         self.reduction: Reduction = reduction
         self.normalize = normalize
+        self._certificate: tuple[Tensor, Positives, int] | None = None
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -69,12 +70,17 @@ class _ContrastiveLoss(nn.Module):
             with torch.no_grad():
                 critic = critic._replace(kind="out")
                 _, contrast = evaluate(layers, positives, logit_scale, None, critic, "none", None)
-        self._certificate = contrast.loss.detach(), positives, layers.num_keys
+        # Copies: the caller may fill the same labels anew before the bound is asked for.
+        labels, key_labels = positives
+        copied = Positives(labels.clone(), None if key_labels is None else key_labels.clone())
+        self._certificate = contrast.loss.detach(), copied, layers.num_keys
         return loss
 
     @property
     def mi_lower_bound(self) -> Tensor:
         """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for."""
+        if self._certificate is None:
+            raise RuntimeError("mi_lower_bound is that of the last call: call the loss first")
         losses, (labels, key_labels), num_keys = self._certificate
         if key_labels is not None:
             return reference.mi_lower_bound(losses, labels, key_labels)
@@ -288,7 +294,7 @@ class MIM4DDLoss(nn.Module):
             key_labels=labels_real,
         )
         self.loss_per_layer = per_layer.detach()
-        exponents = torch.arange(num_layers - 1, -1, -1, device=per_layer.device)
+        exponents = torch.arange(num_layers - 1, -1, -1).to(per_layer)
         return (per_layer * self.layer_decay**exponents).sum()
 
     @property

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -1  # the label of a query or key that takes no part
+_SMALLEST_LENGTH = 1e-12  # shorter rows are divided by this, as in torch.nn.functional.normalize
 NO_POSITIVE = -2  # the positive index of a query that only wants its log-sum-exp
 
 
@@ -57,11 +58,9 @@ def contrastive(
     columns = torch.arange(key.shape[0], device=query.device)
     if key_labels is None:
         key_labels = columns
-    # What is ignored may hold anything, NaN too.
-    query = query.where((labels != IGNORE)[:, None], 0)
-    key = key.where((key_labels != IGNORE)[:, None], 0)
+    query, key = taking_part(query, labels), taking_part(key, key_labels)
     if critic.normalize:
-        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
+        query, key = unit_rows(query)[0], unit_rows(key)[0]
     valid = (key_labels != IGNORE).expand(len(rows), -1)
     if critic.exclude_self:
         valid = valid & (rows[:, None] != columns)
@@ -89,6 +88,38 @@ def contrastive(
         lse.masked_fill(ignored, 0),
         (1 / num_positives).where(counted, 0),
     )
+
+
+def taking_part(rows: Tensor, labels: Tensor | None) -> Tensor:
+    """Rows (N, D) with 0 where they are ignored: there may be anything, NaN too."""
+    return rows if labels is None else rows.where((labels != IGNORE)[:, None], 0)
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (…, D) scaled to unit length, float32 or wider, and their length (…, 1).
+
+    As :func:`torch.nn.functional.normalize`, but of rows of any finite size: there the square of a
+    large element is infinite, and the row becomes 0.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    # A power of two, so that nothing is rounded; a constant, since it leaves the result alone.
+    finfo = torch.finfo(rows.dtype)
+    largest = rows.detach().abs().amax(-1, keepdim=True).clamp(min=finfo.tiny)
+    size = largest.log2().floor().clamp(max=math.log2(finfo.max) - 2).exp2()
+    length = _length(rows / size) * size
+    return rows / length.clamp(min=_SMALLEST_LENGTH), length
+
+
+def _length(rows: Tensor) -> Tensor:
+    """Of rows (…, D), as (…, 1); its derivatives are 0 at a row of zeros."""
+    square = rows.square().sum(-1, keepdim=True)
+    return square.where(square > 0, 1).sqrt().where(square > 0, 0)
+
+
+def unit_rows_bwd(of_unit: Tensor, unit: Tensor, length: Tensor) -> Tensor:
+    """The gradient of rows from that of :func:`unit_rows`."""
+    along = (of_unit * unit).sum(-1, keepdim=True).where(length > _SMALLEST_LENGTH, 0)
+    return (of_unit - unit * along) / length.clamp(min=_SMALLEST_LENGTH)
 
 
 def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from mim4dd import reference
+from mim4dd import clip_loss, info_nce, reference
 from mim4dd.ops.contrastive import contrastive
 from mim4dd.reference import Contrast, Critic
 
@@ -295,3 +295,72 @@ def test_a_third_derivative_is_refused(device):
     second = torch.autograd.grad(first[0].square().sum(), problem.query[0], create_graph=True)
     with pytest.raises(RuntimeError, match="a third was asked for"):
         torch.autograd.grad(second[0].sum(), problem.query[0])
+
+
+def test_large_and_small_upstream_gradients_of_half_precision(device):
+    """A loss scale beyond float16 is no infinite gradient, nor a small one 0."""
+    query, key = torch.randn(2, 8, 4, device=device).half().unbind()
+    query.requires_grad_()
+    for factor, spread, temperature in ((1e5, 1, 100.0), (1e-8, 50, 0.01)):
+        gradients = [
+            torch.autograd.grad(
+                factor
+                * info_nce(
+                    query, spread * key, temperature=temperature, reduction="sum", backend=backend
+                ),
+                query,
+            )[0]
+            for backend in (None, "reference")
+        ]
+        assert (gradients[1] != 0).any()
+        torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 1e30), (torch.float32, 1e-9), (torch.float64, 1e200)]
+)
+def test_rows_of_any_size_are_normalized(dtype, size, device):
+    rows = torch.randn(6, 4, dtype=dtype, device=device)
+    pairs = rows[:3], rows[3:]
+    functions = [
+        lambda a, b, backend: info_nce(a, b, normalize=True, backend=backend),
+        lambda a, b, backend: clip_loss(a, b, normalize=True, backend=backend),
+        lambda a, b, backend: info_nce(a, b, negative_keys=b, normalize=True, backend=backend),
+    ]
+    for function in functions:
+        for backend in (None, "reference"):
+            expected = function(*pairs, backend)
+            torch.testing.assert_close(
+                function(*(size * each for each in pairs), backend), expected
+            )
+
+
+def test_ignored_rows_reach_no_derivative_through_their_length(device):
+    query = torch.randn(4, 4, device=device)
+    query[1] = math.nan
+    query.requires_grad_()
+    index = torch.tensor([0, -1, 2, 3], device=device)
+    second = []
+    for backend in (None, "reference"):
+        loss = info_nce(
+            query,
+            torch.eye(4, device=device),
+            positive_index=index,
+            normalize=True,
+            backend=backend,
+        )
+        (first,) = torch.autograd.grad(loss, query, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), query)[0])
+        assert (second[-1][1] == 0).all()
+    torch.testing.assert_close(*second)
+
+
+def test_tangents_of_another_shape_are_refused():
+    rows, zeros = torch.randn(5, 3), torch.zeros(1)
+    for tangents in (([rows], [rows[:2]]), ([rows[:, :1]], [rows])):
+        with pytest.raises(RuntimeError, match=r"tangent|hold query"):
+            torch.ops.mim4dd.contrastive_bwd_bwd(
+                *([rows], [rows], torch.arange(5), None, torch.tensor(1.0), None, *Critic()),
+                *(torch.zeros(1, 5), torch.ones(5), torch.ones(1, 5), None),
+                *(*tangents, zeros, zeros, [True, True, False, False]),
+            )

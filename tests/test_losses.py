@@ -245,3 +245,23 @@ def test_bad_features(syn, real, message):
         MIM4DDLoss(projection=[nn.Identity()] * 2)(
             [torch.zeros(4, 2)], [torch.zeros(4, 2)], labels, labels
         )
+
+
+def test_the_bound_is_that_of_the_last_call():
+    loss = InfoNCELoss()
+    with pytest.raises(RuntimeError, match="call the loss first"):
+        _ = loss.mi_lower_bound
+    labels, features = torch.arange(4), torch.eye(4)
+    loss(features, features, labels=labels, key_labels=labels)
+    before = loss.mi_lower_bound
+    labels.fill_(-1)  # by a caller who keeps one buffer for the labels of all batches
+    torch.testing.assert_close(loss.mi_lower_bound, before)
+
+
+def test_layer_weights_have_the_precision_of_the_features():
+    features = [torch.randn(5, 3, dtype=torch.float64) for _ in range(3)]
+    labels = torch.arange(5)
+    loss = MIM4DDLoss(layer_decay=0.9)
+    total = loss(features, features, labels, labels)
+    weights = torch.tensor([0.9**2, 0.9, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(total, (weights * loss.loss_per_layer).sum(), rtol=1e-14, atol=0)

@@ -216,7 +216,7 @@ def as_logit_scale(
         value = value.to(layers.dtype)
         return value.reciprocal() if logit_scale is None else value
     check_positive(name, value)
-    value = 1 / value if logit_scale is None else value
+    value = float(1 / value if logit_scale is None else value)
     return torch.full((), value, dtype=layers.dtype, device=layers.device)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mim4dd import reference
 from mim4dd.reference import Critic
 
 _NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
@@ -158,7 +159,8 @@ def _scaled(unit: _Gradients, factor: Tensor, wanted: list[bool]) -> _Gradients:
     def layers(of_side: list[Any], is_wanted: bool) -> list[Tensor | None]:
         if not is_wanted:
             return [None] * len(of_side)
-        return list(torch._foreach_mul(of_side, [by.to(of_side[0].dtype) for by in factors]))
+        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
+        return list(torch._foreach_mul(of_side, factors))
 
     shared = [
         part * factor if is_wanted and part is not None else None
@@ -244,8 +246,15 @@ def _derivative_through_unit_rows(
             None if each is None else each.view_as(each)
             for each in (pairs.logit_scale, pairs.bias, grad_loss, grad_lse)
         )
-        units, lengths = zip(*(_unit_rows(rows) for rows in (*query, *key)), strict=True)
         layers = len(query)
+        labels = [pairs.labels] * layers + [pairs.key_labels] * layers
+        units, lengths = zip(
+            *(
+                reference.unit_rows(reference.taking_part(rows, of_rows))
+                for rows, of_rows in zip((*query, *key), labels, strict=True)
+            ),
+            strict=True,
+        )
         produced = [any(part is not None for part in side) for side in tangents[:2]]
         produced += [part is not None for part in tangents[2:]]
         flat = torch.ops.mim4dd.contrastive_bwd(
@@ -273,7 +282,7 @@ def _derivative_through_unit_rows(
         )
         for of_unit, tangent, unit, length in rows_and_tangents:
             if of_unit is not None and tangent is not None:
-                outputs.append(_of_rows(of_unit, unit, length))
+                outputs.append(reference.unit_rows_bwd(of_unit, unit, length))
                 cotangents.append(tangent.to(unit.dtype))
         for part, tangent in zip(of_units[2:], tangents[2:], strict=True):
             if part is not None and tangent is not None:
@@ -291,21 +300,8 @@ def _derivative_through_unit_rows(
     return gradients, of_loss, of_lse
 
 
-def _unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of unit length, as in :func:`torch.nn.functional.normalize`, and their length (N, 1)."""
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    length = wide.norm(dim=1, keepdim=True)
-    return wide / length.clamp(min=1e-12), length
-
-
-def _of_rows(of_unit: Tensor, unit: Tensor, length: Tensor) -> Tensor:
-    """The gradient of rows from that of their unit rows."""
-    along = (of_unit * unit).sum(1, keepdim=True).where(length > 1e-12, 0)
-    return (of_unit - unit * along) / length.clamp(min=1e-12)
-
-
 def _backward_bwd_bwd(ctx: Any, *_: Any) -> tuple[Any, ...]:
     raise RuntimeError(
-        "the contrastive kernels have two derivatives, and a third was asked for; "
-        "pass backend='reference' for it"
+        "the contrastive kernels have two derivatives, and a third was asked for, or reverse mode "
+        "over forward mode: take forward over reverse, or pass backend='reference'"
     )

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mim4dd import reference
 from mim4dd.reference import Contrast, Critic
 
 _NONE = [False] * 4
@@ -35,7 +35,11 @@ def contrast(
     """:func:`mim4dd.ops.contrastive.contrastive` with rules for every transform."""
     features = [*query, *key]
     if critic.normalize:
-        features = [F.normalize(rows.to(logit_scale.dtype), dim=1) for rows in features]
+        sides = [labels] * len(query) + [key_labels] * len(key)
+        features = [
+            reference.unit_rows(reference.taking_part(rows, of_rows))[0]
+            for rows, of_rows in zip(features, sides, strict=True)
+        ]
     fixed = _Fixed(critic._replace(normalize=False))
     return Contrast(*_Contrast.apply(fixed, labels, key_labels, logit_scale, bias, *features))
 

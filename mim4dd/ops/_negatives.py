@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice, check_floating, check_matching
 from mim4dd.ops._contrastive import Layers
 from mim4dd.ops.log_sum_exp import log_sum_exp_of
@@ -41,8 +42,7 @@ def against_negatives(
         )
 
     def rows(features: Tensor) -> Tensor:
-        wide = features.to(layers.dtype)
-        return F.normalize(wide, dim=-1) if normalize else wide
+        return reference.unit_rows(features)[0] if normalize else features.to(layers.dtype)
 
     with torch.autocast(query.device.type, enabled=False):
         positive = logit_scale * (rows(query) * rows(key)).sum(1)

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mim4dd import reference
 from mim4dd._checks import (
     Backend,
     Reduction,
@@ -82,10 +82,7 @@ def clip_loss(
     elif transforms.active():  # the other ops have rules for them
         fused = False
     if fused:
-        query, key = (
-            F.normalize(rows.to(layers.dtype), dim=1) if normalize else rows
-            for rows in (query, key)
-        )
+        query, key = (reference.unit_rows(rows)[0] if normalize else rows for rows in (query, key))
         of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale)
         loss = (of_query + of_key) / 2
         if reduction == "none":

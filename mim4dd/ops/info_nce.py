@@ -48,9 +48,9 @@ def info_nce(
     included, so that :math:`\log M - \ell` is a lower bound on the mutual information.
 
     The (N, M) logits are never stored: they exist one tile at a time, and so do their gradients, of
-    first and second order. Half precision is multiplied as it is and summed in float32. The same
-    inputs give the same bits. A query without a positive is left out of mean and sum; its own entry
-    is 0.
+    first and second order. Half precision is summed in float32. The same inputs give the same bits,
+    on the same number of threads. A query without a positive is left out of mean and sum; its own
+    entry is 0.
 
     Args:
         query: Queries, floating point: (N, D); or several layers at once, (L, N, D) or a sequence
