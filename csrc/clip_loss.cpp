@@ -1,5 +1,5 @@
-// The symmetric loss of CLIP on a CPU: both directions from one pass over the logits, and both of their
-// gradients from another. Pair i is query i with key i.
+// The symmetric loss of CLIP on a CPU: both directions from one pass over the logits, and both of
+// their gradients from another. Pair i is query i with key i.
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
@@ -24,7 +24,7 @@ struct Direction {
         negative(n, T(0)) {}
 
   std::vector<T> lowest, shift;  // of the logits but that of the pair; the highest, at first
-  std::vector<T> negative;  // sum of exp(logit - shift) without that of the pair
+  std::vector<T> negative;       // sum of exp(logit - shift) without that of the pair
 };
 
 // The logit of a pair while its block is summed: exp gives 0, and no extreme changes.
@@ -38,19 +38,18 @@ class ClipPairs {
       : n_(query.size(0)),
         every_(n_),
         // A negative temperature would give a finite loss that means nothing.
-        scale_(logit_scale > 0 && std::isfinite(logit_scale)
-                   ? logit_scale
-                   : std::numeric_limits<T>::quiet_NaN()) {
+        scale_(
+            logit_scale > 0 && std::isfinite(logit_scale) ? logit_scale
+                                                          : std::numeric_limits<T>::quiet_NaN()) {
     std::iota(every_.begin(), every_.end(), 0);
     query_.emplace(make_features<T>(query, every_, false));
     key_.emplace(make_features<T>(key, every_, false));
     bounded_ = query_->longest * key_->longest * std::abs(double(scale_)) <= kSafeLogit<T>;
   }
 
-  // Of both directions, each (N): the loss; the shift and the sum of exp(logit - shift), together the
-  // log-sum-exp, apart since their sum has no digits for a large shift.
-  void forward(
-      T* query_loss, T* key_loss, T* query_shift, T* key_shift, T* query_sum, T* key_sum) {
+  // Of both directions, each (N): the loss; the shift and the sum of exp(logit - shift), together
+  // the log-sum-exp, apart since their sum has no digits for a large shift.
+  void forward(T* query_loss, T* key_loss, T* query_shift, T* key_shift, T* query_sum, T* key_sum) {
     Direction<T> rows(n_), columns(n_);
     std::vector<T> pair(n_);
     run_waves<T>(
@@ -67,8 +66,14 @@ class ClipPairs {
 
   // Gradients of query, key and logit_scale for any upstream gradient of both losses.
   std::vector<Tensor> backward(
-      const T* query_loss, const T* key_loss, const T* query_shift, const T* key_shift,
-      const T* query_sum, const T* key_sum, const T* grad_query_loss, const T* grad_key_loss) {
+      const T* query_loss,
+      const T* key_loss,
+      const T* query_shift,
+      const T* key_shift,
+      const T* query_sum,
+      const T* key_sum,
+      const T* grad_query_loss,
+      const T* grad_key_loss) {
     const Tensor grad_query = empty_matrix<T>(n_, query_->dimension());
     const Tensor grad_key = empty_matrix<T>(n_, query_->dimension());
     const Matrix<T> of_query = as_matrix<T>(grad_query), of_key = as_matrix<T>(grad_key);
@@ -94,7 +99,7 @@ class ClipPairs {
               if (left <= row && row < right) {
                 // p - 1 is expm1 of minus the loss: at p = 1 the difference has no digits left.
                 logits[row - left] = g * std::expm1(-query_loss[row]) +
-                    grad_key_loss[row] * std::expm1(-key_loss[row]);
+                                     grad_key_loss[row] * std::expm1(-key_loss[row]);
               }
             }
             multiply(gradient, block, key_->rows.middle_rows(left, right), left > 0, scale_);
@@ -113,13 +118,16 @@ class ClipPairs {
     Tensor grad_scale = torch::stable::empty({}, scalar_type_of<T>());
     *grad_scale.mutable_data_ptr<T>() =
         static_cast<T>(std::accumulate(scale_terms.begin(), scale_terms.end(), 0.0));
-    return {
-        gradient_of_input(*query_, grad_query), gradient_of_input(*key_, grad_key), grad_scale};
+    return {gradient_of_input(*query_, grad_query), gradient_of_input(*key_, grad_key), grad_scale};
   }
 
  private:
   Matrix<T> form_logits(
-      const Segment<T>& segment, int64_t first, int64_t last, int64_t left, int64_t right) const {
+      const Segment<T>& segment,
+      int64_t first,
+      int64_t last,
+      int64_t left,
+      int64_t right) const {
     const Matrix<T> block = segment.block(0, first, last, left, right);
     multiply(
         block, query_->rows.middle_rows(first, last),
@@ -128,7 +136,11 @@ class ClipPairs {
   }
 
   void sum_rows(
-      const Segment<T>& segment, int64_t first, int64_t last, int64_t width, Direction<T>& rows,
+      const Segment<T>& segment,
+      int64_t first,
+      int64_t last,
+      int64_t width,
+      Direction<T>& rows,
       std::vector<T>& pair) const {
     for (int64_t left = 0; left < n_; left += width) {
       const int64_t right = std::min(n_, left + width);
@@ -161,8 +173,8 @@ class ClipPairs {
   }
 
   // Of one more wave of rows; sums of earlier ones are brought to the new shift.
-  void sum_columns(
-      const Segment<T>& segment, int64_t left, int64_t right, Direction<T>& columns) const {
+  void sum_columns(const Segment<T>& segment, int64_t left, int64_t right, Direction<T>& columns)
+      const {
     const Matrix<T> block = segment.block(0, segment.begin, segment.end, left, right);
     const int64_t n = right - left;
     T *sums = columns.negative.data() + left, *shifts = columns.shift.data() + left;
@@ -191,7 +203,11 @@ class ClipPairs {
   }
 
   void finish(
-      const Direction<T>& direction, const std::vector<T>& pair, T* loss, T* shifts, T* sums) const {
+      const Direction<T>& direction,
+      const std::vector<T>& pair,
+      T* loss,
+      T* shifts,
+      T* sums) const {
     for (int64_t i = 0; i < n_; ++i) {
       T shift = bounded_ ? T(0) : direction.shift[i], negative = direction.negative[i];
       if (pair[i] > shift && !bounded_) {
@@ -229,8 +245,8 @@ void check(const Tensor& query, const Tensor& key, const Tensor& logit_scale) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> clip_loss_cpu(
-    Tensor query, Tensor key, Tensor logit_scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+clip_loss_cpu(Tensor query, Tensor key, Tensor logit_scale) {
   check(query, key, logit_scale);
   std::vector<Tensor> out;
   for (int i = 0; i < 6; ++i) out.push_back(torch::stable::new_empty(logit_scale, {query.size(0)}));
@@ -243,8 +259,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> clip_loss_cpu(
 }
 
 std::tuple<Tensor, Tensor, Tensor> clip_loss_bwd_cpu(
-    Tensor query, Tensor key, Tensor logit_scale, Tensor query_loss, Tensor key_loss,
-    Tensor query_shift, Tensor key_shift, Tensor query_sum, Tensor key_sum, Tensor grad_query_loss,
+    Tensor query,
+    Tensor key,
+    Tensor logit_scale,
+    Tensor query_loss,
+    Tensor key_loss,
+    Tensor query_shift,
+    Tensor key_shift,
+    Tensor query_sum,
+    Tensor key_sum,
+    Tensor grad_query_loss,
     Tensor grad_key_loss) {
   check(query, key, logit_scale);
   std::vector<Tensor> result;

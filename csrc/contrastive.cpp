@@ -28,7 +28,7 @@ T loss_of(const Problem<T>& problem, const RowSums<T>& sums, int64_t row) {
   const T log_denominator = std::log(sums.denominator());
   if (problem.critic.kind == Kind::kIn) {
     return log_denominator - std::log(sums.own_positive) + (sums.shift - sums.positive_shift) +
-        std::log(count);
+           std::log(count);
   }
   // Near p = 1 the logarithm of the sum has no digits left.
   if (problem.by_index() && sums.positive > sums.negative) {
@@ -60,8 +60,8 @@ struct RowFactors {
   T factor, exps = 1;
 };
 
-// Turn a row of exp(logits - shift) into w: W = (g + h) p - g y, formed before anything is rounded or
-// summed.
+// Turn a row of exp(logits - shift) into w: W = (g + h) p - g y, formed before anything is rounded
+// or summed.
 template <typename T>
 RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
   const Problem<T>& problem = tile.problem;
@@ -87,7 +87,8 @@ RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
         subtract_positives(values, labels, own, n, amount);
         return;
       }
-      const T* logits = tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
+      const T* logits =
+          tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
       subtract_positive_exps(
           values, logits, labels, own, n, sums.positive_shift,
           positive_factor * denominator / sums.own_positive);
@@ -96,7 +97,8 @@ RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
   if (problem.by_index() && problem.pairs.positive[row] != kNone) {
     // p - 1 from the other keys: at p = 1 the difference has no digits left.
     const T h_part = h == 0 ? T(0) : h * sums.positive;
-    *tile.at(tile.kWeights, row, problem.pairs.positive[row]) = attracts ? h_part - positive_factor * sums.negative : h_part;
+    *tile.at(tile.kWeights, row, problem.pairs.positive[row]) =
+        attracts ? h_part - positive_factor * sums.negative : h_part;
   }
   return {(h == 0 ? g : T(1)) / denominator, exp_factor};
 }
@@ -131,7 +133,8 @@ class FirstOrder {
         [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
           Tile<T> tile(problem_, segment, first, last, width);
           const int64_t offset = segment.layer * num_queries_;
-          const bool summed = exponentiate(tile, segment.layer, lse == nullptr ? nullptr : lse + offset);
+          const bool summed =
+              exponentiate(tile, segment.layer, lse == nullptr ? nullptr : lse + offset);
           if (outputs.loss != nullptr) write_outputs(tile, outputs, offset);
           if (any) weigh(tile, segment.layer, upstream, summed);
         },
@@ -140,25 +143,15 @@ class FirstOrder {
           const Matrix<T> gradient = as_matrix<T>(key_[segment.layer]);
           multiply(
               gradient.middle_rows(left, right),
-              segment.block(Tile<T>::kWeights, segment.begin, segment.end, left, right).transposed(),
+              segment.block(Tile<T>::kWeights, segment.begin, segment.end, left, right)
+                  .transposed(),
               as_matrix<T>(scaled_query_[segment.layer]).middle_rows(segment.begin, segment.end),
               segment.begin > 0);
         });
   }
 
   std::vector<Tensor> gradients() const {
-    std::vector<Tensor> result;
-    const std::vector<Layer<T>>& layers = problem_.layers;
-    for (size_t i = 0; i < layers.size() && wanted_.query; ++i) {
-      result.push_back(gradient_of_input(layers[i].query, query_[i]));
-    }
-    for (size_t i = 0; i < layers.size() && wanted_.key; ++i) {
-      result.push_back(gradient_of_input(layers[i].key, key_[i]));
-    }
-    const int64_t rows = problem_.pairs.rows();
-    if (wanted_.logit_scale) result.push_back(sum_by_layer(scale_terms_, layers.size(), rows));
-    if (wanted_.bias) result.push_back(sum_by_layer(bias_terms_, layers.size(), rows));
-    return result;
+    return wanted_gradients(problem_, wanted_, query_, key_, scale_terms_, bias_terms_);
   }
 
  private:
@@ -244,8 +237,8 @@ class FirstOrder {
   const Problem<T>& problem_;
   const int64_t num_queries_;
   const Wanted wanted_;
-  std::vector<Tensor> query_;  // gradients of the rows (rows, D)
-  std::vector<Tensor> key_;  // of the columns (columns, D)
+  std::vector<Tensor> query_;         // gradients of the rows (rows, D)
+  std::vector<Tensor> key_;           // of the columns (columns, D)
   std::vector<Tensor> scaled_query_;  // the rows times what their weights lack
   std::vector<T> scale_terms_, bias_terms_;
 };
@@ -273,8 +266,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> contrastive_cpu(
   Tensor positive_weight = torch::stable::new_zeros(logit_scale, {n});
   std::vector<Tensor> unit_gradients;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive", [&] {
-    const auto problem = make_problem<scalar_t>(
-        critic, query, key, labels, key_labels, logit_scale, bias);
+    const auto problem =
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
     pass.run(
         {nullptr, nullptr}, nullptr,
@@ -307,8 +300,8 @@ std::vector<Tensor> contrastive_bwd_cpu(
   check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
   std::vector<Tensor> result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd", [&] {
-    const auto problem = make_problem<scalar_t>(
-        critic, query, key, labels, key_labels, logit_scale, bias);
+    const auto problem =
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
     const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
     const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
     FirstOrder<scalar_t> pass(problem, labels.numel(), make_wanted(gradients));

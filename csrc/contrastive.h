@@ -22,7 +22,11 @@ struct Critic {
 };
 
 inline Critic make_critic(
-    const std::string& kind, bool decoupled, bool exclude_self, double hardness, bool normalize) {
+    const std::string& kind,
+    bool decoupled,
+    bool exclude_self,
+    double hardness,
+    bool normalize) {
   STD_TORCH_CHECK(
       kind == "out" || kind == "in" || kind == "nce", "contrastive: no critic is called ", kind);
   const Kind which = kind == "out" ? Kind::kOut : kind == "in" ? Kind::kIn : Kind::kNce;
@@ -56,7 +60,7 @@ struct Problem {
   // One positive per row and nothing else that sets keys apart: then no pass has to look at labels.
   bool by_index() const {
     return !pairs.positive.empty() && critic.kind == Kind::kOut && !critic.decoupled &&
-        critic.hardness == 0;
+           critic.hardness == 0;
   }
   // Whether a row has a loss.
   bool counts(int64_t row) const {
@@ -67,7 +71,8 @@ struct Problem {
   T bias_of(int64_t row) const {
     if (bias) return *bias;
     const T keys = T(std::max<int64_t>(1, pairs.num_keys(row)));
-    return -std::log(T(std::max<int64_t>(1, pairs.num_keys(row) - pairs.num_positives[row])) / keys);
+    return -std::log(
+        T(std::max<int64_t>(1, pairs.num_keys(row) - pairs.num_positives[row])) / keys);
   }
   // A bound on the size of every logit of a layer.
   double largest_logit(const Layer<T>& layer) const {
@@ -87,8 +92,11 @@ struct Problem {
 
 // What memory safety needs; the messages for users are in mim4dd/ops/.
 inline void check_inputs(
-    const std::vector<Tensor>& query, const std::vector<Tensor>& key, const Tensor& labels,
-    const std::optional<Tensor>& key_labels, const Tensor& logit_scale,
+    const std::vector<Tensor>& query,
+    const std::vector<Tensor>& key,
+    const Tensor& labels,
+    const std::optional<Tensor>& key_labels,
+    const Tensor& logit_scale,
     const std::optional<Tensor>& bias) {
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(
@@ -113,14 +121,15 @@ inline void check_inputs(
       "contrastive: logit_scale and bias must be single numbers, float32 or wider");
   STD_TORCH_CHECK(
       labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
-          (!key_labels ||
-           (key_labels->scalar_type() == ScalarType::Long && key_labels->dim() == 1 &&
-            key_labels->numel() == key[0].size(0))),
+          (!key_labels || (key_labels->scalar_type() == ScalarType::Long &&
+                           key_labels->dim() == 1 && key_labels->numel() == key[0].size(0))),
       "contrastive: labels must be (N,) and key_labels (M,), int64");
 }
 
 inline void check_upstream(
-    const std::vector<Tensor>& query, const Tensor& labels, const std::vector<Tensor>& upstream) {
+    const std::vector<Tensor>& query,
+    const Tensor& labels,
+    const std::vector<Tensor>& upstream) {
   for (const Tensor& tensor : upstream) {
     STD_TORCH_CHECK(
         tensor.numel() == static_cast<int64_t>(query.size()) * labels.numel(),
@@ -130,8 +139,12 @@ inline void check_upstream(
 
 template <typename T>
 Problem<T> make_problem(
-    const Critic& critic, const std::vector<Tensor>& query, const std::vector<Tensor>& key,
-    const Tensor& labels, const std::optional<Tensor>& key_labels, const Tensor& logit_scale,
+    const Critic& critic,
+    const std::vector<Tensor>& query,
+    const std::vector<Tensor>& key,
+    const Tensor& labels,
+    const std::optional<Tensor>& key_labels,
+    const Tensor& logit_scale,
     const std::optional<Tensor>& bias) {
   const Tensor labels_c = torch::stable::contiguous(labels);
   const Tensor key_labels_c = key_labels ? torch::stable::contiguous(*key_labels) : labels_c;
@@ -164,6 +177,29 @@ Tensor sum_by_layer(const std::vector<T>& terms, int64_t layers, int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) sum += terms[layer * rows + row];
     result.mutable_data_ptr<T>()[layer] = static_cast<T>(sum);
   }
+  return result;
+}
+
+// The list that the ops return, from the gradients of rows and columns and the terms of the
+// scalars'.
+template <typename T>
+std::vector<Tensor> wanted_gradients(
+    const Problem<T>& problem,
+    const Wanted& wanted,
+    const std::vector<Tensor>& of_rows,
+    const std::vector<Tensor>& of_columns,
+    const std::vector<T>& scale_terms,
+    const std::vector<T>& bias_terms) {
+  const int64_t layers = problem.layers.size(), rows = problem.pairs.rows();
+  std::vector<Tensor> result;
+  for (int64_t i = 0; i < layers && wanted.query; ++i) {
+    result.push_back(gradient_of_input(problem.layers[i].query, of_rows[i]));
+  }
+  for (int64_t i = 0; i < layers && wanted.key; ++i) {
+    result.push_back(gradient_of_input(problem.layers[i].key, of_columns[i]));
+  }
+  if (wanted.logit_scale) result.push_back(sum_by_layer(scale_terms, layers, rows));
+  if (wanted.bias) result.push_back(sum_by_layer(bias_terms, layers, rows));
   return result;
 }
 

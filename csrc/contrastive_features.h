@@ -28,7 +28,7 @@ struct Features {
   int64_t num_inputs;
   torch::headeronly::ScalarType dtype;  // of the input
   Matrix<T> rows;
-  Tensor storage;  // what rows points into
+  Tensor storage;             // what rows points into
   std::vector<double> norms;  // of the input's rows where they were normalised, else empty
   double longest;  // an upper bound on the length of a row of `rows`; not finite if one is not
 
@@ -51,7 +51,8 @@ double length_of(const T* row, int64_t dimension) {
   return largest * std::sqrt(scaled);
 }
 
-// The kept rows of (N, D), copied only where the layout, the dtype or the length of a row has to change.
+// The kept rows of (N, D), copied only where the layout, the dtype or the length of a row has to
+// change.
 template <typename T>
 Features<T> make_features(const Tensor& input, const std::vector<int64_t>& kept, bool normalize) {
   const int64_t n = static_cast<int64_t>(kept.size()), dimension = input.size(1);
@@ -59,7 +60,7 @@ Features<T> make_features(const Tensor& input, const std::vector<int64_t>& kept,
   const Tensor source = converted ? torch::stable::to(input, scalar_type_of<T>()) : input;
   const Matrix<T> all = as_matrix<T>(source);
   const bool as_is = !normalize && n == input.size(0) &&
-      (all.column_stride == 1 || dimension == 1) && all.row_stride >= dimension;
+                     (all.column_stride == 1 || dimension == 1) && all.row_stride >= dimension;
   Features<T> features{kept.data(), input.size(0), input.scalar_type(), all, source, {}, 0.0};
   if (!as_is) {
     features.storage = empty_matrix<T>(n, dimension);
@@ -115,8 +116,7 @@ Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient) {
       }
     }
   });
-  return features.dtype == scalar_type_of<T>() ? result
-                                               : torch::stable::to(result, features.dtype);
+  return features.dtype == scalar_type_of<T>() ? result : torch::stable::to(result, features.dtype);
 }
 
 }  // namespace mim4dd

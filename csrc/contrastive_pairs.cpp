@@ -51,9 +51,8 @@ void pair_by_index(Pairs& pairs, const int64_t* labels, int64_t num_keys) {
 void pair_by_label(Pairs& pairs, const int64_t* labels, const int64_t* key_labels) {
   const auto label_of = [&](int64_t column) { return key_labels[pairs.keys[column]]; };
   std::vector<int64_t> order = every_index(pairs.columns());  // columns, those of a label together
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return label_of(a) < label_of(b);
-  });
+  std::stable_sort(
+      order.begin(), order.end(), [&](int64_t a, int64_t b) { return label_of(a) < label_of(b); });
   std::vector<int64_t> distinct, first;  // labels, and where in `order` each begins
   pairs.column_label.resize(pairs.columns());
   for (int64_t place = 0; place < pairs.columns(); ++place) {
@@ -97,8 +96,8 @@ Pairs make_pairs(
     bool exclude_self) {
   Pairs pairs;
   pairs.queries = indices_without(labels, num_queries, kIgnore);
-  pairs.keys =
-      key_labels == nullptr ? every_index(num_keys) : indices_without(key_labels, num_keys, kIgnore);
+  pairs.keys = key_labels == nullptr ? every_index(num_keys)
+                                     : indices_without(key_labels, num_keys, kIgnore);
   if (exclude_self) pairs.self = self_columns(pairs, num_keys);
   if (key_labels == nullptr) {
     pair_by_index(pairs, labels, num_keys);

@@ -8,14 +8,14 @@
 namespace mim4dd {
 
 constexpr int64_t kIgnore = -1;  // a label: this query or key takes no part
-constexpr int32_t kNone = -1;  // a compact label or column: there is none
+constexpr int32_t kNone = -1;    // a compact label or column: there is none
 
 // Ignored queries and keys are left out here, so that nothing after this sees them. What remains is
 // numbered anew: a row is a query, a column a key.
 struct Pairs {
-  std::vector<int64_t> queries, keys;  // of each row and column, its index in the input
+  std::vector<int64_t> queries, keys;            // of each row and column, its index in the input
   std::vector<int32_t> row_label, column_label;  // numbered from 0; kNone: no key has it
-  std::vector<int64_t> num_positives;  // of each row
+  std::vector<int64_t> num_positives;            // of each row
   std::vector<int64_t> self;  // column of each row's own key; empty where that is not left out
   // The one positive column of each row, or kNone; empty where a row has several.
   std::vector<int64_t> positive;

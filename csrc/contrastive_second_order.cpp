@@ -23,9 +23,15 @@ template <typename T>
 class SecondOrder {
  public:
   SecondOrder(
-      const Problem<T>& problem, const std::vector<Tangents<T>>& tangents, const T* lse,
-      const T* grad_loss, const T* grad_lse, T* grad_grad_loss, T* grad_grad_lse,
-      int64_t num_queries, const Wanted& wanted)
+      const Problem<T>& problem,
+      const std::vector<Tangents<T>>& tangents,
+      const T* lse,
+      const T* grad_loss,
+      const T* grad_lse,
+      T* grad_grad_loss,
+      T* grad_grad_lse,
+      int64_t num_queries,
+      const Wanted& wanted)
       : problem_(problem),
         tangents_(tangents),
         lse_(lse),
@@ -67,18 +73,7 @@ class SecondOrder {
   }
 
   std::vector<Tensor> gradients() const {
-    std::vector<Tensor> result;
-    const std::vector<Layer<T>>& layers = problem_.layers;
-    for (size_t i = 0; i < layers.size() && wanted_.query; ++i) {
-      result.push_back(gradient_of_input(layers[i].query, query_[i]));
-    }
-    for (size_t i = 0; i < layers.size() && wanted_.key; ++i) {
-      result.push_back(gradient_of_input(layers[i].key, key_[i]));
-    }
-    const int64_t rows = problem_.pairs.rows();
-    if (wanted_.logit_scale) result.push_back(sum_by_layer(scale_terms_, layers.size(), rows));
-    if (wanted_.bias) result.push_back(sum_by_layer(bias_terms_, layers.size(), rows));
-    return result;
+    return wanted_gradients(problem_, wanted_, query_, key_, scale_terms_, bias_terms_);
   }
 
  private:
@@ -104,7 +99,10 @@ class SecondOrder {
 
   // sigma a + gamma q, for rows [first, last).
   void mix_rows(
-      const Tangents<T>& tangents, const Layer<T>& layer, int64_t first, int64_t last,
+      const Tangents<T>& tangents,
+      const Layer<T>& layer,
+      int64_t first,
+      int64_t last,
       const Matrix<T>& mixed) const {
     for (int64_t row = first; row < last; ++row) {
       T* out = mixed.row(row - first);
@@ -163,8 +161,8 @@ class SecondOrder {
     }
   }
 
-  void weigh_binary_row(
-      Tile<T>& tile, int64_t layer, int64_t row, int64_t place, bool counts, T g) {
+  void
+  weigh_binary_row(Tile<T>& tile, int64_t layer, int64_t row, int64_t place, bool counts, T g) {
     T along = 0, slope = 0;
     for_row(tile, row, [&](T* weights, T* tangents, const int32_t* labels, T*, int64_t n) {
       along += weighted_sum(weights, tangents, n);
@@ -192,7 +190,8 @@ class SecondOrder {
     return problem_.critic.kind == Kind::kOut ? sum / T(problem_.pairs.num_positives[row]) : sum;
   }
 
-  // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, its own left out.
+  // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, its own left
+  // out.
   template <typename Body>
   void for_row(const Tile<T>& tile, int64_t row, const Body& body) const {
     const Pairs& pairs = problem_.pairs;
@@ -200,8 +199,7 @@ class SecondOrder {
     tile.for_blocks([&](int64_t left, int64_t right) {
       T* exps = tile.block(Tile<T>::kWeights, left, right).row(row - tile.first);
       T* tangents = tile.block(tangent_plane(), left, right).row(row - tile.first);
-      T* copy =
-          copied ? tile.block(Tile<T>::kLogits, left, right).row(row - tile.first) : nullptr;
+      T* copy = copied ? tile.block(Tile<T>::kLogits, left, right).row(row - tile.first) : nullptr;
       for_runs(left, right, pairs.self_of(row), kNone, [&](int64_t begin, int64_t end) {
         body(
             exps + begin, tangents + begin, pairs.column_label.data() + left + begin,
@@ -251,8 +249,7 @@ class SecondOrder {
     const auto block = [&](int plane) {
       return segment.block(plane, segment.begin, segment.end, left, right).transposed();
     };
-    multiply(
-        gradient, block(Tile<T>::kWeights), query, segment.begin > 0, problem_.logit_scale);
+    multiply(gradient, block(Tile<T>::kWeights), query, segment.begin > 0, problem_.logit_scale);
     multiply(gradient, block(tangent_plane()), mixed, true);
   }
 
@@ -309,8 +306,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
   Tensor grad_grad_lse = torch::stable::new_zeros(logit_scale, {layers, n});
   std::vector<Tensor> result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd_bwd", [&] {
-    const auto problem = make_problem<scalar_t>(
-        critic, query, key, labels, key_labels, logit_scale, bias);
+    const auto problem =
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
     const Tensor on_scale = as_type<scalar_t>(tangent_logit_scale);
     const Tensor on_bias = as_type<scalar_t>(tangent_bias);
     std::vector<Tangents<scalar_t>> tangents;

@@ -17,7 +17,7 @@ struct RowSums {
   T highest = -lowest, highest_positive = -lowest;
   T shift = 0, positive_shift = 0;
   T negative = 0, positive = 0;  // sums of exp(logit - shift) over the denominator
-  T attraction = 0;  // sum of logit - shift over the positives
+  T attraction = 0;              // sum of logit - shift over the positives
   T own_positive = 0;  // variant "in": sum of exp(logit - positive_shift) over the positives
 
   T denominator() const { return negative + positive; }
@@ -40,10 +40,15 @@ template <typename T>
 class Tile {
  public:
   static constexpr int kWeights = 0;  // planes of the segment: what the tile becomes,
-  static constexpr int kLogits = 1;  // and a copy of the logits for variant "in", the only one to need it
+  static constexpr int kLogits =
+      1;  // and a copy of the logits for variant "in", the only one to need it
 
-  Tile(const Problem<T>& problem, const Segment<T>& segment, int64_t first, int64_t last,
-       int64_t width)
+  Tile(
+      const Problem<T>& problem,
+      const Segment<T>& segment,
+      int64_t first,
+      int64_t last,
+      int64_t width)
       : problem(problem),
         layer(problem.layers[segment.layer]),
         first(first),
@@ -64,7 +69,8 @@ class Tile {
 
   T* at(int plane, int64_t row, int64_t column) const {
     const int64_t left = column / width_ * width_;
-    return block(plane, left, std::min(segment_.columns, left + width_)).row(row - first) + column - left;
+    return block(plane, left, std::min(segment_.columns, left + width_)).row(row - first) + column -
+           left;
   }
 
   // body(left, right) for every run of columns that lies together.
@@ -75,8 +81,8 @@ class Tile {
     }
   }
 
-  // body(values, labels, n) for every run of the row's keys: without its own, and by index without its
-  // positive. Entries of the block start at `values`.
+  // body(values, labels, n) for every run of the row's keys: without its own, and by index without
+  // its positive. Entries of the block start at `values`.
   template <typename Body>
   void for_keys(int64_t row, T* values, int64_t left, int64_t right, const Body& body) const {
     const Pairs& pairs = problem.pairs;
@@ -86,9 +92,10 @@ class Tile {
     });
   }
 
-  // Form exp(logits - shift), for the binary critic the weights, and the sums of every row. Where `lse` of
-  // the rows is known from a forward pass, no maximum is looked for. Where one pass is enough,
-  // formed(left, right) is called on every block while it is in cache; returned is whether it was.
+  // Form exp(logits - shift), for the binary critic the weights, and the sums of every row. Where
+  // `lse` of the rows is known from a forward pass, no maximum is looked for. Where one pass is
+  // enough, formed(left, right) is called on every block while it is in cache; returned is whether
+  // it was.
   template <typename Formed>
   bool exponentiate(const T* lse, const Formed& formed) {
     const Kind kind = problem.critic.kind;
@@ -163,9 +170,9 @@ class Tile {
       RowSums<T>& of_row = sums(row);
       T* logits = block(kWeights, left, right).row(row - first);
       for_keys(row, logits, left, right, [&](const T* values, const int32_t* labels, int64_t n) {
-        const Extremes<T> found = problem.by_index()
-            ? extremes(values, n)
-            : labelled_extremes(values, labels, problem.pairs.row_label[row], n);
+        const Extremes<T> found =
+            problem.by_index() ? extremes(values, n)
+                               : labelled_extremes(values, labels, problem.pairs.row_label[row], n);
         of_row.lowest = std::min(of_row.lowest, found.lowest);
         of_row.highest = std::max(of_row.highest, found.negative);
         of_row.highest_positive = std::max(of_row.highest_positive, found.positive);
@@ -180,11 +187,12 @@ class Tile {
   void choose_shift(RowSums<T>& of_row) const {
     constexpr T kInfinity = std::numeric_limits<T>::infinity();
     of_row.positive_shift = std::isinf(of_row.highest_positive) ? T(0) : of_row.highest_positive;
-    if (!problem.critic.decoupled) of_row.highest = std::max(of_row.highest, of_row.highest_positive);
+    if (!problem.critic.decoupled)
+      of_row.highest = std::max(of_row.highest, of_row.highest_positive);
     of_row.shift = std::isinf(of_row.highest) ? T(0) : of_row.highest;
     // exp(-inf) = 0 would hide an infinite key behind a finite loss.
     const bool infinite = of_row.lowest == -kInfinity || of_row.highest == kInfinity ||
-        of_row.highest_positive == kInfinity;
+                          of_row.highest_positive == kInfinity;
     if (infinite) of_row.shift = std::numeric_limits<T>::quiet_NaN();
   }
 

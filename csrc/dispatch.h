@@ -3,8 +3,8 @@
 
 #include <torch/headeronly/core/Dispatch.h>
 
-#define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                                     \
-  THO_DISPATCH_SWITCH(                                                                \
-      TYPE, NAME,                                                                     \
-      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__)            \
-      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__))
+#define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                          \
+  THO_DISPATCH_SWITCH(                                                     \
+      TYPE, NAME,                                                          \
+      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__) \
+          THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__))

@@ -38,11 +38,11 @@ MIM4DD_SIMD void scaled_copy(const T* row, T* out, int64_t n, T factor) {
   for (int64_t d = 0; d < n; ++d) out[d] = factor * row[d];
 }
 
-#define MIM4DD_INSTANTIATE(T)                             \
-  template double sum_of_squares(const T*, int64_t);      \
-  template void scale_row(T*, int64_t, T);                \
-  template T dot(const T*, const T*, int64_t);            \
-  template void combine(T*, const T*, int64_t, T, T);     \
+#define MIM4DD_INSTANTIATE(T)                         \
+  template double sum_of_squares(const T*, int64_t);  \
+  template void scale_row(T*, int64_t, T);            \
+  template T dot(const T*, const T*, int64_t);        \
+  template void combine(T*, const T*, int64_t, T, T); \
   template void scaled_copy(const T*, T*, int64_t, T);
 
 MIM4DD_INSTANTIATE(float)

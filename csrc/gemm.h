@@ -34,10 +34,7 @@ struct Matrix {
   Tensor view() const {
     const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
     return torch::stable::from_blob(
-        data,
-        sizes,
-        strides,
-        torch::stable::Device(torch::headeronly::DeviceType::CPU),
+        data, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
         scalar_type_of<T>());
   }
 };
@@ -61,10 +58,15 @@ Tensor as_type(const Tensor& tensor) {
                                                   : torch::stable::to(tensor, scalar_type_of<T>()));
 }
 
-// out = alpha a b, or out += alpha a b. Called from a thread of a parallel region, it runs on that one.
+// out = alpha a b, or out += alpha a b. Called from a thread of a parallel region, it runs on that
+// one.
 template <typename T>
 void multiply(
-    const Matrix<T>& out, const Matrix<T>& a, const Matrix<T>& b, bool accumulate, T alpha = 1) {
+    const Matrix<T>& out,
+    const Matrix<T>& a,
+    const Matrix<T>& b,
+    bool accumulate,
+    T alpha = 1) {
   const Tensor out_view = out.view(), a_view = a.view(), b_view = b.view();
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
       out_view.get(), out_view.get(), a_view.get(), b_view.get(), accumulate ? 1.0 : 0.0, alpha));

@@ -19,8 +19,8 @@ MIM4DD_SIMD Extremes<T> extremes(const T* logits, int64_t n) {
 }
 
 template <typename T>
-MIM4DD_SIMD Extremes<T> labelled_extremes(
-    const T* logits, const int32_t* labels, int32_t own, int64_t n) {
+MIM4DD_SIMD Extremes<T>
+labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n) {
   const T infinity = std::numeric_limits<T>::infinity();
   T low = infinity, negative = -infinity, positive = -infinity;
 #pragma omp simd reduction(min : low) reduction(max : negative, positive)
@@ -35,8 +35,8 @@ MIM4DD_SIMD Extremes<T> labelled_extremes(
 }
 
 template <typename T>
-MIM4DD_SIMD void scale_negatives(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T factor) {
+MIM4DD_SIMD void
+scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) logits[j] *= labels[j] == own ? T(1) : factor;
 }
@@ -54,7 +54,12 @@ MIM4DD_SIMD T exponentiate(T* logits, int64_t n, T shift) {
 
 template <typename T>
 MIM4DD_SIMD Sums<T> labelled_exponentiate(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, bool drop) {
+    T* logits,
+    const int32_t* labels,
+    int32_t own,
+    int64_t n,
+    T shift,
+    bool drop) {
   const T kept = drop ? T(0) : T(1);
   T negative = 0, positive = 0, attraction = 0;
 #pragma omp simd reduction(+ : negative, positive, attraction)
@@ -71,8 +76,8 @@ MIM4DD_SIMD Sums<T> labelled_exponentiate(
 }
 
 template <typename T>
-MIM4DD_SIMD T positive_exp_sum(
-    const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift) {
+MIM4DD_SIMD T
+positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -88,15 +93,21 @@ MIM4DD_SIMD void scale(T* weights, int64_t n, T factor) {
 }
 
 template <typename T>
-MIM4DD_SIMD void subtract_positives(
-    T* weights, const int32_t* labels, int32_t own, int64_t n, T amount) {
+MIM4DD_SIMD void
+subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) weights[j] -= labels[j] == own ? amount : T(0);
 }
 
 template <typename T>
 MIM4DD_SIMD void subtract_positive_exps(
-    T* weights, const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount) {
+    T* weights,
+    const T* logits,
+    const int32_t* labels,
+    int32_t own,
+    int64_t n,
+    T shift,
+    T amount) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     weights[j] -= labels[j] == own ? amount * vector_exp(logits[j] - shift) : T(0);
@@ -104,8 +115,8 @@ MIM4DD_SIMD void subtract_positive_exps(
 }
 
 template <typename T>
-MIM4DD_SIMD Sums<T> binary_weights(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T bias) {
+MIM4DD_SIMD Sums<T>
+binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias) {
   T loss = 0, sum = 0;
 #pragma omp simd reduction(+ : loss, sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -140,8 +151,8 @@ MIM4DD_SIMD T positive_sum(const T* values, const int32_t* labels, int32_t own, 
 }
 
 template <typename T>
-MIM4DD_SIMD void positive_weights(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount) {
+MIM4DD_SIMD void
+positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T e = amount * vector_exp(logits[j] - shift);
@@ -160,8 +171,8 @@ MIM4DD_SIMD void softmax_second_order(T* exps, T* tangents, int64_t n, T factor,
 }
 
 template <typename T>
-MIM4DD_SIMD void softmax_second_order(
-    T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean) {
+MIM4DD_SIMD void
+softmax_second_order(T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T p = factor * exps[j];
@@ -171,8 +182,8 @@ MIM4DD_SIMD void softmax_second_order(
 }
 
 template <typename T>
-MIM4DD_SIMD T binary_second_order(
-    T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g) {
+MIM4DD_SIMD T
+binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -217,11 +228,16 @@ MIM4DD_SIMD void add_column_exps(const T* logits, int64_t n, const T* shifts, T*
 
 template <typename T>
 MIM4DD_SIMD void symmetric_weights(
-    T* logits, int64_t n, T factor, T shift, const T* column_factors, const T* column_shifts) {
+    T* logits,
+    int64_t n,
+    T factor,
+    T shift,
+    const T* column_factors,
+    const T* column_shifts) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     logits[j] = factor * vector_exp(logits[j] - shift) +
-        column_factors[j] * vector_exp(logits[j] - column_shifts[j]);
+                column_factors[j] * vector_exp(logits[j] - column_shifts[j]);
   }
 }
 
@@ -231,28 +247,28 @@ MIM4DD_SIMD void symmetric_weights(T* logits, int64_t n, T factor, const T* colu
   for (int64_t j = 0; j < n; ++j) logits[j] = (factor + column_factors[j]) * vector_exp(logits[j]);
 }
 
-#define MIM4DD_INSTANTIATE(T)                                                                       \
-  template Extremes<T> extremes(const T*, int64_t);                                                 \
-  template Extremes<T> labelled_extremes(const T*, const int32_t*, int32_t, int64_t);               \
-  template void scale_negatives(T*, const int32_t*, int32_t, int64_t, T);                           \
-  template T exponentiate(T*, int64_t, T);                                                          \
-  template Sums<T> labelled_exponentiate(T*, const int32_t*, int32_t, int64_t, T, bool);            \
-  template T positive_exp_sum(const T*, const int32_t*, int32_t, int64_t, T);                       \
-  template void scale(T*, int64_t, T);                                                              \
-  template void subtract_positives(T*, const int32_t*, int32_t, int64_t, T);                        \
-  template void subtract_positive_exps(T*, const T*, const int32_t*, int32_t, int64_t, T, T);       \
-  template Sums<T> binary_weights(T*, const int32_t*, int32_t, int64_t, T);                         \
-  template T weighted_sum(const T*, const T*, int64_t);                                             \
-  template T positive_sum(const T*, const int32_t*, int32_t, int64_t);                              \
-  template void positive_weights(T*, const int32_t*, int32_t, int64_t, T, T);                       \
-  template void softmax_second_order(T*, T*, int64_t, T, T);                                        \
-  template void softmax_second_order(T*, T*, const T*, int64_t, T, T, T);                           \
-  template T binary_second_order(T*, T*, const int32_t*, int32_t, int64_t, T);                      \
-  template T exp_sum(const T*, int64_t, T);                                                         \
-  template void column_extremes(const T*, int64_t, T*, T*);                                         \
-  template void add_columns(const T*, int64_t, T*);                                                 \
-  template void add_column_exps(const T*, int64_t, const T*, T*);                                   \
-  template void symmetric_weights(T*, int64_t, T, T, const T*, const T*);                           \
+#define MIM4DD_INSTANTIATE(T)                                                                 \
+  template Extremes<T> extremes(const T*, int64_t);                                           \
+  template Extremes<T> labelled_extremes(const T*, const int32_t*, int32_t, int64_t);         \
+  template void scale_negatives(T*, const int32_t*, int32_t, int64_t, T);                     \
+  template T exponentiate(T*, int64_t, T);                                                    \
+  template Sums<T> labelled_exponentiate(T*, const int32_t*, int32_t, int64_t, T, bool);      \
+  template T positive_exp_sum(const T*, const int32_t*, int32_t, int64_t, T);                 \
+  template void scale(T*, int64_t, T);                                                        \
+  template void subtract_positives(T*, const int32_t*, int32_t, int64_t, T);                  \
+  template void subtract_positive_exps(T*, const T*, const int32_t*, int32_t, int64_t, T, T); \
+  template Sums<T> binary_weights(T*, const int32_t*, int32_t, int64_t, T);                   \
+  template T weighted_sum(const T*, const T*, int64_t);                                       \
+  template T positive_sum(const T*, const int32_t*, int32_t, int64_t);                        \
+  template void positive_weights(T*, const int32_t*, int32_t, int64_t, T, T);                 \
+  template void softmax_second_order(T*, T*, int64_t, T, T);                                  \
+  template void softmax_second_order(T*, T*, const T*, int64_t, T, T, T);                     \
+  template T binary_second_order(T*, T*, const int32_t*, int32_t, int64_t, T);                \
+  template T exp_sum(const T*, int64_t, T);                                                   \
+  template void column_extremes(const T*, int64_t, T*, T*);                                   \
+  template void add_columns(const T*, int64_t, T*);                                           \
+  template void add_column_exps(const T*, int64_t, const T*, T*);                             \
+  template void symmetric_weights(T*, int64_t, T, T, const T*, const T*);                     \
   template void symmetric_weights(T*, int64_t, T, const T*);
 
 MIM4DD_INSTANTIATE(float)

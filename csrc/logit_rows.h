@@ -1,5 +1,5 @@
-// Passes over a run of logits of one query: each reads it once, some write it. A label is that of a key,
-// `own` that of the query; the keys with that label are its positives.
+// Passes over a run of logits of one query: each reads it once, some write it. A label is that of a
+// key, `own` that of the query; the keys with that label are its positives.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Extremes {
 template <typename T>
 struct Sums {
   T negative, positive;  // sums of exp
-  T attraction;  // sum of the positives' logits
+  T attraction;          // sum of the positives' logits
 };
 
 // The lowest and highest logit; the highest counts as a negative's. NaN is ignored.
@@ -31,10 +31,11 @@ void scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T
 template <typename T>
 T exponentiate(T* logits, int64_t n, T shift);
 
-// The same with both sums apart, and that of logit - shift over positives. `drop` writes 0 for them.
+// The same with both sums apart, and that of logit - shift over positives. `drop` writes 0 for
+// them.
 template <typename T>
-Sums<T> labelled_exponentiate(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, bool drop);
+Sums<T>
+labelled_exponentiate(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, bool drop);
 
 // Sum of exp(logit - shift) over the positives.
 template <typename T>
@@ -51,10 +52,16 @@ void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t 
 // weights of positives -= amount·exp(logit - shift).
 template <typename T>
 void subtract_positive_exps(
-    T* weights, const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
+    T* weights,
+    const T* logits,
+    const int32_t* labels,
+    int32_t own,
+    int64_t n,
+    T shift,
+    T amount);
 
-// Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the weights,
-// `attraction` of the losses; both NaN if a logit is not finite.
+// Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the
+// weights, `attraction` of the losses; both NaN if a logit is not finite.
 template <typename T>
 Sums<T> binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias);
 
@@ -68,25 +75,22 @@ T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n);
 
 // logits := amount·exp(logit - shift) at positives, 0 elsewhere.
 template <typename T>
-void positive_weights(
-    T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
+void positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
 
-// For p = factor·exps and the directional derivative of the logits, the weights of the second order:
-// exps := p (tangents - mean), tangents := p.
+// For p = factor·exps and the directional derivative of the logits, the weights of the second
+// order: exps := p (tangents - mean), tangents := p.
 template <typename T>
 void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean);
 
 // The same less attractions that are a softmax themselves:
 // exps := p (tangents - mean) - y (tangents - y_mean), tangents := p - y.
 template <typename T>
-void softmax_second_order(
-    T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean);
+void softmax_second_order(T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean);
 
 // Binary critic: weights h - [positive] := g h (1 - h) tangents, tangents := g (h - [positive]).
 // Returns the sum of the first.
 template <typename T>
-T binary_second_order(
-    T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g);
+T binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g);
 
 // sum of exp(logit - shift).
 template <typename T>
@@ -105,7 +109,12 @@ void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums);
 // Weights of both directions of one row: logits := factor·exp(logit - shift) by row and by column.
 template <typename T>
 void symmetric_weights(
-    T* logits, int64_t n, T factor, T shift, const T* column_factors, const T* column_shifts);
+    T* logits,
+    int64_t n,
+    T factor,
+    T shift,
+    const T* column_factors,
+    const T* column_shifts);
 
 // The same where no shift is needed: logits := (factor + column factor)·exp(logit).
 template <typename T>

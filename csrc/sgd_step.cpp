@@ -47,8 +47,6 @@ Tensor sgd_step_cpu(const Tensor& theta, const Tensor& direction, const Tensor& 
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {
-  m.impl("sgd_step", TORCH_BOX(&sgd_step_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) { m.impl("sgd_step", TORCH_BOX(&sgd_step_cpu)); }
 
 }  // namespace mim4dd

@@ -1,13 +1,13 @@
-// theta - lr * direction on a GPU: one grid-stride pass. lr is read from device memory, so a learned
-// step size never makes the host wait.
-#include "sgd_step.h"
-
+// theta - lr * direction on a GPU: one grid-stride pass. lr is read from device memory, so a
+// learned step size never makes the host wait.
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
+
+#include "sgd_step.h"
 
 namespace mim4dd {
 namespace {
@@ -43,25 +43,19 @@ Tensor sgd_step_cuda(const Tensor& theta, const Tensor& direction, const Tensor&
   const int64_t numel = theta.numel();
   if (numel == 0) return out;
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(theta.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(theta.get_device_index(), &stream));
   const auto blocks =
       static_cast<unsigned>(std::min((numel + kThreads - 1) / kThreads, kMaxBlocks));
   MIM4DD_DISPATCH_FLOATING(theta.scalar_type(), "sgd_step", [&] {
     sgd_step_kernel<scalar_t><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        theta_c.const_data_ptr<scalar_t>(),
-        direction_c.const_data_ptr<scalar_t>(),
-        lr_c.const_data_ptr<scalar_t>(),
-        lr.numel() == 1 ? 0 : 1,
-        out.mutable_data_ptr<scalar_t>(),
+        theta_c.const_data_ptr<scalar_t>(), direction_c.const_data_ptr<scalar_t>(),
+        lr_c.const_data_ptr<scalar_t>(), lr.numel() == 1 ? 0 : 1, out.mutable_data_ptr<scalar_t>(),
         numel);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mim4dd, CUDA, m) {
-  m.impl("sgd_step", TORCH_BOX(&sgd_step_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(mim4dd, CUDA, m) { m.impl("sgd_step", TORCH_BOX(&sgd_step_cuda)); }
 
 }  // namespace mim4dd

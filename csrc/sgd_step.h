@@ -14,8 +14,8 @@ using torch::stable::Tensor;
 inline void check_sgd_step(const Tensor& theta, const Tensor& direction, const Tensor& lr) {
   STD_TORCH_CHECK(
       direction.numel() == theta.numel() && (lr.numel() == 1 || lr.numel() == theta.numel()),
-      "sgd_step: theta, direction and lr must have P, P and 1 or P elements, got ",
-      theta.numel(), ", ", direction.numel(), ", ", lr.numel());
+      "sgd_step: theta, direction and lr must have P, P and 1 or P elements, got ", theta.numel(),
+      ", ", direction.numel(), ", ", lr.numel());
   STD_TORCH_CHECK(
       direction.scalar_type() == theta.scalar_type() && lr.scalar_type() == theta.scalar_type(),
       "sgd_step: theta, direction and lr must share a dtype");

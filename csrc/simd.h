@@ -25,8 +25,8 @@ inline To bit_cast(From from) {
 // exp(x) to 1 ulp for x up to 88 (float) or 709 (double); 0 where the result would be denormal, NaN
 // for NaN. No branch and no call, so that the loops around it become vector code.
 //
-// x = n ln 2 + r, exp(x) = 2^n exp(r). Adding 1.5·2^(mantissa bits) rounds to an integer and leaves it
-// in the low bits.
+// x = n ln 2 + r, exp(x) = 2^n exp(r). Adding 1.5·2^(mantissa bits) rounds to an integer and leaves
+// it in the low bits.
 inline float vector_exp(float x) {
   const float shifted = x * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
@@ -61,8 +61,7 @@ inline double vector_exp(double x) {
   p = p * r + 1.0 / 6.0;
   p = p * r + 0.5;
   p = p * (r * r) + r + 1.0;
-  const int64_t exponent = (bit_cast<int64_t>(shifted) - 0x4338000000000000 + 1023)
-      << 52;
+  const int64_t exponent = (bit_cast<int64_t>(shifted) - 0x4338000000000000 + 1023) << 52;
   return x < -708.3 ? 0.0 : p * bit_cast<double>(exponent);
 }
 

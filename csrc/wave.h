@@ -1,8 +1,8 @@
 // The order of work: rows of logits in tiles, as many tiles at a time as a bounded workspace holds.
 //
-// Of a wave of tiles, first every tile forms its logits, its weights and its query gradient. Then, with
-// the weights of all its rows at hand, every run of keys sums its own gradient. No thread adds to what
-// another one writes, so that results do not depend on which thread did what.
+// Of a wave of tiles, first every tile forms its logits, its weights and its query gradient. Then,
+// with the weights of all its rows at hand, every run of keys sums its own gradient. No thread adds
+// to what another one writes, so that results do not depend on which thread did what.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,16 +16,16 @@
 
 namespace mim4dd {
 
-// A product packs both its operands, at a cost that falls with the size of the other one; a block of
-// rows by columns in float32 is half of a second cache.
+// A product packs both its operands, at a cost that falls with the size of the other one; a block
+// of rows by columns in float32 is half of a second cache.
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileColumns = 512;
 // What a wave holds where a tile per thread is less, and where it is more: then tiles shrink.
 constexpr int64_t kWaveBytes = int64_t{4} << 20;
 constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 
-// Rows [begin, end) of one layer, and for each `planes` matrices of (rows, columns) in column tiles:
-// within a tile, rows follow each other without a gap.
+// Rows [begin, end) of one layer, and for each `planes` matrices of (rows, columns) in column
+// tiles: within a tile, rows follow each other without a gap.
 template <typename T>
 struct Segment {
   int64_t layer, begin, end, columns;
@@ -55,8 +55,7 @@ inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t
   }
   sizes.tile_rows =
       std::min(sizes.tile_rows, std::max<int64_t>(16, kWorkspaceBytes / (threads * row_bytes)));
-  sizes.wave_rows =
-      std::min(all_rows, std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes));
+  sizes.wave_rows = std::min(all_rows, std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes));
   return sizes;
 }
 
@@ -75,8 +74,12 @@ void run_tasks(int64_t threads, int64_t count, const Task& task) {
 // column_task(segment, left, right) for all columns.
 template <typename T, typename RowTask, typename ColumnTask>
 void run_waves(
-    int64_t rows, int64_t columns, const std::vector<int64_t>& layers, int planes,
-    const RowTask& row_task, const ColumnTask& column_task) {
+    int64_t rows,
+    int64_t columns,
+    const std::vector<int64_t>& layers,
+    int planes,
+    const RowTask& row_task,
+    const ColumnTask& column_task) {
   struct Task {
     size_t segment;
     int64_t begin, end;
