@@ -80,7 +80,7 @@ RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
   const bool attracts = g != 0;
   tile.for_blocks([&](int64_t left, int64_t right) {
     T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
-    if (exp_factor != 1) scale(weights, right - left, exp_factor);
+    if (exp_factor != 1) scale_row(weights, right - left, exp_factor);
     if (!attracts || problem.by_index()) return;
     tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
       if (problem.critic.kind == Kind::kOut) {

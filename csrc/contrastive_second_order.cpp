@@ -146,7 +146,7 @@ class SecondOrder {
     const T y = counts ? g / T(pairs.num_positives[row]) : T(0);
     for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
       if (in) {
-        scale(copy, n, g);
+        scale_row(copy, n, g);
         softmax_second_order(exps, tangents, copy, n, (g + h) * inverse, mean, attraction);
         return;
       }

@@ -28,9 +28,6 @@ struct Matrix {
   Matrix middle_rows(int64_t begin, int64_t end) const {
     return {data + begin * row_stride, end - begin, columns, row_stride, column_stride};
   }
-  Matrix middle_columns(int64_t begin, int64_t end) const {
-    return {data + begin * column_stride, rows, end - begin, row_stride, column_stride};
-  }
   Tensor view() const {
     const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
     return torch::stable::from_blob(

@@ -87,12 +87,6 @@ positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n,
 }
 
 template <typename T>
-MIM4DD_SIMD void scale(T* weights, int64_t n, T factor) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) weights[j] *= factor;
-}
-
-template <typename T>
 MIM4DD_SIMD void
 subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount) {
 #pragma omp simd
@@ -254,7 +248,6 @@ MIM4DD_SIMD void symmetric_weights(T* logits, int64_t n, T factor, const T* colu
   template T exponentiate(T*, int64_t, T);                                                    \
   template Sums<T> labelled_exponentiate(T*, const int32_t*, int32_t, int64_t, T, bool);      \
   template T positive_exp_sum(const T*, const int32_t*, int32_t, int64_t, T);                 \
-  template void scale(T*, int64_t, T);                                                        \
   template void subtract_positives(T*, const int32_t*, int32_t, int64_t, T);                  \
   template void subtract_positive_exps(T*, const T*, const int32_t*, int32_t, int64_t, T, T); \
   template Sums<T> binary_weights(T*, const int32_t*, int32_t, int64_t, T);                   \

@@ -41,10 +41,6 @@ labelled_exponentiate(T* logits, const int32_t* labels, int32_t own, int64_t n, 
 template <typename T>
 T positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift);
 
-// weights *= factor.
-template <typename T>
-void scale(T* weights, int64_t n, T factor);
-
 // weights of positives -= amount.
 template <typename T>
 void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount);

@@ -282,6 +282,13 @@ def evaluate(
     return reduce_queries(contrast, reduction), contrast
 
 
+def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce over losses that all count."""
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
 def reduce_queries(contrast: Contrast, reduction: Reduction) -> Tensor:
     """Reduce over the queries that have a positive; the loss of the others is already 0."""
     if reduction == "none":

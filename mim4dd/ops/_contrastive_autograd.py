@@ -67,7 +67,12 @@ def _wanted(ctx: Any) -> list[bool]:
     return [any(query), any(key), logit_scale, bias]
 
 
-def _unflatten(flat: Sequence[Tensor], wanted: list[bool], num_layers: int) -> _Gradients:
+def _over_layers(gradients: _Gradients) -> list[Tensor | None]:
+    """Of logit_scale and bias, which all layers share."""
+    return [None if part is None else part.sum() for part in gradients[2:]]
+
+
+def _unflatten(flat: Sequence[Tensor | None], wanted: list[bool], num_layers: int) -> _Gradients:
     left = list(flat)
 
     def take(is_wanted: bool, count: int) -> list[Tensor | None]:
@@ -80,9 +85,9 @@ def _unflatten(flat: Sequence[Tensor], wanted: list[bool], num_layers: int) -> _
 
 def _returned(gradients: _Gradients, *rest: Tensor | None) -> tuple[Any, ...]:
     """What a backward returns: by pairs, none of the critic, ``rest``."""
-    logit_scale, bias = (None if part is None else part.sum() for part in gradients[2:])
     none = (None,) * _NUM_CRITIC
-    return gradients.query, gradients.key, None, None, logit_scale, bias, *none, *rest
+    shared = _over_layers(gradients)
+    return gradients.query, gradients.key, None, None, *shared, *none, *rest
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -147,7 +152,7 @@ class ContrastiveFunction(torch.autograd.Function):
         query, key = features[: ctx.num_layers], features[ctx.num_layers :]
         wanted = [any(query), any(key), scale, bias]
         gradients = _first_derivative(ctx, wanted, *grad_outputs[:2])
-        shared = (None if part is None else part.sum() for part in gradients[2:])
+        shared = _over_layers(gradients)
         return None, None, None, None, *shared, *gradients.query, *gradients.key
 
 
@@ -176,7 +181,7 @@ def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _backward_bwd(ctx: Any, flat_tangents: list[Tensor | None]) -> tuple[Any, ...]:
     pairs, (lse, positive_weight, grad_loss, grad_lse) = _saved(ctx)
-    tangents = _unflatten(flat_tangents, ctx.produced, ctx.num_layers)  # type: ignore[arg-type]
+    tangents = _unflatten(flat_tangents, ctx.produced, ctx.num_layers)
     normalize = ctx.critic.normalize
     derive = _derivative_through_unit_rows if normalize else _second_derivative
     gradients, on_loss, on_lse = derive(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice, check_floating, check_matching
-from mim4dd.ops._contrastive import Layers
+from mim4dd.ops._contrastive import Layers, reduce_all
 from mim4dd.ops.log_sum_exp import log_sum_exp_of
 
 
@@ -55,6 +55,4 @@ def against_negatives(
             lse = log_sum_exp_of(negatives, logit_scale, None, False, normalize, backend)
     # Not softplus, which PyTorch replaces by its asymptote from 20 on.
     loss = -F.logsigmoid(positive.masked_fill(~positive.isfinite(), math.nan) - lse)
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
+    return reduce_all(loss, reduction)

@@ -14,7 +14,14 @@ from mim4dd._checks import (
 )
 from mim4dd._library import LIB, expect_compiled
 from mim4dd.ops import _contrastive_transforms as transforms
-from mim4dd.ops._contrastive import Layers, as_layers, as_logit_scale, by_label, evaluate
+from mim4dd.ops._contrastive import (
+    Layers,
+    as_layers,
+    as_logit_scale,
+    by_label,
+    evaluate,
+    reduce_all,
+)
 from mim4dd.reference import Critic
 
 __all__ = ["clip_loss"]
@@ -84,10 +91,7 @@ def clip_loss(
     if fused:
         query, key = (reference.unit_rows(rows)[0] if normalize else rows for rows in (query, key))
         of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale)
-        loss = (of_query + of_key) / 2
-        if reduction == "none":
-            return loss
-        return loss.mean() if reduction == "mean" else loss.sum()
+        return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
         labels = torch.arange(layers.num_queries, device=layers.device)
     return _by_direction(layers, labels, scale, reduction, normalize, backend)
