@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from mim4dd import flatten_parameters, reference, unroll_sgd
+from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.networks import ConvNet
-from mim4dd.unroll import functional_model
 
 
 class Case(NamedTuple):
@@ -33,7 +33,7 @@ def kept(model, *inputs, lr):
 
 
 def graph(model, *inputs, lr):
-    return reference.unroll_sgd(functional_model(model), *inputs, lr)
+    return reference.unroll_sgd(FunctionalModel(model), *inputs, lr)
 
 
 PROVIDERS = {"mim4dd": unroll_sgd, "mim4dd, all kept": kept, "graph": graph}

@@ -1,5 +1,6 @@
 """Dataset distillation by mutual-information maximisation, on fused kernels."""
 
+from mim4dd._unroll.diagnostics import DivergenceError, UnrollDiagnostics
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
 from mim4dd.ops.clip_loss import clip_loss
 from mim4dd.ops.info_nce import info_nce
@@ -15,11 +16,13 @@ from mim4dd.unroll import flatten_parameters, unroll_sgd
 __version__ = "0.1.0"
 
 __all__ = [
+    "DivergenceError",
     "InfoNCELoss",
     "KeyQueue",
     "MIM4DDLoss",
     "NCELoss",
     "SupConLoss",
+    "UnrollDiagnostics",
     "clip_loss",
     "flatten_parameters",
     "info_nce",

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from tiny import make_data, make_experts, make_network
 
+from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.method import RealData
 from mim4dd.distill.mtt import MTT, MTTSettings
-from mim4dd.unroll import functional_model
 
 SETTINGS = MTTSettings(syn_steps=5, expert_epochs=2, max_start_epoch=3, batch_syn=2)
 
@@ -35,7 +35,7 @@ def test_the_loss_is_the_definition(task):
     stream = RealData(data, torch.Generator())
     expert, start = stream.integer(2), stream.integer(3)
     theta, target = experts.segment(expert, start, 2)
-    first, call = theta, functional_model(network)
+    first, call = theta, FunctionalModel(network)
     theta = theta.clone().requires_grad_()
     for _ in range(5):  # 3 samples hold one whole batch of 2, so every step is a new permutation
         rows = torch.randperm(3, generator=stream.generator)[:2]

@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.method import BaseLoss, BaseMethod, ComparedNetwork, RealData
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training import seeded_network
 from mim4dd.losses import MIM4DDLoss, pooled_rows
-from mim4dd.unroll import flatten_parameters, functional_model
+from mim4dd.unroll import flatten_parameters
 
 __all__ = ["MIM4DD", "MIM4DDSettings", "layer_features"]
 
@@ -172,7 +173,7 @@ def layer_features(
         for name in layers
     ]
     try:
-        functional_model(network)(theta, images)
+        FunctionalModel(network)(theta, images)
     finally:
         for handle in handles:
             handle.remove()

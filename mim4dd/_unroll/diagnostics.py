@@ -1,0 +1,65 @@
+"""What inner training tells about itself, and the guard that names the step it diverged in."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["DivergenceError", "UnrollDiagnostics"]
+
+
+class DivergenceError(ArithmeticError):
+    """Inner training left the finite numbers.
+
+    ``step`` is the first one whose loss, or whose parameters after it, are not finite.
+    """
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass
+class UnrollDiagnostics:
+    """Filled by an unroll and by its backward, when it is passed to them.
+
+    Reading a value waits for the device; filling does not.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> model = torch.nn.Linear(4, 2)
+        >>> images = torch.randn(2, 4, requires_grad=True)
+        >>> diagnostics = mim4dd.UnrollDiagnostics()
+        >>> theta_T = mim4dd.unroll_sgd(
+        ...     model, mim4dd.flatten_parameters(model), images, torch.tensor([0, 1]),
+        ...     torch.tensor([[0, 1]] * 5), lr=0.1, diagnostics=diagnostics,
+        ... )
+        >>> theta_T.square().sum().backward()
+        >>> diagnostics.losses.shape, diagnostics.adjoint_norms.shape
+        (torch.Size([5]), torch.Size([6]))
+    """
+
+    losses: Tensor | None = field(default=None, init=False)
+    """Inner loss of every step, (T,) or (T, K)."""
+
+    adjoint_norms: Tensor | None = field(default=None, init=False)
+    """‖∂L/∂θ_t‖ for the steps walked back, t = T − W … T, (W + 1,) or (W + 1, K)."""
+
+
+def refuse_divergence(losses: Tensor, theta_T: Tensor) -> None:
+    """Raise where a loss (T,) or (T, K), or the parameters at the end, are not finite.
+
+    The one time that an unroll makes the host wait for a GPU.
+    """
+    finite = losses.isfinite().flatten(1).all(1) if losses.dim() > 1 else losses.isfinite()
+    if bool(finite.all() & theta_T.isfinite().all()):
+        return
+    if bool(finite.all()):
+        last = len(losses) - 1
+        raise DivergenceError(last, f"the parameters are not finite after the last step, {last}")
+    step = int(torch.argmin(finite.int()))
+    raise DivergenceError(
+        step,
+        f"the inner loss is {losses[step].tolist()} in step {step} of {len(losses)} (counted from "
+        "0): lower lr, or look for NaN and inf in theta_0 and image_syn",
+    )

@@ -1,0 +1,50 @@
+"""A module as a function of its flat parameters."""
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mim4dd._unroll.checks import trainable
+
+
+class FunctionalModel:
+    """``model`` as a function of its flat trainable parameters (P,) and its input.
+
+    Every call gets fresh copies of the buffers, so that none sees another's running statistics and
+    the model itself stays as it is. Frozen parameters are constants.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        parameters = trainable(model)
+        self.shapes = [parameter.shape for parameter in parameters]
+        self.sizes = [parameter.numel() for parameter in parameters]
+        place = {id(parameter): index for index, parameter in enumerate(parameters)}
+        # Every slot once. functional_call ties weights on its own, but fills a module that occurs
+        # twice in the model twice, and puts the replacement back instead of the original.
+        self.slots = {
+            f"{path}.{name}".lstrip("."): place[id(parameter)]
+            for path, module in model.named_modules()
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(parameter) in place
+        }
+
+    def __call__(
+        self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        parts = [
+            part.view(shape)
+            for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)
+        ]
+        state = {name: parts[index] for name, index in self.slots.items()}
+        state |= self.buffers() if buffers is None else buffers
+        return functional_call(self.model, state, (images,), tie_weights=False)
+
+    def buffers(self, copies: int | None = None) -> dict[str, Tensor]:
+        """Copies of the buffers, with a leading axis if there are to be several of each."""
+        return {
+            f"{path}.{name}".lstrip("."): (
+                buffer.clone() if copies is None else buffer.expand(copies, *buffer.shape).clone()
+            )
+            for path, module in self.model.named_modules()
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        }

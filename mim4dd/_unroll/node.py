@@ -1,0 +1,110 @@
+"""The autograd node: the sweep forward, and the walk back as its backward."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mim4dd._unroll.diagnostics import UnrollDiagnostics, refuse_divergence
+from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.history import History
+from mim4dd._unroll.kept import KeptSteps
+from mim4dd._unroll.linearization import Augment, Linearization, Loss, Steps
+from mim4dd._unroll.optimizers import Optimizer
+from mim4dd._unroll.step_sizes import StepSizes
+from mim4dd._unroll.walk import Gathered, Walk
+
+
+@dataclass
+class Problem:
+    """Everything about the inner training that is not a tensor."""
+
+    call: FunctionalModel
+    loss: Loss
+    augment: Augment | None
+    seeds: list[int]
+    optimizer: Optimizer
+    history: History
+    tesla: bool
+    memory_budget: int
+    diagnostics: UnrollDiagnostics | None
+    kept: dict[int, Linearization] = field(default_factory=dict)
+
+    def steps(self, image_syn: Tensor, label_syn: Tensor, batches: Tensor) -> Steps:
+        """The data and the network of every step."""
+        return Steps(self.call, self.loss, self.augment, self.seeds, image_syn, label_syn, batches)
+
+
+class Unroll(torch.autograd.Function):
+    """θ_0 → θ_T, and back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: Problem,
+        theta_0: Tensor,  # (P,) or (K, P)
+        image_syn: Tensor,
+        label_syn: Tensor,
+        batches: Tensor,  # (T, B) or (T, K, B)
+        lr: Tensor,
+    ) -> Tensor:
+        optimizer, history = problem.optimizer, problem.history
+        differentiate = any(ctx.needs_input_grad)
+        steps = problem.steps(image_syn, label_syn, batches)
+        step_sizes = StepSizes(lr, history.num_steps, problem.call.sizes)
+        kept = KeptSteps(problem.memory_budget if differentiate else 0, history)
+        starts = {segment[0] for segment in history.segments()} if differentiate else set()
+        state = optimizer.start(theta_0)
+        losses, stored = [], []
+        for index in range(history.num_steps):
+            if index in starts:
+                stored += history.pack(state)
+            linear = kept.linearize(steps, index, state[0])
+            losses.append(linear.losses)
+            gradient = linear.gradient.detach()
+            state = optimizer.step(index, state, gradient, step_sizes.at(index))
+        theta_T = state[0]
+        losses_by_step = torch.stack(losses)
+        refuse_divergence(losses_by_step, theta_T)
+        if problem.diagnostics is not None:
+            problem.diagnostics.losses = losses_by_step
+        problem.kept = kept.linearizations
+        ctx.problem = problem
+        ctx.save_for_backward(image_syn, label_syn, batches, lr, theta_T, *stored)
+        return theta_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
+        problem, history = ctx.problem, ctx.problem.history
+        image_syn, label_syn, batches, lr, theta_T, *stored = ctx.saved_tensors
+        _, needs_theta_0, needs_images, needs_labels, _, needs_lr = ctx.needs_input_grad
+        step_sizes = StepSizes(lr, history.num_steps, problem.call.sizes)
+        gathered = Gathered(
+            images=torch.zeros_like(image_syn) if needs_images else None,
+            labels=torch.zeros_like(label_syn) if needs_labels else None,
+            lr=torch.zeros_like(step_sizes.table) if needs_lr else None,
+        )
+        walk = Walk(
+            problem.optimizer,
+            problem.steps(image_syn, label_syn, batches),
+            step_sizes,
+            problem.kept,
+            gathered,
+            tesla=problem.tesla,
+        )
+        walk.start(grad_theta_T, theta_T)
+        size = 1 + problem.optimizer.num_moments
+        for segment in reversed(history.segments()):
+            state = tuple(tensor.to(theta_T.device) for tensor in stored[-size:])
+            del stored[-size:]
+            needs_start = needs_theta_0 or segment[0] > history.first
+            walk.through(segment, state, needs_start=needs_start)
+        lambda_0 = walk.finish()
+        if problem.diagnostics is not None:
+            problem.diagnostics.adjoint_norms = walk.adjoint_norms()
+        grad_lr = None if gathered.lr is None else gathered.lr.view(lr.shape)
+        grad_theta_0 = lambda_0 if needs_theta_0 else None
+        return None, grad_theta_0, gathered.images, gathered.labels, None, grad_lr

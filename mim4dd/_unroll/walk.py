@@ -1,0 +1,128 @@
+"""The walk back through inner training, one adjoint step after another."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mim4dd._unroll.linearization import Linearization, Steps
+from mim4dd._unroll.optimizers import Optimizer, State, Step
+from mim4dd._unroll.step_sizes import StepSizes
+
+
+@dataclass
+class Gathered:
+    """What the inputs of the unroll have got so far; None where it is not wanted."""
+
+    images: Tensor | None  # (n, ...)
+    labels: Tensor | None  # (n, C)
+    lr: Tensor | None  # like the table of the step sizes
+
+
+class Walk:
+    """From ∂L/∂θ_T to what everything before it gets.
+
+    Args:
+        optimizer: The inner optimiser.
+        steps: The data and the network of every step.
+        step_sizes: The step sizes.
+        kept: Steps that need not be recomputed; each is dropped once it has been walked through.
+        gathered: What to add to.
+        tesla: Leave λ as it is, as TESLA does.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        steps: Steps,
+        step_sizes: StepSizes,
+        kept: dict[int, Linearization],
+        gathered: Gathered,
+        *,
+        tesla: bool,
+    ) -> None:
+        self.optimizer = optimizer
+        self.steps = steps
+        self.step_sizes = step_sizes
+        self.kept = kept
+        self.gathered = gathered
+        self.tesla = tesla
+
+    def start(self, grad_theta_T: Tensor, theta_T: Tensor) -> None:
+        """Stand at the end of training."""
+        self.adjoint = self.optimizer.adjoint(grad_theta_T)
+        self.taken = theta_T
+        self.product: Tensor | None = None
+        self.norms: list[Tensor] = []
+        self.mismatch = theta_T.new_zeros(())
+
+    def through(self, segment: range, state: State, *, needs_start: bool) -> None:
+        """Walk back through the steps of ``segment``, which began in ``state``.
+
+        ``needs_start`` tells whether λ at its beginning is wanted, by earlier steps or by θ_0.
+        """
+        states = [state]
+        for index in segment[:-1]:
+            linear = self.kept.get(index)
+            if linear is None:
+                linear = self.steps.linearize(index, states[-1][0], create_graph=False)
+            states.append(self._advance(index, states[-1], linear))
+        for index in reversed(segment):
+            needs_product = needs_start or index > segment[0]
+            self._step_back(index, states.pop(), needs_product and not self.tesla)
+
+    def finish(self) -> Tensor:
+        """∂L/∂θ_0; raises if a recomputed step was not the one taken."""
+        self.adjoint.end(self.product)
+        self.norms.append(self.adjoint.theta.norm(dim=-1))
+        if self.mismatch > 0:
+            raise RuntimeError(
+                "recomputing a step of the unroll gave other parameters than taking it did: model, "
+                "loss or augment draws random numbers of its own, as dropout does, or its mode, "
+                "buffers or autocast changed since. Put the model into eval mode before, draw from "
+                "the generator that augment is given, and keep forward and backward under one "
+                "autocast"
+            )
+        return self.adjoint.theta
+
+    def adjoint_norms(self) -> Tensor:
+        """‖∂L/∂θ_t‖ for every t walked through, in order. (W + 1,) or (W + 1, K)"""
+        return torch.stack(self.norms[::-1])
+
+    def _advance(self, index: int, state: State, linear: Linearization) -> State:
+        gradient = linear.gradient.detach()
+        return self.optimizer.step(index, state, gradient, self.step_sizes.at(index))
+
+    def _step_back(self, index: int, before: State, needs_product: bool) -> None:
+        linear = self.kept.pop(index, None)
+        recomputed = linear is None
+        if linear is None:
+            linear = self.steps.linearize(index, before[0], create_graph=True)
+        after = self._advance(index, before, linear)
+        if recomputed:
+            mismatch = _mismatch(before[0], after[0], self.taken)
+            self.mismatch = torch.maximum(self.mismatch, mismatch)
+        self.taken = before[0]
+        lr = self.step_sizes.at(index)
+        step = Step(index, before, after, linear.gradient.detach(), lr)
+        cotangent, grad_lr = self.adjoint.begin(self.product, step)
+        self.norms.append(self.adjoint.theta.norm(dim=-1))
+        gathered = self.gathered
+        if gathered.lr is not None:
+            self.step_sizes.add_gradient(gathered.lr, index, grad_lr)
+        self.product, grad_images, grad_labels = linear.products(
+            cotangent,
+            theta=needs_product,
+            images=gathered.images is not None,
+            labels=gathered.labels is not None,
+        )
+        rows = self.steps.batches[index].flatten()
+        for total, grad in ((gathered.images, grad_images), (gathered.labels, grad_labels)):
+            if total is not None and grad is not None:
+                total.index_add_(0, rows, grad)
+
+
+def _mismatch(theta: Tensor, reached: Tensor, taken: Tensor) -> Tensor:
+    """How far a recomputed step ends from the one taken, beyond what kernels may differ by."""
+    resolution = torch.finfo(theta.dtype).eps * theta.abs().amax()
+    return (reached - taken).abs().amax() - 1e-3 * (taken - theta).abs().amax() - 8 * resolution
