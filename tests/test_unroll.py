@@ -327,7 +327,7 @@ def test_divergence_names_the_step(device):
         unroll_sgd(model, theta_0, image_syn, label_syn, batches[:3], lr=lr[:3])
     bad = image_syn.detach().clone()
     bad[batches[0, 0], 0, 0, 0] = math.inf
-    with pytest.raises(DivergenceError, match="nan in step 0 of 5"):
+    with pytest.raises(DivergenceError, match=r"not finite \(nan\) in step 0 of 5"):
         unroll_sgd(model, theta_0, bad, label_syn, batches, lr=0.1)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["DivergenceError", "UnrollDiagnostics"]
 
 
-class DivergenceError(ArithmeticError):
+class DivergenceError(FloatingPointError):
     """Inner training left the finite numbers.
 
     ``step`` is the first one whose loss, or whose parameters after it, are not finite.
@@ -60,6 +60,6 @@ def refuse_divergence(losses: Tensor, theta_T: Tensor) -> None:
     step = int(torch.argmin(finite.int()))
     raise DivergenceError(
         step,
-        f"the inner loss is {losses[step].tolist()} in step {step} of {len(losses)} (counted from "
+        f"the inner loss is not finite ({losses[step].tolist()}) in step {step} of {len(losses)} (counted from "
         "0): lower lr, or look for NaN and inf in theta_0 and image_syn",
     )

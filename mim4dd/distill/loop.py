@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from mim4dd._checks import check_choice, check_positive
+from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy
 from mim4dd.distill.method import BaseMethod, RealData
@@ -121,7 +122,10 @@ def distill(
             if settings.eval_every and state.iteration % settings.eval_every == 0:
                 judge(row)
             stream = state.generator.get_state()
-            outcome = method.loss(state.image_syn, state.label_syn, state.syn_lr, real)
+            try:
+                outcome = method.loss(state.image_syn, state.label_syn, state.syn_lr, real)
+            except DivergenceError as error:
+                state.refuse(str(error), run)
             row |= {"loss": outcome.value.item(), **outcome.metrics}
             state.differentiate(outcome.value, run)
             state.last_good = state.snapshot(stream)
@@ -196,19 +200,20 @@ class _State:
         }
         for name, tensor in suspects.items():
             if tensor is not None and not tensor.isfinite().all():
-                self._diverged(f"{name} is not finite", run)
+                self.refuse(f"{name} is not finite", run)
 
     def update(self, run: RunDirectory) -> None:
         """Take one step with every optimiser."""
         for optimizer in self.optimizers.values():
             optimizer.step()
         if not self.image_syn.isfinite().all():
-            self._diverged("image_syn is not finite after the step", run)
+            self.refuse("image_syn is not finite after the step", run)
         if not self.syn_lr > 0:
-            self._diverged(f"the learned step size fell to {self.syn_lr.item():g}", run)
+            self.refuse(f"the learned step size fell to {self.syn_lr.item():g}", run)
         self.iteration += 1
 
-    def _diverged(self, what: str, run: RunDirectory) -> None:
+    def refuse(self, what: str, run: RunDirectory) -> NoReturn:
+        """Stop a run that diverged, with its last good state saved."""
         message = f"{what} in iteration {self.iteration}; lower lr_img, lr_lr or lr_teacher"
         if self.last_good is not None:
             run.save_checkpoint(*self.last_good)
