@@ -60,6 +60,6 @@ def refuse_divergence(losses: Tensor, theta_T: Tensor) -> None:
     step = int(torch.argmin(finite.int()))
     raise DivergenceError(
         step,
-        f"the inner loss is not finite ({losses[step].tolist()}) in step {step} of {len(losses)} (counted from "
-        "0): lower lr, or look for NaN and inf in theta_0 and image_syn",
+        f"the inner loss is not finite ({losses[step].tolist()}) in step {step} of {len(losses)} "
+        "(counted from 0): lower lr, or look for NaN and inf in theta_0 and image_syn",
     )
