@@ -1,6 +1,7 @@
 """Dataset distillation by mutual-information maximisation, on fused kernels."""
 
 from mim4dd._unroll.diagnostics import DivergenceError, UnrollDiagnostics
+from mim4dd._unroll.graphs import StepGraphs
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
 from mim4dd.ops.clip_loss import clip_loss
 from mim4dd.ops.info_nce import info_nce
@@ -21,6 +22,7 @@ __all__ = [
     "KeyQueue",
     "MIM4DDLoss",
     "NCELoss",
+    "StepGraphs",
     "SupConLoss",
     "UnrollDiagnostics",
     "clip_loss",

@@ -7,14 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice, check_matching
-from mim4dd._unroll.checks import check_data, check_range, check_theta, check_walk, trainable
+from mim4dd._unroll.checks import (
+    check_data,
+    check_range,
+    check_step_graphs,
+    check_theta,
+    check_walk,
+    trainable,
+)
 from mim4dd._unroll.diagnostics import UnrollDiagnostics
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.graphs import StepGraphs
 from mim4dd._unroll.history import History, Place
-from mim4dd._unroll.linearization import Augment, Loss
 from mim4dd._unroll.node import Problem, Unroll
 from mim4dd._unroll.optimizers import SGD, Optimizer
+from mim4dd._unroll.step_gradient import Loss, StepLoss
 from mim4dd._unroll.step_sizes import StepSizes
+from mim4dd._unroll.steps import Augment
 
 __all__ = ["flatten_parameters", "unroll_sgd"]
 
@@ -55,6 +64,7 @@ def unroll_sgd(
     method: Literal["exact", "tesla"] = "exact",
     memory_budget: int = 0,
     history: Place = "device",
+    step_graphs: StepGraphs | None = None,
     diagnostics: UnrollDiagnostics | None = None,
 ) -> Tensor:
     r"""Train ``model`` for T steps of SGD on synthetic data, differentiably.
@@ -98,6 +108,8 @@ def unroll_sgd(
         history: Where the θ_t (with momentum also the v_t) wait: on the ``"device"``, in
             ``"host"`` memory, or as ``"checkpoints"``: every ⌈√T⌉-th, with the steps between
             trained once more.
+        step_graphs: Captures of the steps as CUDA graphs, kept from call to call by the caller; on
+            a GPU, with ``memory_budget=0``. See :class:`mim4dd.StepGraphs`.
         diagnostics: Filled with the loss of every step, and with ‖∂L/∂θ_t‖ by the backward.
 
     Returns:
@@ -154,6 +166,7 @@ def unroll_sgd(
         tesla=method == "tesla",
         memory_budget=memory_budget,
         history=history,
+        step_graphs=step_graphs,
         diagnostics=diagnostics,
     )
 
@@ -174,6 +187,7 @@ def _unroll(
     tesla: bool,
     memory_budget: int,
     history: Place,
+    step_graphs: StepGraphs | None,
     diagnostics: UnrollDiagnostics | None,
 ) -> Tensor:
     """What the inner optimisers share."""
@@ -182,6 +196,7 @@ def _unroll(
     num_steps = batches.shape[0]
     window = num_steps if window is None else window
     check_walk(theta_0, num_steps, window, history, memory_budget)
+    check_step_graphs(theta_0, step_graphs, memory_budget)
     if not isinstance(lr, Tensor):
         lr = torch.tensor(lr, dtype=theta_0.dtype, device=theta_0.device)
     check_matching("theta_0", theta_0, "lr", lr)
@@ -191,8 +206,8 @@ def _unroll(
         label_syn = label_syn.long()  # the one integer dtype that every loss takes
     seeds = torch.randint(2**63 - 1, (num_steps,), generator=torch.Generator().manual_seed(seed))
     problem = Problem(
-        call=call,
-        loss=loss,
+        loss=StepLoss(call, loss, own_samples=batches.dim() == 3),
+        graphs=step_graphs,
         augment=augment,
         seeds=seeds.tolist(),
         optimizer=optimizer,

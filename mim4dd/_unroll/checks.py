@@ -97,3 +97,16 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Require ``low <= value < high``."""
     if not low <= value < high:
         raise ValueError(f"{name} must lie in [{low}, {high}), got {value}")
+
+
+def check_step_graphs(theta_0: Tensor, step_graphs: object, memory_budget: int) -> None:
+    """Require a GPU for captured steps, and no steps kept beside them."""
+    if step_graphs is None:
+        return
+    if theta_0.device.type != "cuda":
+        raise ValueError(f"step_graphs needs theta_0 on a CUDA device, got {theta_0.device}")
+    if memory_budget:
+        raise ValueError(
+            "step_graphs recomputes every step: memory_budget must be 0 with it, "
+            f"got {memory_budget}"
+        )

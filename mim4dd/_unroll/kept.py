@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._unroll.history import History
-from mim4dd._unroll.linearization import Linearization, Steps
+from mim4dd._unroll.steps import Linearization, Steps
 
 
 class KeptSteps:

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mim4dd._unroll.diagnostics import UnrollDiagnostics, refuse_divergence
-from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.graphs import StepGraphs
 from mim4dd._unroll.history import History
 from mim4dd._unroll.kept import KeptSteps
-from mim4dd._unroll.linearization import Augment, Linearization, Loss, Steps
 from mim4dd._unroll.optimizers import Optimizer
+from mim4dd._unroll.step_gradient import StepLoss
 from mim4dd._unroll.step_sizes import StepSizes
+from mim4dd._unroll.steps import Augment, Linearization, Steps
 from mim4dd._unroll.walk import Gathered, Walk
 
 
@@ -21,8 +22,8 @@ from mim4dd._unroll.walk import Gathered, Walk
 class Problem:
     """Everything about the inner training that is not a tensor."""
 
-    call: FunctionalModel
-    loss: Loss
+    loss: StepLoss
+    graphs: StepGraphs | None
     augment: Augment | None
     seeds: list[int]
     optimizer: Optimizer
@@ -34,7 +35,9 @@ class Problem:
 
     def steps(self, image_syn: Tensor, label_syn: Tensor, batches: Tensor) -> Steps:
         """The data and the network of every step."""
-        return Steps(self.call, self.loss, self.augment, self.seeds, image_syn, label_syn, batches)
+        return Steps(
+            self.loss, self.graphs, self.augment, self.seeds, image_syn, label_syn, batches
+        )
 
 
 class Unroll(torch.autograd.Function):
@@ -53,7 +56,7 @@ class Unroll(torch.autograd.Function):
         optimizer, history = problem.optimizer, problem.history
         differentiate = any(ctx.needs_input_grad)
         steps = problem.steps(image_syn, label_syn, batches)
-        step_sizes = StepSizes(lr, history.num_steps, problem.call.sizes)
+        step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         kept = KeptSteps(problem.memory_budget if differentiate else 0, history)
         starts = {segment[0] for segment in history.segments()} if differentiate else set()
         state = optimizer.start(theta_0)
@@ -62,8 +65,8 @@ class Unroll(torch.autograd.Function):
             if index in starts:
                 stored += history.pack(state)
             linear = kept.linearize(steps, index, state[0])
-            losses.append(linear.losses)
-            gradient = linear.gradient.detach()
+            losses.append(linear.step.losses)
+            gradient = linear.step.gradient.detach()
             state = optimizer.step(index, state, gradient, step_sizes.at(index))
         theta_T = state[0]
         losses_by_step = torch.stack(losses)
@@ -81,7 +84,7 @@ class Unroll(torch.autograd.Function):
         problem, history = ctx.problem, ctx.problem.history
         image_syn, label_syn, batches, lr, theta_T, *stored = ctx.saved_tensors
         _, needs_theta_0, needs_images, needs_labels, _, needs_lr = ctx.needs_input_grad
-        step_sizes = StepSizes(lr, history.num_steps, problem.call.sizes)
+        step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         gathered = Gathered(
             images=torch.zeros_like(image_syn) if needs_images else None,
             labels=torch.zeros_like(label_syn) if needs_labels else None,

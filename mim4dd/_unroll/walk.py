@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim4dd._unroll.linearization import Linearization, Steps
 from mim4dd._unroll.optimizers import Optimizer, State, Step
 from mim4dd._unroll.step_sizes import StepSizes
+from mim4dd._unroll.steps import Linearization, Steps
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Walk:
         return torch.stack(self.norms[::-1])
 
     def _advance(self, index: int, state: State, linear: Linearization) -> State:
-        gradient = linear.gradient.detach()
+        gradient = linear.step.gradient.detach()
         return self.optimizer.step(index, state, gradient, self.step_sizes.at(index))
 
     def _step_back(self, index: int, before: State, needs_product: bool) -> None:
@@ -104,7 +104,7 @@ class Walk:
             self.mismatch = torch.maximum(self.mismatch, mismatch)
         self.taken = before[0]
         lr = self.step_sizes.at(index)
-        step = Step(index, before, after, linear.gradient.detach(), lr)
+        step = Step(index, before, after, linear.step.gradient.detach(), lr)
         cotangent, grad_lr = self.adjoint.begin(self.product, step)
         self.norms.append(self.adjoint.theta.norm(dim=-1))
         gathered = self.gathered

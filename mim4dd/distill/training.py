@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim4dd._unroll.linearization import Augment
+from mim4dd._unroll.steps import Augment
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -1,0 +1,119 @@
+"""The loss of one inner step, its gradient by the parameters, and that one's derivative."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mim4dd._unroll.convolution import Convolutions
+from mim4dd._unroll.functional import FunctionalModel
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Wanted(NamedTuple):
+    """By what a gradient is to be differentiated."""
+
+    theta: bool
+    inputs: bool
+    labels: bool
+
+
+Products = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""For theta, inputs and labels; None where it was not wanted."""
+
+
+class StepGradient(Protocol):
+    """∇ℓ at one step."""
+
+    @property
+    def losses(self) -> Tensor:
+        """ℓ: () or (K,)."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇_θ ℓ: (P,) or (K, P)."""
+
+    def products(self, cotangent: Tensor, wanted: Wanted) -> Products:
+        """What ``cotangent``, for the gradient, is for what the gradient depends on."""
+
+
+@dataclass
+class EagerGradient:
+    """∇ℓ with its graph, and the leaves it can be differentiated by."""
+
+    losses: Tensor
+    gradient: Tensor
+    leaves: tuple[Tensor, Tensor, Tensor]  # theta, inputs, labels
+
+    def products(self, cotangent: Tensor, wanted: Wanted, *, keep_graph: bool = False) -> Products:
+        chosen = [leaf for leaf, want in zip(self.leaves, wanted, strict=True) if want]
+        if not chosen:
+            return None, None, None
+        if self.gradient.requires_grad:
+            found = torch.autograd.grad(
+                self.gradient, chosen, cotangent, retain_graph=keep_graph, materialize_grads=True
+            )
+        else:  # a loss linear in the parameters
+            found = tuple(torch.zeros_like(leaf) for leaf in chosen)
+        products = iter(found)
+        theta, inputs, labels = (next(products) if want else None for want in wanted)
+        return theta, inputs, labels
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A network and its inner loss, as a function of parameters, inputs and labels."""
+
+    call: FunctionalModel
+    loss: Loss
+    own_samples: bool  # whether each of K trajectories has its own
+
+    def differentiate(
+        self, theta: Tensor, inputs: Tensor, labels: Tensor, *, create_graph: bool
+    ) -> EagerGradient:
+        """∇ℓ; with ``create_graph`` it can be differentiated once more.
+
+        Args:
+            theta: Parameters, (P,) or (K, P) for K trajectories.
+            inputs: What the network reads. (B, ...), or (K, B, ...) where trajectories differ.
+            labels: Its labels, with as many leading axes.
+            create_graph: Whether products will be asked for.
+        """
+        theta = theta.detach().requires_grad_()
+        inputs = inputs.detach().requires_grad_(create_graph)
+        labels = labels.detach().requires_grad_(create_graph and labels.is_floating_point())
+        convolutions = Convolutions(inputs)
+        with torch.enable_grad():
+            with convolutions:
+                losses = self._losses(theta, inputs, labels)
+            (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
+        convolutions.first_order = False
+        return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
+
+    def _losses(self, theta: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        before = theta._version
+        if theta.dim() == 1:
+            losses = self._value(theta, inputs, labels, self.call.buffers())
+        else:
+            own = 0 if self.own_samples else None
+            buffers = self.call.buffers(copies=theta.shape[0])
+            losses = torch.vmap(self._value, in_dims=(0, own, own, 0))(
+                theta, inputs, labels, buffers
+            )
+        if theta._version != before:
+            raise RuntimeError(
+                "model changes its parameters in place in its forward pass: the gradient would be "
+                "that of other parameters than the step was taken from"
+            )
+        return losses
+
+    def _value(
+        self, theta: Tensor, inputs: Tensor, labels: Tensor, buffers: dict[str, Tensor]
+    ) -> Tensor:
+        loss = self.loss(self.call(theta, inputs, buffers), labels)
+        if loss.dim() != 0:
+            raise ValueError(f"loss must return a scalar, got shape {tuple(loss.shape)}")
+        return loss
