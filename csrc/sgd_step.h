@@ -1,27 +1,79 @@
-// What the CPU and the CUDA kernel of sgd_step share: the checks that memory safety needs. The
-// messages for users are in mim4dd/ops/sgd_step.py.
+// The step of torch.optim.SGD as one pass: theta, gradient and velocity read, theta and velocity
+// written.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include <tuple>
 
-#include "dispatch.h"
+#include "flat_pass.h"
 
 namespace mim4dd {
 
-using torch::stable::Tensor;
+template <typename T, bool kMomentum>
+struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
+  using V = Arithmetic<T>;
+  using Row = V;  // the step size, unless each parameter has its own
 
-inline void check_sgd_step(const Tensor& theta, const Tensor& direction, const Tensor& lr) {
+  StepSize<T> step_size;
+  V momentum, weight_decay;
+  bool nesterov;
+
+  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
+
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
+    const V theta = in[0], lr = step_size.per_parameter ? in[2] : shared;
+    // Without decay an infinite parameter must not become 0 · inf.
+    V direction = weight_decay != V(0) ? in[1] + weight_decay * theta : in[1];
+    if constexpr (kMomentum) {
+      const V velocity = momentum * in[3] + direction;
+      out[1] = velocity;
+      direction = nesterov ? direction + momentum * velocity : velocity;
+    }
+    out[0] = theta - lr * direction;
+  }
+};
+
+template <typename Runner>
+std::tuple<Tensor, Tensor> sgd_step(
+    const Tensor& theta,
+    const Tensor& gradient,
+    const Tensor& lr,
+    const std::optional<Tensor>& velocity,
+    double momentum,
+    double weight_decay,
+    bool nesterov) {
+  check_like("sgd_step", theta, "gradient", gradient);
+  check_like("sgd_step", theta, "velocity", velocity);
+  check_step_size("sgd_step", theta, lr);
   STD_TORCH_CHECK(
-      direction.numel() == theta.numel() && (lr.numel() == 1 || lr.numel() == theta.numel()),
-      "sgd_step: theta, direction and lr must have P, P and 1 or P elements, got ", theta.numel(),
-      ", ", direction.numel(), ", ", lr.numel());
-  STD_TORCH_CHECK(
-      direction.scalar_type() == theta.scalar_type() && lr.scalar_type() == theta.scalar_type(),
-      "sgd_step: theta, direction and lr must share a dtype");
-  STD_TORCH_CHECK(
-      direction.device() == theta.device() && lr.device() == theta.device(),
-      "sgd_step: theta, direction and lr must share a device");
+      velocity.has_value() || (momentum == 0 && !nesterov),
+      "sgd_step: momentum needs a velocity, zeros before the first step");
+  const Tensor theta_c = as_contiguous(theta), gradient_c = as_contiguous(gradient);
+  const Tensor lr_c = as_contiguous(lr);
+  const auto velocity_c = as_contiguous(velocity);
+  Tensor new_theta = torch::stable::empty_like(theta_c);
+  Tensor new_velocity = velocity.has_value() ? torch::stable::empty_like(theta_c)
+                                             : torch::stable::new_empty(theta, {0});
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "sgd_step", [&] {
+    with_flag(velocity.has_value(), [&](auto with_momentum) {
+      constexpr bool kMomentum = decltype(with_momentum)::value;
+      const StepSize<scalar_t> step_size{lr_c.const_data_ptr<scalar_t>(), lr.numel() != 1};
+      SgdStep<scalar_t, kMomentum> pass;
+      pass.in[0] = theta_c.const_data_ptr<scalar_t>();
+      pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
+      pass.in[2] = step_size.per_parameter ? step_size.lr : pass.in[0];
+      pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
+      if constexpr (kMomentum) {
+        pass.in[3] = velocity_c->template const_data_ptr<scalar_t>();
+        pass.out[1] = new_velocity.mutable_data_ptr<scalar_t>();
+      }
+      pass.step_size = step_size;
+      pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);
+      pass.weight_decay = static_cast<Arithmetic<scalar_t>>(weight_decay);
+      pass.nesterov = nesterov;
+      Runner()(pass, 1, theta.numel(), theta);
+    });
+  });
+  return {new_theta, new_velocity};
 }
 
 }  // namespace mim4dd

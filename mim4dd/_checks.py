@@ -90,6 +90,13 @@ def check_positive(name: str, value: Tensor | float) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
+def check_not_negative(name: str, value: Tensor | float) -> None:
+    """Require a finite number of at least zero."""
+    value = _number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
 def check_finite(name: str, value: Tensor | float) -> None:
     """Require a finite number."""
     value = _number(name, value)

@@ -1,7 +1,7 @@
 """The ``mim4dd::`` operator namespace and the compiled halves that put kernels into it."""
 
 import importlib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,3 +36,12 @@ def expect_compiled(op: str, device: str) -> None:
         raise RuntimeError(f"mim4dd::{op} has no {device} kernel ({error}): {REBUILD}") from error
 
     LIB.impl(op, missing, device)
+
+
+def refuse_autograd(op: str) -> None:
+    """Make a derivative through ``mim4dd::<op>`` raise: with no rule it would be a silent zero."""
+
+    def backward(_ctx: Any, *_grads: Tensor) -> NoReturn:
+        raise RuntimeError(f"mim4dd::{op} is not differentiable")
+
+    torch.library.register_autograd(f"mim4dd::{op}", backward, lib=LIB)

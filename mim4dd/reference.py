@@ -6,7 +6,7 @@ Half precision is computed in float32. docs/math.md derives them.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -185,14 +185,169 @@ def _count(values: Tensor, among: Tensor) -> Tensor:
     return torch.searchsorted(ordered, values.contiguous(), right=True) - first
 
 
-def sgd_step(theta: Tensor, direction: Tensor, lr: Tensor) -> Tensor:
-    """θ − lr·direction over (P,); see :func:`mim4dd.sgd_step`."""
-    return theta - lr * direction
+def sgd_step(
+    theta: Tensor,
+    gradient: Tensor,
+    lr: Tensor,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> Any:
+    """θ' (P,), and with ``velocity`` v' (P,) too; see :func:`mim4dd.sgd_step`."""
+    dtype = theta.dtype
+    theta, gradient, lr, velocity = _wide(theta, gradient, lr, velocity)
+    direction = gradient + weight_decay * theta if weight_decay else gradient
+    if velocity is None:
+        return (theta - lr * direction).to(dtype)
+    velocity = momentum * velocity + direction
+    direction = direction + momentum * velocity if nesterov else velocity
+    return (theta - lr * direction).to(dtype), velocity.to(dtype)
+
+
+def sgd_adjoint(
+    theta_adjoint: Tensor,
+    velocity_adjoint: Tensor | None,
+    product: Tensor | None,
+    theta: Tensor,
+    gradient: Tensor,
+    velocity: Tensor | None,
+    lr: Tensor,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> tuple[Tensor, ...]:
+    """λ, ν, cotangent, lr gradient, ‖λ‖² of one step back; see mim4dd/ops/sgd_adjoint.py."""
+    like, lr_shape = theta, lr.shape
+    theta_adjoint, velocity_adjoint, product, theta, gradient, velocity, lr = _wide(
+        theta_adjoint, velocity_adjoint, product, theta, gradient, velocity, lr
+    )
+    adjoint = theta_adjoint if product is None else theta_adjoint + product
+    direction = gradient + weight_decay * theta if weight_decay else gradient
+    if velocity is not None:
+        direction = direction + momentum * velocity if nesterov else velocity
+    of_direction = -lr * adjoint
+    of_velocity = momentum * of_direction if nesterov else of_direction
+    if velocity_adjoint is not None:
+        of_velocity = of_velocity + velocity_adjoint
+    cotangent = of_velocity + of_direction if nesterov else of_velocity
+    carried = adjoint + weight_decay * cotangent if weight_decay else adjoint
+    return (
+        carried.to(like.dtype),
+        like.new_empty(0) if velocity is None else (momentum * of_velocity).to(like.dtype),
+        cotangent.to(like.dtype),
+        -(adjoint * direction).sum_to_size(lr_shape).to(like.dtype),
+        adjoint.double().square().sum(),
+    )
+
+
+def adam_step(
+    theta: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    lr: Tensor,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """θ', m', s', each (P,); see mim4dd/ops/adam_step.py."""
+    dtype = theta.dtype
+    theta, gradient, mean, square, lr = _wide(theta, gradient, mean, square, lr)
+    if weight_decay and not decoupled:
+        gradient = gradient + weight_decay * theta
+    mean = beta1 * mean + (1 - beta1) * gradient
+    square = beta2 * square + (1 - beta2) * gradient.square()
+    root = (square / (1 - beta2**step) + eps_root).sqrt()
+    direction = mean / ((1 - beta1**step) * (root + eps))
+    kept = theta * (1 - lr * weight_decay) if weight_decay and decoupled else theta
+    return (kept - lr * direction).to(dtype), mean.to(dtype), square.to(dtype)
+
+
+def adam_adjoint(
+    theta_adjoint: Tensor,
+    mean_adjoint: Tensor | None,
+    square_adjoint: Tensor | None,
+    product: Tensor | None,
+    theta: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    lr: Tensor,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> tuple[Tensor, ...]:
+    """λ, those of m and s, cotangent, lr gradient, ‖λ‖²; see mim4dd/ops/adam_adjoint.py."""
+    dtype, lr_shape = theta.dtype, lr.shape
+    theta_adjoint, mean_adjoint, square_adjoint, product, theta, gradient, mean, square, lr = _wide(
+        theta_adjoint, mean_adjoint, square_adjoint, product, theta, gradient, mean, square, lr
+    )
+    adjoint = theta_adjoint if product is None else theta_adjoint + product
+    if weight_decay and not decoupled:
+        gradient = gradient + weight_decay * theta
+    root = (square / (1 - beta2**step) + eps_root).sqrt()
+    scale = 1 / ((1 - beta1**step) * (root + eps))
+    direction, of_direction = mean * scale, -lr * adjoint
+    curvature = 2 * (root + eps) * root * (1 - beta2**step)
+    of_square = -of_direction * direction / curvature
+    of_square = torch.where(root == 0, torch.zeros_like(of_square), of_square)
+    of_mean = of_direction * scale
+    if mean_adjoint is not None and square_adjoint is not None:
+        of_mean, of_square = of_mean + mean_adjoint, of_square + square_adjoint
+    cotangent = (1 - beta1) * of_mean + 2 * (1 - beta2) * of_square * gradient
+    carried = adjoint
+    if weight_decay:
+        decay = -lr * adjoint if decoupled else cotangent
+        carried = adjoint + weight_decay * decay
+        direction = direction + weight_decay * theta if decoupled else direction
+    lr_gradient = -(adjoint * direction).sum_to_size(lr_shape)
+    results = carried, beta1 * of_mean, beta2 * of_square, cotangent, lr_gradient
+    return *(result.to(dtype) for result in results), adjoint.double().square().sum()
+
+
+def _wide(*tensors: Tensor | None) -> Any:
+    """The tensors in at least float32: half precision is stored, never computed in."""
+    return [
+        None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        for tensor in tensors
+    ]
 
 
 def trajectory_loss(theta_T: Tensor, theta_0: Tensor, theta_target: Tensor) -> Tensor:
-    """‖θ_T − θ*‖² / ‖θ_0 − θ*‖²; see :func:`mim4dd.trajectory_loss`."""
-    return (theta_T - theta_target).square().sum() / (theta_0 - theta_target).square().sum()
+    """‖θ_T − θ*‖² / ‖θ_0 − θ*‖² per row; see :func:`mim4dd.trajectory_loss`."""
+    end, start, target = _wide(theta_T, theta_0, theta_target)
+    loss = (end - target).square().sum(-1) / (start - target).square().sum(-1)
+    return loss.to(theta_T.dtype)
+
+
+def trajectory_loss_bwd(
+    theta_T: Tensor, theta_0: Tensor, theta_target: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of :func:`trajectory_loss`, differentiable in turn."""
+    end, start, target, upstream = _wide(theta_T, theta_0, theta_target, grad)
+    left, gone = end - target, start - target
+    moved = gone.square().sum(-1, keepdim=True)
+    scale = 2 * upstream.unsqueeze(-1) / moved
+    of_end = scale * left
+    of_start = -scale * left.square().sum(-1, keepdim=True) / moved * gone
+    gradients = of_end, of_start, -(of_end + of_start)
+    return tuple(gradient.to(theta_T.dtype) for gradient in gradients)
+
+
+def scatter_add_rows(out: Tensor, rows: Tensor, source: Tensor, scale: float = 1.0) -> None:
+    """out[rows[b]] += scale·source[b], b by b; see mim4dd/ops/scatter_add_rows.py."""
+    for row, term in zip(rows.tolist(), source, strict=True):
+        wide_row, wide_term = _wide(out[row], term)
+        out[row] = (wide_row + scale * wide_term).to(out.dtype)
 
 
 def unroll_sgd(

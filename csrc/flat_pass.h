@@ -1,0 +1,115 @@
+// One pass over flat vectors: some are read, some are written, some sums are taken on the way.
+//
+// A pass is written once, as a struct, and runs on a CPU (flat_pass_cpu.h) and on a GPU
+// (flat_pass_cuda.h). Its vectors are (rows, numel), one after the other, all of one dtype. It has
+//
+//   scalar_t, kInputs, kOutputs, kSums      the dtype of its vectors, how many, how many sums
+//   in, out                                 pointers to them
+//   Row load(row)                           what all elements of a row share, read from memory
+//   element(row, in, out, sums)             one element: values in, values and terms of sums out
+//   finish(row, sums)                       what is made of the sums of a row
+//
+// An input that is not there is another one in its place: read again from the cache, and ignored.
+// That costs no memory traffic and spares a kernel for each combination.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+
+#include "dispatch.h"
+
+#if defined(__CUDACC__)
+#define MIM4DD_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define MIM4DD_HOST_DEVICE inline
+#endif
+
+namespace mim4dd {
+
+using torch::stable::Tensor;
+
+// Half precision is stored, never computed in.
+template <typename T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T, int inputs, int outputs, int sums>
+struct FlatPass {
+  using scalar_t = T;
+  using value_t = Arithmetic<T>;
+  static constexpr int kInputs = inputs, kOutputs = outputs, kSums = sums;
+  // Arrays of no elements are not C++.
+  static constexpr int kOutputSlots = outputs > 0 ? outputs : 1, kSumSlots = sums > 0 ? sums : 1;
+
+  const T* in[inputs];
+  T* out[kOutputSlots];
+
+  MIM4DD_HOST_DEVICE void finish(int64_t, const double*) const {}
+};
+
+// A step size: one for all, read by whoever runs the pass, or one per parameter.
+template <typename T>
+struct StepSize {
+  const T* lr;
+  bool per_parameter;
+
+  MIM4DD_HOST_DEVICE Arithmetic<T> load() const {
+    return per_parameter ? Arithmetic<T>(0) : static_cast<Arithmetic<T>>(*lr);
+  }
+};
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+const T* pointer_or(const std::optional<Tensor>& tensor, const T* instead) {
+  return tensor.has_value() ? tensor->const_data_ptr<T>() : instead;
+}
+
+inline Tensor new_doubles(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size) {
+  return torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Double);
+}
+
+// What memory safety needs; the messages for users are in mim4dd/ops.
+inline void
+check_like(const char* op, const Tensor& first, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(
+      tensor.numel() == first.numel(), op, ": ", name, " must have ", first.numel(),
+      " elements, got ", tensor.numel());
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == first.scalar_type() && tensor.device() == first.device(), op, ": ",
+      name, " must have the dtype and device of the first argument");
+}
+
+inline void check_like(
+    const char* op,
+    const Tensor& first,
+    const char* name,
+    const std::optional<Tensor>& tensor) {
+  if (tensor.has_value()) check_like(op, first, name, *tensor);
+}
+
+inline void check_step_size(const char* op, const Tensor& first, const Tensor& lr) {
+  STD_TORCH_CHECK(
+      lr.numel() == 1 || lr.numel() == first.numel(), op, ": lr must have 1 or ", first.numel(),
+      " elements, got ", lr.numel());
+  STD_TORCH_CHECK(
+      lr.scalar_type() == first.scalar_type() && lr.device() == first.device(), op,
+      ": lr must have the dtype and device of the first argument");
+}
+
+// body(std::true_type) or body(std::false_type).
+template <typename Body>
+void with_flag(bool flag, const Body& body) {
+  flag ? body(std::true_type()) : body(std::false_type());
+}
+
+}  // namespace mim4dd

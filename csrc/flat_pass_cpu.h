@@ -1,0 +1,71 @@
+// A pass over flat vectors on a CPU: threads over chunks, vector code inside.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "flat_pass.h"
+#include "simd.h"
+
+namespace mim4dd {
+
+// The sums of a chunk are added in the order of chunks, whoever took them: their bits do not depend
+// on the number of threads.
+constexpr int64_t kChunk = 1 << 14;
+// Below this many chunks a thread's share is done before another thread has woken up.
+constexpr int64_t kGrain = 2;
+
+template <typename Pass>
+MIM4DD_SIMD void run_chunk(
+    const Pass pass,
+    const typename Pass::Row row,
+    const int64_t begin,
+    const int64_t end,
+    double* sums) {
+  static_assert(Pass::kSums <= 2, "name the further sums in the reduction");
+  double first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+  for (int64_t i = begin; i < end; ++i) {
+    typename Pass::value_t in[Pass::kInputs], out[Pass::kOutputSlots];
+    double terms[2] = {0, 0};
+    for (int k = 0; k < Pass::kInputs; ++k) {
+      in[k] = static_cast<typename Pass::value_t>(pass.in[k][i]);
+    }
+    pass.element(row, in, out, terms);
+    for (int k = 0; k < Pass::kOutputs; ++k) {
+      pass.out[k][i] = static_cast<typename Pass::scalar_t>(out[k]);
+    }
+    first += terms[0];
+    second += terms[1];
+  }
+  if constexpr (Pass::kSums > 0) sums[0] = first;
+  if constexpr (Pass::kSums > 1) sums[1] = second;
+}
+
+struct CpuRunner {
+  template <typename Pass>
+  void operator()(const Pass& pass, int64_t rows, int64_t numel, const Tensor&) const {
+    const int64_t chunks = (numel + kChunk - 1) / kChunk;
+    std::vector<double> sums(Pass::kSums * rows * chunks);
+    torch::stable::parallel_for(0, rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t row = chunk / chunks, start = row * numel + chunk % chunks * kChunk;
+        const int64_t stop = std::min(start + kChunk, (row + 1) * numel);
+        run_chunk(pass, pass.load(row), start, stop, sums.data() + Pass::kSums * chunk);
+      }
+    });
+    if constexpr (Pass::kSums > 0) {
+      for (int64_t row = 0; row < rows; ++row) {
+        double total[Pass::kSums] = {};
+        for (int64_t i = 0; i < Pass::kSums * chunks; ++i) {
+          total[i % Pass::kSums] += sums[Pass::kSums * row * chunks + i];
+        }
+        pass.finish(row, total);
+      }
+    }
+  }
+};
+
+}  // namespace mim4dd

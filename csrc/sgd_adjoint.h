@@ -1,0 +1,127 @@
+// The adjoint of the step of torch.optim.SGD as one pass: what is left to do of the later step is
+// done on the way. docs/math.md derives it.
+#pragma once
+
+#include <tuple>
+
+#include "flat_pass.h"
+
+namespace mim4dd {
+
+template <typename T, bool kMomentum, bool kPerParameter>
+struct SgdAdjoint
+    : FlatPass<T, kMomentum ? 7 : 5, 2 + (kMomentum ? 1 : 0) + (kPerParameter ? 1 : 0), 2> {
+  using V = Arithmetic<T>;
+  using Row = V;
+
+  StepSize<T> step_size;
+  V momentum, weight_decay;
+  bool nesterov, has_product, has_velocity_adjoint;
+  T* lr_gradient;  // of the one step size
+  double* squared_norm;
+
+  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
+
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
+    const V adjoint = has_product ? in[0] + in[1] : in[0];
+    V direction = weight_decay != V(0) ? in[3] + weight_decay * in[2] : in[3];
+    const V lr = kPerParameter ? in[4] : shared;
+    const V of_direction = -lr * adjoint;
+    V cotangent = of_direction;
+    if constexpr (kMomentum) {
+      direction = nesterov ? direction + momentum * in[5] : in[5];
+      V of_velocity = nesterov ? momentum * of_direction : of_direction;
+      if (has_velocity_adjoint) of_velocity += in[6];
+      out[2] = momentum * of_velocity;
+      cotangent = nesterov ? of_velocity + of_direction : of_velocity;
+    }
+    out[0] = weight_decay != V(0) ? adjoint + weight_decay * cotangent : adjoint;
+    out[1] = cotangent;
+    if constexpr (kPerParameter) {
+      out[kMomentum ? 3 : 2] = -adjoint * direction;
+    } else {
+      sums[0] = static_cast<double>(adjoint) * static_cast<double>(direction);
+    }
+    sums[1] = static_cast<double>(adjoint) * static_cast<double>(adjoint);
+  }
+
+  MIM4DD_HOST_DEVICE void finish(int64_t, const double* sums) const {
+    if constexpr (!kPerParameter) *lr_gradient = static_cast<T>(static_cast<V>(-sums[0]));
+    *squared_norm = sums[1];
+  }
+};
+
+// λ without its product, ν, the cotangent of the gradient, ∂L/∂lr, ‖λ‖².
+template <typename Runner>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sgd_adjoint(
+    const Tensor& theta_adjoint,
+    const std::optional<Tensor>& velocity_adjoint,
+    const std::optional<Tensor>& product,
+    const Tensor& theta,
+    const Tensor& gradient,
+    const std::optional<Tensor>& velocity,
+    const Tensor& lr,
+    double momentum,
+    double weight_decay,
+    bool nesterov) {
+  check_like("sgd_adjoint", theta_adjoint, "velocity_adjoint", velocity_adjoint);
+  check_like("sgd_adjoint", theta_adjoint, "product", product);
+  check_like("sgd_adjoint", theta_adjoint, "theta", theta);
+  check_like("sgd_adjoint", theta_adjoint, "gradient", gradient);
+  check_like("sgd_adjoint", theta_adjoint, "velocity", velocity);
+  check_step_size("sgd_adjoint", theta_adjoint, lr);
+  STD_TORCH_CHECK(
+      velocity.has_value() || (momentum == 0 && !nesterov && !velocity_adjoint.has_value()),
+      "sgd_adjoint: momentum needs the velocity after the step");
+  const Tensor adjoint_c = as_contiguous(theta_adjoint), theta_c = as_contiguous(theta);
+  const Tensor gradient_c = as_contiguous(gradient), lr_c = as_contiguous(lr);
+  const auto velocity_adjoint_c = as_contiguous(velocity_adjoint),
+             product_c = as_contiguous(product);
+  const auto velocity_c = as_contiguous(velocity);
+  Tensor new_adjoint = torch::stable::empty_like(adjoint_c);
+  Tensor cotangent = torch::stable::empty_like(adjoint_c);
+  Tensor new_velocity_adjoint = velocity.has_value() ? torch::stable::empty_like(adjoint_c)
+                                                     : torch::stable::new_empty(theta, {0});
+  Tensor lr_gradient = torch::stable::empty_like(lr_c);
+  Tensor squared_norm = new_doubles(theta, {});
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "sgd_adjoint", [&] {
+    with_flag(velocity.has_value(), [&](auto with_momentum) {
+      with_flag(lr.numel() != 1, [&](auto lr_per_parameter) {
+        constexpr bool kMomentum = decltype(with_momentum)::value;
+        constexpr bool kPerParameter = decltype(lr_per_parameter)::value;
+        const auto* adjoint = adjoint_c.const_data_ptr<scalar_t>();
+        const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
+        auto* of_lr = lr_gradient.mutable_data_ptr<scalar_t>();
+        SgdAdjoint<scalar_t, kMomentum, kPerParameter> pass;
+        pass.in[0] = adjoint;
+        pass.in[1] = pointer_or(product_c, adjoint);
+        // Neither is read where the velocity alone is the direction.
+        const bool needs_gradient = !kMomentum || nesterov;
+        pass.in[3] = needs_gradient ? gradient_c.const_data_ptr<scalar_t>() : adjoint;
+        pass.in[2] =
+            needs_gradient && weight_decay != 0 ? theta_c.const_data_ptr<scalar_t>() : pass.in[3];
+        pass.in[4] = kPerParameter ? step_sizes : adjoint;
+        pass.out[0] = new_adjoint.mutable_data_ptr<scalar_t>();
+        pass.out[1] = cotangent.mutable_data_ptr<scalar_t>();
+        if constexpr (kMomentum) {
+          pass.in[5] = velocity_c->template const_data_ptr<scalar_t>();
+          pass.in[6] = pointer_or(velocity_adjoint_c, adjoint);
+          pass.out[2] = new_velocity_adjoint.mutable_data_ptr<scalar_t>();
+        }
+        if constexpr (kPerParameter) pass.out[kMomentum ? 3 : 2] = of_lr;
+        pass.step_size = {step_sizes, kPerParameter};
+        pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);
+        pass.weight_decay = static_cast<Arithmetic<scalar_t>>(weight_decay);
+        pass.nesterov = nesterov;
+        pass.has_product = product.has_value();
+        pass.has_velocity_adjoint = velocity_adjoint.has_value();
+        pass.lr_gradient = of_lr;
+        pass.squared_norm = squared_norm.mutable_data_ptr<double>();
+        Runner()(pass, 1, theta.numel(), theta);
+      });
+    });
+  });
+  return {new_adjoint, new_velocity_adjoint, cotangent, lr_gradient, squared_norm};
+}
+
+}  // namespace mim4dd
