@@ -1,0 +1,13 @@
+#include "adam_adjoint.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "flat_pass_cpu.h"
+
+namespace mim4dd {
+
+STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {
+  m.impl("adam_adjoint", TORCH_BOX(&adam_adjoint<CpuRunner>));
+}
+
+}  // namespace mim4dd

@@ -1,0 +1,139 @@
+// The adjoint of the step of torch.optim.Adam and AdamW as one pass: what is left to do of the
+// later step is done on the way. docs/math.md derives it.
+#pragma once
+
+#include <tuple>
+
+#include "adam_step.h"
+
+namespace mim4dd {
+
+template <typename T, bool kPerParameter>
+struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
+  using V = Arithmetic<T>;
+  using Row = V;
+
+  StepSize<T> step_size;
+  Adam<V> adam;
+  bool has_product, has_moment_adjoints;
+  T* lr_gradient;  // of the one step size
+  double* squared_norm;
+
+  AdamAdjoint(StepSize<T> step_size, const Adam<V>& adam) : step_size(step_size), adam(adam) {}
+
+  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
+
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
+    const V adjoint = has_product ? in[0] + in[1] : in[0];
+    const V theta = in[2], gradient = adam.decayed(in[3], theta), mean = in[4], square = in[5];
+    const V lr = kPerParameter ? in[6] : shared;
+    const V root = adam.root(square), denominator = root + adam.eps;
+    const V scale = V(1) / (adam.correction1 * denominator), direction = mean * scale;
+    const V of_direction = -lr * adjoint;
+    // The square root has no derivative at 0: a parameter whose gradient was always 0 stays so.
+    const V curvature = V(2) * denominator * root * adam.correction2;
+    V of_mean = of_direction * scale;
+    V of_square = root == V(0) ? V(0) : -of_direction * direction / curvature;
+    if (has_moment_adjoints) {
+      of_mean += in[7];
+      of_square += in[8];
+    }
+    const V cotangent =
+        adam.one_minus_beta1 * of_mean + V(2) * adam.one_minus_beta2 * of_square * gradient;
+    V carried = adjoint;
+    if (adam.decays_gradient()) carried = adjoint + adam.weight_decay * cotangent;
+    if (adam.decays_theta()) carried = adjoint * (V(1) - lr * adam.weight_decay);
+    out[0] = carried;
+    out[1] = adam.beta1 * of_mean;
+    out[2] = adam.beta2 * of_square;
+    out[3] = cotangent;
+    const V taken = adam.decays_theta() ? direction + adam.weight_decay * theta : direction;
+    if constexpr (kPerParameter) {
+      out[4] = -adjoint * taken;
+    } else {
+      sums[0] = static_cast<double>(adjoint) * static_cast<double>(taken);
+    }
+    sums[1] = static_cast<double>(adjoint) * static_cast<double>(adjoint);
+  }
+
+  MIM4DD_HOST_DEVICE void finish(int64_t, const double* sums) const {
+    if constexpr (!kPerParameter) *lr_gradient = static_cast<T>(static_cast<V>(-sums[0]));
+    *squared_norm = sums[1];
+  }
+};
+
+// λ without its product, the adjoints of both moments, the cotangent of the gradient, ∂L/∂lr, ‖λ‖².
+template <typename Runner>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> adam_adjoint(
+    const Tensor& theta_adjoint,
+    const std::optional<Tensor>& mean_adjoint,
+    const std::optional<Tensor>& square_adjoint,
+    const std::optional<Tensor>& product,
+    const Tensor& theta,
+    const Tensor& gradient,
+    const Tensor& mean,
+    const Tensor& square,
+    const Tensor& lr,
+    int64_t step,
+    double beta1,
+    double beta2,
+    double eps,
+    double eps_root,
+    double weight_decay,
+    bool decoupled) {
+  check_like("adam_adjoint", theta_adjoint, "mean_adjoint", mean_adjoint);
+  check_like("adam_adjoint", theta_adjoint, "square_adjoint", square_adjoint);
+  check_like("adam_adjoint", theta_adjoint, "product", product);
+  check_like("adam_adjoint", theta_adjoint, "theta", theta);
+  check_like("adam_adjoint", theta_adjoint, "gradient", gradient);
+  check_like("adam_adjoint", theta_adjoint, "mean", mean);
+  check_like("adam_adjoint", theta_adjoint, "square", square);
+  check_step_size("adam_adjoint", theta_adjoint, lr);
+  STD_TORCH_CHECK(
+      mean_adjoint.has_value() == square_adjoint.has_value(),
+      "adam_adjoint: mean_adjoint and square_adjoint must both be given, or neither");
+  const Tensor adjoint_c = as_contiguous(theta_adjoint), theta_c = as_contiguous(theta);
+  const Tensor gradient_c = as_contiguous(gradient), lr_c = as_contiguous(lr);
+  const Tensor mean_c = as_contiguous(mean), square_c = as_contiguous(square);
+  const auto mean_adjoint_c = as_contiguous(mean_adjoint);
+  const auto square_adjoint_c = as_contiguous(square_adjoint), product_c = as_contiguous(product);
+  Tensor new_adjoint = torch::stable::empty_like(adjoint_c);
+  Tensor new_mean_adjoint = torch::stable::empty_like(adjoint_c);
+  Tensor new_square_adjoint = torch::stable::empty_like(adjoint_c);
+  Tensor cotangent = torch::stable::empty_like(adjoint_c);
+  Tensor lr_gradient = torch::stable::empty_like(lr_c);
+  Tensor squared_norm = new_doubles(theta, {});
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "adam_adjoint", [&] {
+    with_flag(lr.numel() != 1, [&](auto lr_per_parameter) {
+      constexpr bool kPerParameter = decltype(lr_per_parameter)::value;
+      const auto* adjoint = adjoint_c.const_data_ptr<scalar_t>();
+      const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
+      auto* of_lr = lr_gradient.mutable_data_ptr<scalar_t>();
+      AdamAdjoint<scalar_t, kPerParameter> pass(
+          {step_sizes, kPerParameter},
+          {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
+      pass.in[0] = adjoint;
+      pass.in[1] = pointer_or(product_c, adjoint);
+      pass.in[2] = weight_decay != 0 ? theta_c.const_data_ptr<scalar_t>() : adjoint;
+      pass.in[3] = gradient_c.const_data_ptr<scalar_t>();
+      pass.in[4] = mean_c.const_data_ptr<scalar_t>();
+      pass.in[5] = square_c.const_data_ptr<scalar_t>();
+      pass.in[6] = kPerParameter ? step_sizes : adjoint;
+      pass.in[7] = pointer_or(mean_adjoint_c, adjoint);
+      pass.in[8] = pointer_or(square_adjoint_c, adjoint);
+      pass.out[0] = new_adjoint.mutable_data_ptr<scalar_t>();
+      pass.out[1] = new_mean_adjoint.mutable_data_ptr<scalar_t>();
+      pass.out[2] = new_square_adjoint.mutable_data_ptr<scalar_t>();
+      pass.out[3] = cotangent.mutable_data_ptr<scalar_t>();
+      if constexpr (kPerParameter) pass.out[4] = of_lr;
+      pass.has_product = product.has_value();
+      pass.has_moment_adjoints = mean_adjoint.has_value();
+      pass.lr_gradient = of_lr;
+      pass.squared_norm = squared_norm.mutable_data_ptr<double>();
+      Runner()(pass, 1, theta.numel(), theta);
+    });
+  });
+  return {new_adjoint, new_mean_adjoint, new_square_adjoint, cotangent, lr_gradient, squared_norm};
+}
+
+}  // namespace mim4dd

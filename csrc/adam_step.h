@@ -1,0 +1,117 @@
+// The step of torch.optim.Adam and AdamW as one pass: theta, gradient and both moments read, theta
+// and both moments written.
+#pragma once
+
+#include <cmath>
+#include <tuple>
+
+#include "flat_pass.h"
+
+namespace mim4dd {
+
+// What the steps and their adjoints share. The corrections of the moments for their start at zero
+// are 1 − beta^step.
+template <typename V>
+struct Adam {
+  V beta1, beta2, one_minus_beta1, one_minus_beta2, correction1, correction2;
+  V eps, eps_root, weight_decay;
+  bool decoupled;
+
+  Adam(
+      int64_t step,
+      double beta1,
+      double beta2,
+      double eps,
+      double eps_root,
+      double weight_decay,
+      bool decoupled)
+      : beta1(static_cast<V>(beta1)),
+        beta2(static_cast<V>(beta2)),
+        one_minus_beta1(static_cast<V>(1 - beta1)),
+        one_minus_beta2(static_cast<V>(1 - beta2)),
+        correction1(static_cast<V>(1 - std::pow(beta1, static_cast<double>(step)))),
+        correction2(static_cast<V>(1 - std::pow(beta2, static_cast<double>(step)))),
+        eps(static_cast<V>(eps)),
+        eps_root(static_cast<V>(eps_root)),
+        weight_decay(static_cast<V>(weight_decay)),
+        decoupled(decoupled) {
+    STD_TORCH_CHECK(step >= 1, "adam: step must count from 1, got ", step);
+  }
+
+  // Without decay an infinite parameter must not become 0 · inf.
+  MIM4DD_HOST_DEVICE bool decays_gradient() const { return weight_decay != V(0) && !decoupled; }
+  MIM4DD_HOST_DEVICE bool decays_theta() const { return weight_decay != V(0) && decoupled; }
+
+  MIM4DD_HOST_DEVICE V decayed(V gradient, V theta) const {
+    return decays_gradient() ? gradient + weight_decay * theta : gradient;
+  }
+  MIM4DD_HOST_DEVICE V root(V square) const { return std::sqrt(square / correction2 + eps_root); }
+};
+
+template <typename T>
+struct AdamStep : FlatPass<T, 5, 3, 0> {
+  using V = Arithmetic<T>;
+  using Row = V;
+
+  StepSize<T> step_size;
+  Adam<V> adam;
+
+  AdamStep(StepSize<T> step_size, const Adam<V>& adam) : step_size(step_size), adam(adam) {}
+
+  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
+
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
+    const V lr = step_size.per_parameter ? in[4] : shared;
+    const V gradient = adam.decayed(in[1], in[0]);
+    const V mean = adam.beta1 * in[2] + adam.one_minus_beta1 * gradient;
+    const V square = adam.beta2 * in[3] + adam.one_minus_beta2 * gradient * gradient;
+    const V direction = mean / (adam.correction1 * (adam.root(square) + adam.eps));
+    const V theta = adam.decays_theta() ? in[0] * (V(1) - lr * adam.weight_decay) : in[0];
+    out[0] = theta - lr * direction;
+    out[1] = mean;
+    out[2] = square;
+  }
+};
+
+template <typename Runner>
+std::tuple<Tensor, Tensor, Tensor> adam_step(
+    const Tensor& theta,
+    const Tensor& gradient,
+    const Tensor& mean,
+    const Tensor& square,
+    const Tensor& lr,
+    int64_t step,
+    double beta1,
+    double beta2,
+    double eps,
+    double eps_root,
+    double weight_decay,
+    bool decoupled) {
+  check_like("adam_step", theta, "gradient", gradient);
+  check_like("adam_step", theta, "mean", mean);
+  check_like("adam_step", theta, "square", square);
+  check_step_size("adam_step", theta, lr);
+  const Tensor theta_c = as_contiguous(theta), gradient_c = as_contiguous(gradient);
+  const Tensor mean_c = as_contiguous(mean), square_c = as_contiguous(square),
+               lr_c = as_contiguous(lr);
+  Tensor new_theta = torch::stable::empty_like(theta_c);
+  Tensor new_mean = torch::stable::empty_like(theta_c);
+  Tensor new_square = torch::stable::empty_like(theta_c);
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "adam_step", [&] {
+    const StepSize<scalar_t> step_size{lr_c.const_data_ptr<scalar_t>(), lr.numel() != 1};
+    AdamStep<scalar_t> pass(
+        step_size, {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
+    pass.in[0] = theta_c.const_data_ptr<scalar_t>();
+    pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
+    pass.in[2] = mean_c.const_data_ptr<scalar_t>();
+    pass.in[3] = square_c.const_data_ptr<scalar_t>();
+    pass.in[4] = step_size.per_parameter ? step_size.lr : pass.in[0];
+    pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
+    pass.out[1] = new_mean.mutable_data_ptr<scalar_t>();
+    pass.out[2] = new_square.mutable_data_ptr<scalar_t>();
+    Runner()(pass, 1, theta.numel(), theta);
+  });
+  return {new_theta, new_mean, new_square};
+}
+
+}  // namespace mim4dd
