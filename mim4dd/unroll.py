@@ -20,12 +20,12 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.graphs import StepGraphs
 from mim4dd._unroll.history import History, Place
 from mim4dd._unroll.node import Problem, Unroll
-from mim4dd._unroll.optimizers import SGD, Optimizer
+from mim4dd._unroll.optimizers import SGD, Adam, Optimizer
 from mim4dd._unroll.step_gradient import Loss, StepLoss
 from mim4dd._unroll.step_sizes import StepSizes
 from mim4dd._unroll.steps import Augment
 
-__all__ = ["flatten_parameters", "unroll_sgd"]
+__all__ = ["flatten_parameters", "unroll_adam", "unroll_sgd"]
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
@@ -164,6 +164,97 @@ def unroll_sgd(
         seed=seed,
         window=window,
         tesla=method == "tesla",
+        memory_budget=memory_budget,
+        history=history,
+        step_graphs=step_graphs,
+        diagnostics=diagnostics,
+    )
+
+
+def unroll_adam(
+    model: nn.Module,
+    theta_0: Tensor,  # (P,) or (K, P)
+    image_syn: Tensor,  # (n, ...)
+    label_syn: Tensor,  # (n,) or (n, C)
+    batches: Tensor,  # (T, B) or (T, K, B)
+    *,
+    lr: Tensor | float,  # (), (T,), (L,), (P,), or 2-d
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    loss: Loss = F.cross_entropy,
+    augment: Augment | None = None,
+    seed: int = 0,
+    window: int | None = None,
+    memory_budget: int = 0,
+    history: Place = "device",
+    step_graphs: StepGraphs | None = None,
+    diagnostics: UnrollDiagnostics | None = None,
+) -> Tensor:
+    r"""Train ``model`` for T steps of Adam, or AdamW, on synthetic data, differentiably.
+
+    .. math::
+        m' &= \beta_1 m + (1 - \beta_1)\, g, \qquad s' = \beta_2 s + (1 - \beta_2)\, g^2 \\
+        \theta_{t+1} &= \theta_t - \eta_t\, \frac{m' / (1 - \beta_1^{t+1})}
+            {\sqrt{s' / (1 - \beta_2^{t+1}) + \epsilon_r} + \epsilon}
+
+    As :func:`unroll_sgd` in all else: one autograd node, exact gradients, activations of one step.
+    Three vectors wait for every step, θ_t and both moments.
+
+    Args:
+        model, theta_0, image_syn, label_syn, batches, lr: As for :func:`unroll_sgd`.
+        betas: β₁ and β₂ in [0, 1).
+        eps: ε ≥ 0, added to the root, as in :class:`torch.optim.Adam`.
+        eps_root: ε_r ≥ 0, added under the root. With 0 the root has no derivative where every
+            gradient so far was 0, and nothing is sent through it there; a small ε_r bounds the
+            derivative near such places.
+        weight_decay: w ≥ 0: ``wθ`` is added to the gradient, or, ``decoupled``, θ shrinks by
+            ``η w`` as in :class:`torch.optim.AdamW`.
+        decoupled: Whether weight decay is AdamW's.
+        loss, augment, seed, window, memory_budget, history, step_graphs, diagnostics: As for
+            :func:`unroll_sgd`.
+
+    Returns:
+        θ_T, in shape and dtype of ``theta_0``.
+
+    Raises:
+        ValueError, TypeError, DivergenceError, RuntimeError: As :func:`unroll_sgd`.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> model = torch.nn.Linear(4, 2)
+        >>> image_syn = torch.randn(2, 4, requires_grad=True)
+        >>> theta_T = mim4dd.unroll_adam(
+        ...     model, mim4dd.flatten_parameters(model), image_syn, torch.tensor([0, 1]),
+        ...     torch.tensor([[0, 1]] * 5), lr=1e-3,
+        ... )
+        >>> theta_T.square().sum().backward()
+        >>> image_syn.grad.shape
+        torch.Size([2, 4])
+
+    References:
+        docs/math.md, "The adjoint of Adam". Kingma, Ba, arXiv:1412.6980. Loshchilov, Hutter,
+        arXiv:1711.05101.
+    """
+    for index, beta in enumerate(betas):
+        check_range(f"betas[{index}]", beta, 0, 1)
+    for name, value in (("eps", eps), ("eps_root", eps_root), ("weight_decay", weight_decay)):
+        check_range(name, value, 0, float("inf"))
+    return _unroll(
+        Adam(*betas, eps, eps_root, weight_decay, decoupled),
+        model,
+        theta_0,
+        image_syn,
+        label_syn,
+        batches,
+        lr,
+        loss=loss,
+        augment=augment,
+        seed=seed,
+        window=window,
+        tesla=False,
         memory_budget=memory_budget,
         history=history,
         step_graphs=step_graphs,

@@ -36,14 +36,14 @@ class UnrollDiagnostics:
         ... )
         >>> theta_T.square().sum().backward()
         >>> diagnostics.losses.shape, diagnostics.adjoint_norms.shape
-        (torch.Size([5]), torch.Size([6]))
+        (torch.Size([5]), torch.Size([5]))
     """
 
     losses: Tensor | None = field(default=None, init=False)
     """Inner loss of every step, (T,) or (T, K)."""
 
     adjoint_norms: Tensor | None = field(default=None, init=False)
-    """‖∂L/∂θ_t‖ for the steps walked back, t = T − W … T, (W + 1,) or (W + 1, K)."""
+    """‖∂L/∂θ_{t+1}‖ of every step t walked back, in order, float64. (W,) or (W, K)"""
 
 
 def refuse_divergence(losses: Tensor, theta_T: Tensor) -> None:

@@ -59,7 +59,7 @@ class Unroll(torch.autograd.Function):
         step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         kept = KeptSteps(problem.memory_budget if differentiate else 0, history)
         starts = {segment[0] for segment in history.segments()} if differentiate else set()
-        state = optimizer.start(theta_0)
+        state = optimizer.start(theta_0.contiguous())
         losses, stored = [], []
         for index in range(history.num_steps):
             if index in starts:

@@ -1,10 +1,15 @@
 """The inner optimisers: a step forward, and its adjoint around the second-order product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+import mim4dd.ops.adam_step
+import mim4dd.ops.sgd_adjoint
+import mim4dd.ops.sgd_step  # noqa: F401  all three register operators
 
 State = tuple[Tensor, ...]
 """What inner training carries from step to step: θ, then the moments. Each (P,) or (K, P)."""
@@ -17,23 +22,15 @@ class Step(NamedTuple):
     before: State
     after: State
     gradient: Tensor  # like θ
-    lr: Tensor  # () or like θ
+    lr: Tensor  # () or (P,)
 
 
-class Adjoint(Protocol):
-    """∂L of the state after the steps already walked back."""
+class Seed(NamedTuple):
+    """What one step back starts with."""
 
-    theta: Tensor  # λ, up to date after begin and end
-
-    def begin(self, product: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
-        """End the step after ``step`` with its product, and start walking back through ``step``.
-
-        Returns:
-            ∂L/∂gradient, which the second-order product of this step takes, and ∂L/∂lr.
-        """
-
-    def end(self, product: Tensor | None) -> None:
-        """End the first step, after which ``theta`` is ∂L/∂θ_0."""
+    cotangent: Tensor  # ∂L/∂gradient, like θ: the second-order product of the step takes it
+    lr_gradient: Tensor  # ∂L/∂lr, like lr
+    squared_norm: Tensor  # ‖∂L/∂θ‖² after the step, () or (K,)
 
 
 class Optimizer(Protocol):
@@ -49,8 +46,15 @@ class Optimizer(Protocol):
     def step(self, number: int, state: State, gradient: Tensor, lr: Tensor) -> State:
         """The state after a step."""
 
-    def adjoint(self, grad_theta: Tensor) -> Adjoint:
-        """The adjoint at the end of training, from ∂L/∂θ_T."""
+    def step_back(self, adjoint: State, product: Tensor | None, step: Step) -> tuple[State, Seed]:
+        """Walk back through all of a step but its second-order product.
+
+        Args:
+            adjoint: ∂L/∂state after the step; of the last step ∂L/∂θ_T alone.
+            product: The second-order product of the step after this one, which its own walk left
+                for this one to add; None where there is none.
+            step: The step.
+        """
 
 
 @dataclass(frozen=True)
@@ -69,45 +73,81 @@ class SGD:
         return (theta, torch.zeros_like(theta)) if self.momentum else (theta,)
 
     def step(self, number: int, state: State, gradient: Tensor, lr: Tensor) -> State:
-        direction = gradient + self.weight_decay * state[0] if self.weight_decay else gradient
-        if not self.momentum:
-            return (state[0] - lr * direction,)
-        velocity = self.momentum * state[1] + direction
-        direction = direction + self.momentum * velocity if self.nesterov else velocity
-        return (state[0] - lr * direction, velocity)
+        theta, velocity = state if self.momentum else (*state, None)
+        new = _by_trajectory(
+            torch.ops.mim4dd.sgd_step, theta, gradient, lr, velocity, *self._options()
+        )
+        return new if self.momentum else new[:1]
 
-    def adjoint(self, grad_theta: Tensor) -> "SGDAdjoint":
-        return SGDAdjoint(self, grad_theta)
+    def step_back(self, adjoint: State, product: Tensor | None, step: Step) -> tuple[State, Seed]:
+        velocity = step.after[1] if self.momentum else None
+        theta_adjoint, velocity_adjoint, cotangent, lr_gradient, squared_norm = _by_trajectory(
+            torch.ops.mim4dd.sgd_adjoint,
+            *_filled(adjoint, 2), product, step.before[0], step.gradient, velocity, step.lr,
+            *self._options(),
+        )  # fmt: skip
+        before = (theta_adjoint, velocity_adjoint) if self.momentum else (theta_adjoint,)
+        return before, _seed(cotangent, lr_gradient, squared_norm, step.lr)
+
+    def _options(self) -> tuple[Any, ...]:
+        return self.momentum, self.weight_decay, self.nesterov
 
 
-class SGDAdjoint:
-    """λ and ν of docs/math.md, "The adjoint of SGD"."""
+@dataclass(frozen=True)
+class Adam:
+    """:class:`torch.optim.Adam`, or with ``decoupled`` weight decay AdamW."""
 
-    def __init__(self, optimizer: SGD, grad_theta: Tensor) -> None:
-        self.optimizer = optimizer
-        self.theta = grad_theta
-        self.velocity = torch.zeros_like(grad_theta) if optimizer.momentum else None
-        self.cotangent: Tensor | None = None
+    beta1: float
+    beta2: float
+    eps: float
+    eps_root: float
+    weight_decay: float
+    decoupled: bool
 
-    def begin(self, product: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
-        self.end(product)
-        o = self.optimizer
-        d = step.gradient + o.weight_decay * step.before[0]
-        u = d
-        if o.momentum:
-            u = d + o.momentum * step.after[1] if o.nesterov else step.after[1]
-        ub = -step.lr * self.theta
-        c = ub
-        if self.velocity is not None:
-            vb = self.velocity + (o.momentum * ub if o.nesterov else ub)
-            c = vb + ub if o.nesterov else vb
-            self.velocity = o.momentum * vb
-        self.cotangent = c
-        dlr = -(self.theta * u)
-        return c, dlr.sum() if step.lr.dim() == 0 else dlr
+    @property
+    def num_moments(self) -> int:
+        return 2
 
-    def end(self, product: Tensor | None) -> None:
-        if product is not None:
-            self.theta = self.theta + product
-            if self.cotangent is not None:
-                self.theta = self.theta + self.optimizer.weight_decay * self.cotangent
+    def start(self, theta: Tensor) -> State:
+        return theta, torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(self, number: int, state: State, gradient: Tensor, lr: Tensor) -> State:
+        theta, *moments = state
+        return _by_trajectory(
+            torch.ops.mim4dd.adam_step, theta, gradient, *moments, lr, *self._options(number)
+        )
+
+    def step_back(self, adjoint: State, product: Tensor | None, step: Step) -> tuple[State, Seed]:
+        *before, cotangent, lr_gradient, squared_norm = _by_trajectory(
+            torch.ops.mim4dd.adam_adjoint,
+            *_filled(adjoint, 3), product, step.before[0], step.gradient, *step.after[1:], step.lr,
+            *self._options(step.number),
+        )  # fmt: skip
+        return tuple(before), _seed(cotangent, lr_gradient, squared_norm, step.lr)
+
+    def _options(self, number: int) -> tuple[Any, ...]:
+        return (
+            number + 1, self.beta1, self.beta2, self.eps, self.eps_root, self.weight_decay,
+            self.decoupled,
+        )  # fmt: skip
+
+
+def _by_trajectory(op: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
+    """An operator over flat vectors (P,), for each of K trajectories where those are (K, P)."""
+    if args[0].dim() == 1:
+        return op(*args)
+    rows = [
+        op(*(arg[k] if isinstance(arg, Tensor) and arg.dim() == 2 else arg for arg in args))
+        for k in range(args[0].shape[0])
+    ]
+    return tuple(torch.stack(results) for results in zip(*rows, strict=True))
+
+
+def _filled(adjoint: State, size: int) -> tuple[Tensor | None, ...]:
+    """The adjoint with None for the moments that nothing has come back to yet."""
+    return (*adjoint, *[None] * (size - len(adjoint)))
+
+
+def _seed(cotangent: Tensor, lr_gradient: Tensor, squared_norm: Tensor, lr: Tensor) -> Seed:
+    # All trajectories share their step sizes.
+    return Seed(cotangent, lr_gradient.sum_to_size(lr.shape), squared_norm)

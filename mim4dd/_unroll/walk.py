@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import mim4dd.ops.scatter_add_rows  # noqa: F401  registers the operator
 from mim4dd._unroll.optimizers import Optimizer, State, Step
 from mim4dd._unroll.step_sizes import StepSizes
 from mim4dd._unroll.steps import Linearization, Steps
@@ -50,10 +51,10 @@ class Walk:
 
     def start(self, grad_theta_T: Tensor, theta_T: Tensor) -> None:
         """Stand at the end of training."""
-        self.adjoint = self.optimizer.adjoint(grad_theta_T)
+        self.adjoint: State = (grad_theta_T,)
         self.taken = theta_T
         self.product: Tensor | None = None
-        self.norms: list[Tensor] = []
+        self.squared_norms: list[Tensor] = []
         self.mismatch = theta_T.new_zeros(())
 
     def through(self, segment: range, state: State, *, needs_start: bool) -> None:
@@ -73,8 +74,9 @@ class Walk:
 
     def finish(self) -> Tensor:
         """∂L/∂θ_0; raises if a recomputed step was not the one taken."""
-        self.adjoint.end(self.product)
-        self.norms.append(self.adjoint.theta.norm(dim=-1))
+        theta_adjoint = self.adjoint[0]
+        if self.product is not None:
+            theta_adjoint = theta_adjoint + self.product
         if self.mismatch > 0:
             raise RuntimeError(
                 "recomputing a step of the unroll gave other parameters than taking it did: model, "
@@ -83,11 +85,11 @@ class Walk:
                 "the generator that augment is given, and keep forward and backward under one "
                 "autocast"
             )
-        return self.adjoint.theta
+        return theta_adjoint
 
     def adjoint_norms(self) -> Tensor:
-        """‖∂L/∂θ_t‖ for every t walked through, in order. (W + 1,) or (W + 1, K)"""
-        return torch.stack(self.norms[::-1])
+        """‖∂L/∂θ_{t+1}‖ for every step t walked through, in order. (W,) or (W, K)"""
+        return torch.stack(self.squared_norms[::-1]).sqrt()
 
     def _advance(self, index: int, state: State, linear: Linearization) -> State:
         gradient = linear.step.gradient.detach()
@@ -105,13 +107,13 @@ class Walk:
         self.taken = before[0]
         lr = self.step_sizes.at(index)
         step = Step(index, before, after, linear.step.gradient.detach(), lr)
-        cotangent, grad_lr = self.adjoint.begin(self.product, step)
-        self.norms.append(self.adjoint.theta.norm(dim=-1))
+        self.adjoint, seed = self.optimizer.step_back(self.adjoint, self.product, step)
+        self.squared_norms.append(seed.squared_norm)
         gathered = self.gathered
         if gathered.lr is not None:
-            self.step_sizes.add_gradient(gathered.lr, index, grad_lr)
+            self.step_sizes.add_gradient(gathered.lr, index, seed.lr_gradient)
         self.product, grad_images, grad_labels = linear.products(
-            cotangent,
+            seed.cotangent,
             theta=needs_product,
             images=gathered.images is not None,
             labels=gathered.labels is not None,
@@ -119,7 +121,7 @@ class Walk:
         rows = self.steps.batches[index].flatten()
         for total, grad in ((gathered.images, grad_images), (gathered.labels, grad_labels)):
             if total is not None and grad is not None:
-                total.index_add_(0, rows, grad)
+                torch.ops.mim4dd.scatter_add_rows(total, rows, grad)
 
 
 def _mismatch(theta: Tensor, reached: Tensor, taken: Tensor) -> Tensor:
