@@ -12,6 +12,7 @@ from mim4dd.ops.sgd_step import sgd_step
 from mim4dd.ops.sup_con import sup_con
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.queue import KeyQueue
+from mim4dd.step_size import PositiveStepSize
 from mim4dd.unroll import flatten_parameters, unroll_adam, unroll_sgd
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "KeyQueue",
     "MIM4DDLoss",
     "NCELoss",
+    "PositiveStepSize",
     "StepGraphs",
     "SupConLoss",
     "UnrollDiagnostics",
