@@ -358,7 +358,7 @@ def unroll_sgd(
     batches: Tensor,
     lr: Tensor,
     momentum: float = 0.0,
-    weight_decay: float = 0.0,
+    weight_decay: Tensor | float = 0.0,  # () or (P,)
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     augment: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:

@@ -1,5 +1,6 @@
 """Exact gradients through T inner training steps, with activations of one step at a time."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from mim4dd._unroll.checks import (
     check_walk,
     trainable,
 )
+from mim4dd._unroll.decay import DecayPerTensor, one_decay
 from mim4dd._unroll.diagnostics import UnrollDiagnostics
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.graphs import StepGraphs
@@ -55,7 +57,7 @@ def unroll_sgd(
     *,
     lr: Tensor | float,  # (), (T,), (L,), (P,), or 2-d
     momentum: float = 0.0,
-    weight_decay: float = 0.0,
+    weight_decay: float | Sequence[float] = 0.0,  # or (L,)
     nesterov: bool = False,
     loss: Loss = F.cross_entropy,
     augment: Augment | None = None,
@@ -93,7 +95,8 @@ def unroll_sgd(
             per step and one of these: (T, L), (T, P). A shape that fits two of them is refused;
             (T, 1), (1, L) and (1, P) say which.
         momentum: μ in [0, 1), as in :class:`torch.optim.SGD`.
-        weight_decay: w ≥ 0, as in :class:`torch.optim.SGD`.
+        weight_decay: w ≥ 0, as in :class:`torch.optim.SGD`; or one for each parameter tensor that
+            is trained, in ``model.parameters()`` order, as parameter groups have it. (L,)
         nesterov: Descend along ``∇ℓ + wθ + μ v_{t+1}``, as in :class:`torch.optim.SGD`.
         loss: The inner loss, ``loss(output, labels) -> scalar``.
         augment: ``augment(images, generator) -> images``, differentiable, drawing all that is
@@ -142,17 +145,16 @@ def unroll_sgd(
         arXiv:2211.10586.
     """
     check_range("momentum", momentum, 0, 1)
-    check_range("weight_decay", weight_decay, 0, float("inf"))
     if nesterov and not momentum:
         raise ValueError("nesterov needs a momentum above 0, got 0")
     check_choice("method", method, ("exact", "tesla"))
-    if method == "tesla" and (momentum or weight_decay):
+    decay = one_decay(weight_decay, len(trainable(model)))
+    if method == "tesla" and (momentum or decay):
         raise ValueError(
-            "method 'tesla' is for plain SGD, "
-            f"got momentum {momentum} and weight_decay {weight_decay}"
+            f"method 'tesla' is for plain SGD, got momentum {momentum} and weight_decay {decay}"
         )
     return _unroll(
-        SGD(momentum, weight_decay, nesterov),
+        _sgd(model, theta_0, momentum, decay, nesterov),
         model,
         theta_0,
         image_syn,
@@ -260,6 +262,16 @@ def unroll_adam(
         step_graphs=step_graphs,
         diagnostics=diagnostics,
     )
+
+
+def _sgd(
+    model: nn.Module, theta_0: Tensor, momentum: float, decay: float | list[float], nesterov: bool
+) -> Optimizer:
+    if not isinstance(decay, list):
+        return SGD(momentum, decay, nesterov)
+    check_theta(model, theta_0)
+    sizes = [parameter.numel() for parameter in trainable(model)]
+    return DecayPerTensor.around(SGD(momentum, 0.0, nesterov), decay, sizes, theta_0)
 
 
 def _unroll(

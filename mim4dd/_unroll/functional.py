@@ -31,13 +31,16 @@ class FunctionalModel:
     def __call__(
         self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
     ) -> Tensor:
+        state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
+        return functional_call(self.model, state, (images,), tie_weights=False)
+
+    def parameters(self, theta: Tensor) -> dict[str, Tensor]:
+        """The trainable parameters as views of ``theta``, by every name they have."""
         parts = [
             part.view(shape)
             for part, shape in zip(theta.split(self.sizes), self.shapes, strict=True)
         ]
-        state = {name: parts[index] for name, index in self.slots.items()}
-        state |= self.buffers() if buffers is None else buffers
-        return functional_call(self.model, state, (images,), tie_weights=False)
+        return {name: parts[index] for name, index in self.slots.items()}
 
     def buffers(self, copies: int | None = None) -> dict[str, Tensor]:
         """Copies of the buffers, with a leading axis if there are to be several of each."""

@@ -1,0 +1,170 @@
+"""ReparamModule of trajectory-matching code, with its inner loop in one call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mim4dd._unroll.checks import trainable
+from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.graphs import StepGraphs
+from mim4dd._unroll.step_gradient import Loss
+from mim4dd._unroll.steps import Augment
+from mim4dd.unroll import flatten_parameters, unroll_sgd
+
+__all__ = ["ReparamModule"]
+
+
+class ReparamModule(nn.Module):
+    """A module as a function of one flat parameter vector, as MTT, FTD and DATM wrap their student.
+
+    Its only parameter is ``flat_param`` (P,), a copy of the trainable parameters of ``module`` in
+    the order of :func:`mim4dd.flatten_parameters`: one that several modules share stands once.
+    ``module`` itself stays whole and in use: it follows this wrapper's ``train``, ``eval`` and
+    ``to``, its frozen parameters are constants, and its buffers are not in this ``state_dict``.
+
+    Args:
+        module: Any module. (P trainable parameters of one dtype)
+
+    Raises:
+        ValueError: If the module has no parameters to train.
+        TypeError: If they differ in dtype.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.adapters.reparam_module import ReparamModule
+        >>> student = ReparamModule(torch.nn.Linear(4, 2))
+        >>> student(torch.ones(3, 4), flat_param=torch.zeros(10)).sum()
+        tensor(0.)
+
+    References:
+        docs/port.md. reparam_module.py of Cazenavette et al., arXiv:2203.11932.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        dtypes = {parameter.dtype for parameter in trainable(module)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise TypeError(f"module must have parameters of one dtype, got {names}")
+        self.flat_param = nn.Parameter(flatten_parameters(module))
+        # Not a submodule: its parameters would stand beside flat_param in parameters().
+        self._call = FunctionalModel(module)
+
+    @property
+    def module(self) -> nn.Module:
+        """What is wrapped."""
+        return self._call.model
+
+    @property
+    def param_numel(self) -> int:
+        """P."""
+        return self.flat_param.numel()
+
+    def forward(
+        self,
+        *inputs: Any,
+        flat_param: Tensor | None = None,  # (P,)
+        buffers: Sequence[Tensor] | None = None,
+    ) -> Any:
+        """The module at ``flat_param``, by default its own.
+
+        Args:
+            inputs: What the module takes.
+            flat_param: Parameters to use instead; gradients of any order flow into them. (P,)
+            buffers: Buffers to use instead, in ``module.named_buffers()`` order, and to write to:
+                BatchNorm in train mode moves its running statistics in them. By default those of
+                the module are read, and what is written to them is dropped.
+
+        Raises:
+            ValueError: If ``flat_param`` is not (P,), or ``buffers`` are not as many as there are.
+        """
+        theta = self.flat_param if flat_param is None else flat_param
+        if theta.shape != self.flat_param.shape:
+            raise ValueError(
+                f"flat_param must be (P,) = ({self.param_numel},), got {tuple(theta.shape)}"
+            )
+        state = self._call.parameters(theta) | self._buffers_from(buffers)
+        return functional_call(self.module, state, inputs, tie_weights=False)
+
+    def unroll(
+        self,
+        image_syn: Tensor,  # (n, ...)
+        label_syn: Tensor,  # (n,) or (n, C)
+        batches: Tensor,  # (T, B) or (T, K, B)
+        *,
+        lr: Tensor | float,
+        flat_param: Tensor | None = None,  # (P,) or (K, P)
+        loss: Loss = F.cross_entropy,
+        augment: Augment | None = None,
+        seed: int = 0,
+        window: int | None = None,
+        method: Literal["exact", "tesla"] = "exact",
+        memory_budget: int = 0,
+        step_graphs: StepGraphs | None = None,
+    ) -> Tensor:
+        """Train from ``flat_param`` for T steps of SGD, differentiably: the inner loop in one call.
+
+        Args:
+            image_syn: As in :func:`mim4dd.unroll_sgd`, like all that is not described here; what
+                else that can do, it does with ``student.module``.
+            label_syn: Classes (n,), or probabilities (n, C).
+            batches: Which samples each step takes.
+            lr: Step size.
+            flat_param: Parameters to start from, by default its own. (P,) or (K, P)
+            loss: The inner loss.
+            augment: ``augment(images, generator) -> images``.
+            seed: Seeds the augmentation.
+            window: Walk back through the last W steps only.
+            method: ``"tesla"`` for TESLA's approximation.
+            memory_budget: Bytes that may be spent on recomputing less.
+            step_graphs: Captures of the steps, on a GPU.
+
+        Returns:
+            The parameters after T steps, in shape and dtype of those it started from.
+
+        Raises:
+            ValueError: As :func:`mim4dd.unroll_sgd` does, with ``flat_param`` as its ``theta_0``.
+            TypeError: Likewise.
+        """
+        return unroll_sgd(
+            self.module,
+            self.flat_param if flat_param is None else flat_param,
+            image_syn,
+            label_syn,
+            batches,
+            lr=lr,
+            loss=loss,
+            augment=augment,
+            seed=seed,
+            window=window,
+            method=method,
+            memory_budget=memory_budget,
+            step_graphs=step_graphs,
+        )
+
+    def train(self, mode: bool = True) -> "ReparamModule":
+        """Set the mode of the wrapped module too."""
+        self.module.train(mode)
+        return super().train(mode)
+
+    def _buffers_from(self, buffers: Sequence[Tensor] | None) -> dict[str, Tensor]:
+        own = self._call.buffers()
+        if buffers is None:
+            return own
+        if len(buffers) != len(own):
+            raise ValueError(f"buffers must be the {len(own)} of module, got {len(buffers)}")
+        return dict(zip(own, buffers, strict=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReparamModule":
+        self.module._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self) -> "ReparamModule":
+        # The replicas would share one module, and put their parameters into it at the same time.
+        raise RuntimeError(
+            "ReparamModule cannot be used within DataParallel: take one process per GPU, "
+            "with trajectories of its own"
+        )
