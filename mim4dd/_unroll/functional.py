@@ -43,11 +43,19 @@ class FunctionalModel:
         return {name: parts[index] for name, index in self.slots.items()}
 
     def buffers(self, copies: int | None = None) -> dict[str, Tensor]:
-        """Copies of the buffers, with a leading axis if there are to be several of each."""
-        return {
-            f"{path}.{name}".lstrip("."): (
-                buffer.clone() if copies is None else buffer.expand(copies, *buffer.shape).clone()
-            )
+        """Copies of the buffers, with a leading axis if there are to be several of each.
+
+        One that several modules share is copied once, so that what one writes the others read.
+        """
+        named = {
+            f"{path}.{name}".lstrip("."): buffer
             for path, module in self.model.named_modules()
             for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
         }
+        copied = {
+            id(buffer): (
+                buffer.clone() if copies is None else buffer.expand(copies, *buffer.shape).clone()
+            )
+            for buffer in named.values()
+        }
+        return {name: copied[id(buffer)] for name, buffer in named.items()}
