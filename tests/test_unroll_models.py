@@ -117,6 +117,8 @@ ONE_AT_A_TIME = {"BatchNorm that averages all": "vmap", "spectral norm": "Batchi
 
 def make(name, device):
     model = MODELS[name]().to(device, torch.float64)
+    if isinstance(model, SharedBuffer):
+        model.second.scale = model.first.scale  # which to() has parted
     images = torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True)
     labels = torch.arange(6, device=device) % 3
     batches = torch.stack([torch.randperm(6, device=device)[:4] for _ in range(4)])
