@@ -17,7 +17,7 @@ from test_unroll import (
 )
 from torch import nn
 
-from mim4dd import flatten_parameters, unroll_sgd
+from mim4dd import StepGraphs, flatten_parameters, unroll_sgd
 from mim4dd.adapters.reparam_module import ReparamModule
 
 
@@ -208,6 +208,13 @@ def test_unroll_passes_its_options_on(device):
             torch.autograd.grad(each.sin().sum(), [image_syn, lr]) for each in (ours, theirs)
         ]
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    arguments = (image_syn, label_syn, batches)
+    if device == "cpu":
+        with pytest.raises(ValueError, match="step_graphs"):
+            student.unroll(*arguments, lr=lr, step_graphs=StepGraphs())
+    else:
+        theta_T = student.unroll(*arguments, lr=lr, step_graphs=StepGraphs())
+        torch.testing.assert_close(theta_T, student.unroll(*arguments, lr=lr))
 
 
 def test_unroll_through_frozen_parameters_and_buffers(device):

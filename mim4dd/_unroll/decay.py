@@ -1,6 +1,7 @@
 """Weight decay that differs from one parameter tensor to the next, around any inner optimiser."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from mim4dd._unroll.optimizers import Optimizer, Seed, State, Step
 
 def one_decay(weight_decay: float | Sequence[float], num_tensors: int) -> float | list[float]:
     """The checked weight decay: one number where it is the same for all parameter tensors."""
-    if isinstance(weight_decay, float | int):
-        check_range("weight_decay", weight_decay, 0, math.inf)
-        return float(weight_decay)
+    if isinstance(weight_decay, numbers.Real):
+        decay = float(weight_decay)
+        check_range("weight_decay", decay, 0, math.inf)
+        return decay
     if not isinstance(weight_decay, Sequence):
         raise TypeError(
             "weight_decay must be a number or a sequence of them, "
