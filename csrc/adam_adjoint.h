@@ -15,7 +15,7 @@ struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
 
   StepSize<T> step_size;
   Adam<V> adam;
-  bool has_product, has_moment_adjoints;
+  Switch<V> has_product, has_moment_adjoints;
   T* lr_gradient;  // of the one step size
   double* squared_norm;
 
@@ -24,7 +24,7 @@ struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = has_product ? in[0] + in[1] : in[0];
+    const V adjoint = has_product.choose(in[0] + in[1], in[0]);
     const V theta = in[2], gradient = adam.decayed(in[3], theta), mean = in[4], square = in[5];
     const V lr = kPerParameter ? in[6] : shared;
     const V root = adam.root(square), denominator = root + adam.eps;
@@ -32,24 +32,21 @@ struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
     const V of_direction = -lr * adjoint;
     // The square root has no derivative at 0: a parameter whose gradient was always 0 stays so.
     const V curvature = V(2) * denominator * root * adam.correction2;
-    V of_mean = of_direction * scale;
-    V of_square = root == V(0) ? V(0) : -of_direction * direction / curvature;
-    if (has_moment_adjoints) {
-      of_mean += in[7];
-      of_square += in[8];
-    }
+    const V mean_term = of_direction * scale;
+    const V square_term = root == V(0) ? V(0) : -of_direction * direction / curvature;
+    const V of_mean = has_moment_adjoints.choose(mean_term + in[7], mean_term);
+    const V of_square = has_moment_adjoints.choose(square_term + in[8], square_term);
     const V cotangent =
         adam.one_minus_beta1 * of_mean + V(2) * adam.one_minus_beta2 * of_square * gradient;
-    V carried = adjoint;
-    if (adam.decays_gradient()) carried = adjoint + adam.weight_decay * cotangent;
-    if (adam.decays_theta()) carried = adjoint * (V(1) - lr * adam.weight_decay);
-    out[0] = carried;
+    const V decayed = adam.decays_theta.choose(of_direction, cotangent);
+    out[0] = adam.decays.choose(adjoint + adam.weight_decay * decayed, adjoint);
     out[1] = adam.beta1 * of_mean;
     out[2] = adam.beta2 * of_square;
     out[3] = cotangent;
-    const V taken = adam.decays_theta() ? direction + adam.weight_decay * theta : direction;
+    const V taken = adam.decays_theta.choose(direction + adam.weight_decay * theta, direction);
     if constexpr (kPerParameter) {
       out[4] = -adjoint * taken;
+      sums[0] = 0;
     } else {
       sums[0] = static_cast<double>(adjoint) * static_cast<double>(taken);
     }
@@ -126,8 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> adam_adjoint(
       pass.out[2] = new_square_adjoint.mutable_data_ptr<scalar_t>();
       pass.out[3] = cotangent.mutable_data_ptr<scalar_t>();
       if constexpr (kPerParameter) pass.out[4] = of_lr;
-      pass.has_product = product.has_value();
-      pass.has_moment_adjoints = mean_adjoint.has_value();
+      pass.has_product = Switch<Arithmetic<scalar_t>>(product.has_value());
+      pass.has_moment_adjoints = Switch<Arithmetic<scalar_t>>(mean_adjoint.has_value());
       pass.lr_gradient = of_lr;
       pass.squared_norm = squared_norm.mutable_data_ptr<double>();
       Runner()(pass, 1, theta.numel(), theta);

@@ -15,7 +15,7 @@ template <typename V>
 struct Adam {
   V beta1, beta2, one_minus_beta1, one_minus_beta2, correction1, correction2;
   V eps, eps_root, weight_decay;
-  bool decoupled;
+  Switch<V> decays, decays_gradient, decays_theta;
 
   Adam(
       int64_t step,
@@ -34,16 +34,14 @@ struct Adam {
         eps(static_cast<V>(eps)),
         eps_root(static_cast<V>(eps_root)),
         weight_decay(static_cast<V>(weight_decay)),
-        decoupled(decoupled) {
+        decays(weight_decay != 0),
+        decays_gradient(weight_decay != 0 && !decoupled),
+        decays_theta(weight_decay != 0 && decoupled) {
     STD_TORCH_CHECK(step >= 1, "adam: step must count from 1, got ", step);
   }
 
-  // Without decay an infinite parameter must not become 0 · inf.
-  MIM4DD_HOST_DEVICE bool decays_gradient() const { return weight_decay != V(0) && !decoupled; }
-  MIM4DD_HOST_DEVICE bool decays_theta() const { return weight_decay != V(0) && decoupled; }
-
   MIM4DD_HOST_DEVICE V decayed(V gradient, V theta) const {
-    return decays_gradient() ? gradient + weight_decay * theta : gradient;
+    return decays_gradient.choose(gradient + weight_decay * theta, gradient);
   }
   MIM4DD_HOST_DEVICE V root(V square) const { return std::sqrt(square / correction2 + eps_root); }
 };
@@ -61,12 +59,12 @@ struct AdamStep : FlatPass<T, 5, 3, 0> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V lr = step_size.per_parameter ? in[4] : shared;
+    const V lr = step_size.per_parameter.choose(in[4], shared);
     const V gradient = adam.decayed(in[1], in[0]);
     const V mean = adam.beta1 * in[2] + adam.one_minus_beta1 * gradient;
     const V square = adam.beta2 * in[3] + adam.one_minus_beta2 * gradient * gradient;
     const V direction = mean / (adam.correction1 * (adam.root(square) + adam.eps));
-    const V theta = adam.decays_theta() ? in[0] * (V(1) - lr * adam.weight_decay) : in[0];
+    const V theta = adam.decays_theta.choose(in[0] * (V(1) - lr * adam.weight_decay), in[0]);
     out[0] = theta - lr * direction;
     out[1] = mean;
     out[2] = square;
@@ -98,14 +96,15 @@ std::tuple<Tensor, Tensor, Tensor> adam_step(
   Tensor new_mean = torch::stable::empty_like(theta_c);
   Tensor new_square = torch::stable::empty_like(theta_c);
   MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "adam_step", [&] {
-    const StepSize<scalar_t> step_size{lr_c.const_data_ptr<scalar_t>(), lr.numel() != 1};
+    const bool per_parameter = lr.numel() != 1;
+    const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
     AdamStep<scalar_t> pass(
-        step_size, {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
+        {step_sizes, per_parameter}, {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
     pass.in[0] = theta_c.const_data_ptr<scalar_t>();
     pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
     pass.in[2] = mean_c.const_data_ptr<scalar_t>();
     pass.in[3] = square_c.const_data_ptr<scalar_t>();
-    pass.in[4] = step_size.per_parameter ? step_size.lr : pass.in[0];
+    pass.in[4] = per_parameter ? step_sizes : pass.in[0];
     pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
     pass.out[1] = new_mean.mutable_data_ptr<scalar_t>();
     pass.out[2] = new_square.mutable_data_ptr<scalar_t>();

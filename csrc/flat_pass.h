@@ -17,6 +17,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <type_traits>
 
@@ -50,15 +51,41 @@ struct FlatPass {
   MIM4DD_HOST_DEVICE void finish(int64_t, const double*) const {}
 };
 
+// A choice that is the same for all elements. A branch would keep compilers from vector code, and a
+// factor of 0 would make NaN of what is infinite.
+template <typename V>
+class Switch {
+  using Bits = std::conditional_t<sizeof(V) == 8, uint64_t, uint32_t>;
+  Bits mask_ = 0;
+
+  MIM4DD_HOST_DEVICE static Bits bits(V value) {
+    Bits result;
+    std::memcpy(&result, &value, sizeof value);
+    return result;
+  }
+
+ public:
+  Switch() = default;
+  explicit Switch(bool on) : mask_(on ? ~Bits(0) : Bits(0)) {}
+
+  MIM4DD_HOST_DEVICE V choose(V if_on, V if_off) const {
+    const Bits chosen = (bits(if_on) & mask_) | (bits(if_off) & ~mask_);
+    V result;
+    std::memcpy(&result, &chosen, sizeof result);
+    return result;
+  }
+};
+
 // A step size: one for all, read by whoever runs the pass, or one per parameter.
 template <typename T>
 struct StepSize {
   const T* lr;
-  bool per_parameter;
+  Switch<Arithmetic<T>> per_parameter;
 
-  MIM4DD_HOST_DEVICE Arithmetic<T> load() const {
-    return per_parameter ? Arithmetic<T>(0) : static_cast<Arithmetic<T>>(*lr);
-  }
+  StepSize() = default;
+  StepSize(const T* lr, bool per_parameter) : lr(lr), per_parameter(per_parameter) {}
+
+  MIM4DD_HOST_DEVICE Arithmetic<T> load() const { return static_cast<Arithmetic<T>>(*lr); }
 };
 
 inline Tensor as_contiguous(const Tensor& tensor) {

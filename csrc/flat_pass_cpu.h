@@ -14,8 +14,36 @@ namespace mim4dd {
 // The sums of a chunk are added in the order of chunks, whoever took them: their bits do not depend
 // on the number of threads.
 constexpr int64_t kChunk = 1 << 14;
+constexpr int64_t kTile = 1 << 9;
 // Below this many chunks a thread's share is done before another thread has woken up.
 constexpr int64_t kGrain = 2;
+
+template <typename Pass>
+inline void run_element(
+    const Pass& pass,
+    const typename Pass::Row& row,
+    int64_t i,
+    double (*terms)[kTile],
+    int64_t j) {
+  // Not in the loop itself: there gcc would give every lane arrays of its own, in memory.
+  typename Pass::value_t in[Pass::kInputs], out[Pass::kOutputSlots];
+  double sums[Pass::kSumSlots];
+  for (int k = 0; k < Pass::kInputs; ++k) {
+    in[k] = static_cast<typename Pass::value_t>(pass.in[k][i]);
+  }
+  pass.element(row, in, out, sums);
+  for (int k = 0; k < Pass::kOutputs; ++k) {
+    pass.out[k][i] = static_cast<typename Pass::scalar_t>(out[k]);
+  }
+  for (int k = 0; k < Pass::kSums; ++k) terms[k][j] = sums[k];
+}
+
+inline double sum(const double* terms, int64_t n) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += terms[i];
+  return total;
+}
 
 template <typename Pass>
 MIM4DD_SIMD void run_chunk(
@@ -24,24 +52,19 @@ MIM4DD_SIMD void run_chunk(
     const int64_t begin,
     const int64_t end,
     double* sums) {
-  static_assert(Pass::kSums <= 2, "name the further sums in the reduction");
-  double first = 0, second = 0;
-#pragma omp simd reduction(+ : first, second)
-  for (int64_t i = begin; i < end; ++i) {
-    typename Pass::value_t in[Pass::kInputs], out[Pass::kOutputSlots];
-    double terms[2] = {0, 0};
-    for (int k = 0; k < Pass::kInputs; ++k) {
-      in[k] = static_cast<typename Pass::value_t>(pass.in[k][i]);
+  if constexpr (Pass::kSums == 0) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) run_element(pass, row, i, nullptr, 0);
+  } else {
+    // Through the first cache: with reductions in the same loop gcc makes no vector code.
+    double terms[Pass::kSums][kTile];
+    for (int64_t tile = begin; tile < end; tile += kTile) {
+      const int64_t size = std::min(kTile, end - tile);
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) run_element(pass, row, tile + i, terms, i);
+      for (int k = 0; k < Pass::kSums; ++k) sums[k] += sum(terms[k], size);
     }
-    pass.element(row, in, out, terms);
-    for (int k = 0; k < Pass::kOutputs; ++k) {
-      pass.out[k][i] = static_cast<typename Pass::scalar_t>(out[k]);
-    }
-    first += terms[0];
-    second += terms[1];
   }
-  if constexpr (Pass::kSums > 0) sums[0] = first;
-  if constexpr (Pass::kSums > 1) sums[1] = second;
 }
 
 struct CpuRunner {

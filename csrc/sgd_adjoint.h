@@ -16,29 +16,30 @@ struct SgdAdjoint
 
   StepSize<T> step_size;
   V momentum, weight_decay;
-  bool nesterov, has_product, has_velocity_adjoint;
+  Switch<V> decays, nesterov, has_product, has_velocity_adjoint;
   T* lr_gradient;  // of the one step size
   double* squared_norm;
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = has_product ? in[0] + in[1] : in[0];
-    V direction = weight_decay != V(0) ? in[3] + weight_decay * in[2] : in[3];
+    const V adjoint = has_product.choose(in[0] + in[1], in[0]);
+    V direction = decays.choose(in[3] + weight_decay * in[2], in[3]);
     const V lr = kPerParameter ? in[4] : shared;
     const V of_direction = -lr * adjoint;
     V cotangent = of_direction;
     if constexpr (kMomentum) {
-      direction = nesterov ? direction + momentum * in[5] : in[5];
-      V of_velocity = nesterov ? momentum * of_direction : of_direction;
-      if (has_velocity_adjoint) of_velocity += in[6];
+      direction = nesterov.choose(direction + momentum * in[5], in[5]);
+      V of_velocity = nesterov.choose(momentum * of_direction, of_direction);
+      of_velocity = has_velocity_adjoint.choose(of_velocity + in[6], of_velocity);
       out[2] = momentum * of_velocity;
-      cotangent = nesterov ? of_velocity + of_direction : of_velocity;
+      cotangent = nesterov.choose(of_velocity + of_direction, of_velocity);
     }
-    out[0] = weight_decay != V(0) ? adjoint + weight_decay * cotangent : adjoint;
+    out[0] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
     out[1] = cotangent;
     if constexpr (kPerParameter) {
       out[kMomentum ? 3 : 2] = -adjoint * direction;
+      sums[0] = 0;
     } else {
       sums[0] = static_cast<double>(adjoint) * static_cast<double>(direction);
     }
@@ -110,11 +111,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sgd_adjoint(
         }
         if constexpr (kPerParameter) pass.out[kMomentum ? 3 : 2] = of_lr;
         pass.step_size = {step_sizes, kPerParameter};
+        using Choice = Switch<Arithmetic<scalar_t>>;
         pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);
         pass.weight_decay = static_cast<Arithmetic<scalar_t>>(weight_decay);
-        pass.nesterov = nesterov;
-        pass.has_product = product.has_value();
-        pass.has_velocity_adjoint = velocity_adjoint.has_value();
+        pass.decays = Choice(weight_decay != 0);
+        pass.nesterov = Choice(nesterov);
+        pass.has_product = Choice(product.has_value());
+        pass.has_velocity_adjoint = Choice(velocity_adjoint.has_value());
         pass.lr_gradient = of_lr;
         pass.squared_norm = squared_norm.mutable_data_ptr<double>();
         Runner()(pass, 1, theta.numel(), theta);

@@ -15,18 +15,17 @@ struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
 
   StepSize<T> step_size;
   V momentum, weight_decay;
-  bool nesterov;
+  Switch<V> decays, nesterov;
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V theta = in[0], lr = step_size.per_parameter ? in[2] : shared;
-    // Without decay an infinite parameter must not become 0 · inf.
-    V direction = weight_decay != V(0) ? in[1] + weight_decay * theta : in[1];
+    const V theta = in[0], lr = step_size.per_parameter.choose(in[2], shared);
+    V direction = decays.choose(in[1] + weight_decay * theta, in[1]);
     if constexpr (kMomentum) {
       const V velocity = momentum * in[3] + direction;
       out[1] = velocity;
-      direction = nesterov ? direction + momentum * velocity : velocity;
+      direction = nesterov.choose(direction + momentum * velocity, velocity);
     }
     out[0] = theta - lr * direction;
   }
@@ -56,20 +55,22 @@ std::tuple<Tensor, Tensor> sgd_step(
   MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "sgd_step", [&] {
     with_flag(velocity.has_value(), [&](auto with_momentum) {
       constexpr bool kMomentum = decltype(with_momentum)::value;
-      const StepSize<scalar_t> step_size{lr_c.const_data_ptr<scalar_t>(), lr.numel() != 1};
+      const bool per_parameter = lr.numel() != 1;
+      const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
       SgdStep<scalar_t, kMomentum> pass;
       pass.in[0] = theta_c.const_data_ptr<scalar_t>();
       pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
-      pass.in[2] = step_size.per_parameter ? step_size.lr : pass.in[0];
+      pass.in[2] = per_parameter ? step_sizes : pass.in[0];
       pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
       if constexpr (kMomentum) {
         pass.in[3] = velocity_c->template const_data_ptr<scalar_t>();
         pass.out[1] = new_velocity.mutable_data_ptr<scalar_t>();
       }
-      pass.step_size = step_size;
+      pass.step_size = {step_sizes, per_parameter};
       pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);
       pass.weight_decay = static_cast<Arithmetic<scalar_t>>(weight_decay);
-      pass.nesterov = nesterov;
+      pass.decays = Switch<Arithmetic<scalar_t>>(weight_decay != 0);
+      pass.nesterov = Switch<Arithmetic<scalar_t>>(nesterov);
       Runner()(pass, 1, theta.numel(), theta);
     });
   });
