@@ -1,39 +1,56 @@
-"""sgd_step: one pass over the parameter vector, against the ways to write it in PyTorch.
+"""sgd_step with momentum: one pass over memory, against the ways to take it in PyTorch.
 
-Sizes: the ConvNet-3 of width 128 that the field distils CIFAR-10 with, and a ResNet-18.
+torch.optim writes in place, which spares it the allocation of the results that a trajectory keeps.
 """
 
-from typing import NamedTuple
-
 import torch
-from tolerance import assert_no_worse
+from flat import CASES, assert_all_no_worse, double  # noqa: F401
 
 from mim4dd import reference, sgd_step
 
-
-class Case(NamedTuple):
-    num_parameters: int
-
-    def __str__(self) -> str:
-        return f"P={self.num_parameters}"
+MOMENTUM = 0.9
 
 
-CASES = {"tiny": [Case(1001)], "full": [Case(320_010), Case(11_173_962)]}
+def fused(theta, gradient, lr, velocity):
+    return sgd_step(theta, gradient, lr, velocity=velocity, momentum=MOMENTUM)
+
+
+def plain(theta, gradient, lr, velocity):
+    return reference.sgd_step(theta, gradient, lr, velocity, MOMENTUM)
+
+
+def foreach(theta, gradient, lr, velocity):
+    velocities = torch._foreach_mul([velocity], MOMENTUM)
+    torch._foreach_add_(velocities, [gradient])
+    thetas = torch._foreach_sub([theta], torch._foreach_mul(velocities, lr))
+    return thetas[0], velocities[0]
+
 
 PROVIDERS = {
-    "mim4dd": sgd_step,
-    "torch": reference.sgd_step,
-    "torch.addcmul": lambda theta, direction, lr: torch.addcmul(theta, direction, lr, value=-1),
+    "mim4dd": fused,
+    "torch": plain,
+    "torch._foreach": foreach,
+    "torch.optim.SGD(fused)": None,
 }
 
 
 def bench_sgd_step(case, provider, device, measure):
-    theta, direction = torch.randn(2, case.num_parameters, device=device)
-    inputs = (theta, direction, torch.tensor(0.1, device=device))
-    plain = reference.sgd_step(*inputs)
-    exact = reference.sgd_step(*(tensor.double() for tensor in inputs))
+    theta, gradient, velocity = torch.randn(3, case.num_parameters, device=device)
+    inputs = theta, gradient, torch.tensor(0.1, device=device), velocity
+    answer, exact = plain(*inputs), plain(*double(inputs))
+    moved_bytes = 5 * theta.nbytes  # three reads and two writes: what any way has to move
+    call = PROVIDERS[provider]
+    if call is None:
+        parameter = torch.nn.Parameter(theta.clone())
+        parameter.grad = gradient
+        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=MOMENTUM, fused=True)
+        optimizer.state[parameter]["momentum_buffer"] = velocity.clone()
+        optimizer.step()
+        assert_all_no_worse([parameter.detach()], answer[:1], exact[:1])
+        measure(lambda: optimizer.step() or (), lambda _: None, moved_bytes=moved_bytes)
+        return
     measure(
-        lambda: PROVIDERS[provider](*inputs),
-        lambda actual: assert_no_worse(actual, plain, exact),
-        moved_bytes=3 * theta.nbytes,  # two reads and a write: what any way has to move
+        lambda: call(*inputs),
+        lambda actual: assert_all_no_worse(actual, answer, exact),
+        moved_bytes=moved_bytes,
     )
