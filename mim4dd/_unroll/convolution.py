@@ -8,30 +8,80 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+import mim4dd.ops.conv3x3  # noqa: F401  registers the operators
+
+Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
+Mask = tuple[bool, bool, bool]
+
+_CHANNELS = 16  # with fewer, vectors of channels are not full and oneDNN is faster
+
 
 class Geometry(NamedTuple):
-    """What a convolution is besides its tensors."""
+    """What a convolution is besides its tensors, and the kernels that suit it."""
 
     stride: list[int]
     padding: list[int]
     dilation: list[int]
     groups: int
+    winograd: bool
 
     def forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution (B, O, H', W')."""
+        if self.winograd:
+            return torch.ops.mim4dd.conv3x3(images, weight, bias)
         return torch.ops.aten.convolution(
             images, weight, bias, self.stride, self.padding, self.dilation,
             False, [0, 0], self.groups,
         )  # fmt: skip
 
-    def backward(
-        self, grad: Tensor, images: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(self, grad: Tensor, images: Tensor, weight: Tensor, wanted: Mask) -> Triple:
         """What ``grad`` (B, O, H', W') is for images, weight and bias, where wanted."""
+        if self.winograd:
+            of_images, of_weight = torch.ops.mim4dd.conv3x3_bwd(grad, images, weight, wanted[:2])
+            return of_images, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
         return torch.ops.aten.convolution_backward(
             grad, images, weight, [weight.shape[0]], self.stride, self.padding, self.dilation,
             False, [0, 0], self.groups, wanted,
         )  # fmt: skip
+
+    def backward_backward(
+        self, cotangents: Triple, grad: Tensor, images: Tensor, weight: Tensor, wanted: Mask
+    ) -> Triple:
+        """What cotangents of :meth:`backward`'s results are for grad, images and weight.
+
+        The backward is bilinear in (grad, weight) and (grad, images), so each product is again
+        a convolution, or the backward of one, with a cotangent in the place of its operand.
+        """
+        of_images, of_weight, of_bias = cotangents
+        wanted = (
+            wanted[0],
+            wanted[1] and of_weight is not None,
+            wanted[2] and of_images is not None,
+        )
+        if self.winograd:
+            by_grad, by_images, by_weight = torch.ops.mim4dd.conv3x3_bwd_bwd(
+                of_images, of_weight, grad, images, weight, wanted
+            )
+        else:
+            by_grad = self._by_grad(of_images, of_weight, images, weight) if wanted[0] else None
+            by_images, by_weight, _ = self.backward(
+                grad,
+                images if of_images is None else of_images,
+                weight if of_weight is None else of_weight,
+                (*wanted[1:], False),
+            )
+        if of_bias is not None and wanted[0]:
+            of_bias = of_bias[:, None, None]
+            by_grad = of_bias.expand_as(grad) if by_grad is None else by_grad.add_(of_bias)
+        return by_grad, by_images, by_weight
+
+    def _by_grad(
+        self, of_images: Tensor | None, of_weight: Tensor | None, images: Tensor, weight: Tensor
+    ) -> Tensor | None:
+        if of_weight is None:
+            return None if of_images is None else self.forward(of_images, weight, None)
+        by_grad = self.forward(images, of_weight, None)
+        return by_grad if of_images is None else by_grad.add_(self.forward(of_images, weight, None))
 
 
 class Convolutions(TorchFunctionMode):
@@ -72,12 +122,30 @@ class Convolutions(TorchFunctionMode):
         batched = torch._C._functorch.is_functorch_wrapped_tensor(weight)
         if batched or isinstance(padding, str) or input.dim() != 4:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
+        geometry = Geometry(
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            groups,
+            winograd=_pair(stride) == _pair(padding) == _pair(dilation) == [1, 1]
+            and groups == 1
+            and _suits_winograd(input, weight),
+        )
         return _Convolution.apply(input, weight, bias, geometry, self)
 
 
 def _pair(value: int | tuple[int, ...]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
+
+
+def _suits_winograd(images: Tensor, weight: Tensor) -> bool:
+    """Whether our kernels are the faster ones, as for wide 3×3 convolutions on a CPU."""
+    return (
+        images.device.type == "cpu"
+        and images.dtype == torch.float32
+        and weight.shape[2:] == (3, 3)
+        and min(weight.shape[:2]) >= _CHANNELS
+    )
 
 
 def fastest_layout(images: Tensor) -> Tensor:
@@ -88,6 +156,10 @@ def fastest_layout(images: Tensor) -> Tensor:
     if images.dim() == 4 and images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
     return images
+
+
+def _laid_out(images: Tensor | None) -> Tensor | None:
+    return None if images is None else fastest_layout(images)
 
 
 class _Convolution(torch.autograd.Function):
@@ -138,33 +210,12 @@ class _ConvolutionBackward(torch.autograd.Function):
         cotangent_weight: Tensor | None,
         cotangent_bias: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        """The backward is bilinear in (grad, weight) and (grad, images), so each product is again
-        a convolution, or the backward of one, with a cotangent in the place of its operand.
-        """
         grad, images, weight = ctx.saved_tensors
-        geometry = ctx.geometry
-        grad_grad = None
-        if ctx.needs_input_grad[0]:
-            terms = []
-            if cotangent_weight is not None:
-                terms.append(
-                    geometry.forward(fastest_layout(images), cotangent_weight, cotangent_bias)
-                )
-            elif cotangent_bias is not None:
-                terms.append(cotangent_bias[:, None, None].expand_as(grad))
-            if cotangent_images is not None:
-                terms.append(geometry.forward(fastest_layout(cotangent_images), weight, None))
-            if terms:
-                grad_grad = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
-        wanted = (
-            ctx.needs_input_grad[1] and cotangent_weight is not None,
-            ctx.needs_input_grad[2] and cotangent_images is not None,
-            False,
-        )
-        grad_images, grad_weight, _ = geometry.backward(
+        grads = ctx.geometry.backward_backward(
+            (_laid_out(cotangent_images), cotangent_weight, cotangent_bias),
             fastest_layout(grad),
-            images if cotangent_images is None else fastest_layout(cotangent_images),
-            weight if cotangent_weight is None else cotangent_weight,
-            wanted,
+            fastest_layout(images),
+            weight,
+            ctx.needs_input_grad[:3],
         )
-        return grad_grad, grad_images, grad_weight, None, None
+        return *grads, None, None

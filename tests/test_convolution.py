@@ -1,0 +1,94 @@
+"""The convolutions inside an unroll: the values and both derivatives of torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mim4dd._unroll.convolution import Convolutions, fastest_layout
+
+GEOMETRIES = {
+    "3x3": ((24, 18, 3, 3), {"padding": 1}),
+    "narrow": ((5, 3, 3, 3), {"padding": 1}),
+    "strided": ((6, 4, 3, 3), {"padding": (1, 0), "stride": 2}),
+    "dilated": ((4, 6, 3, 2), {"padding": 2, "dilation": (2, 1)}),
+    "grouped": ((6, 2, 3, 3), {"padding": 1, "groups": 3}),
+    "1x1": ((20, 17, 1, 1), {}),
+}
+
+
+def twice_differentiated(images, weight, bias, scope, options, directions):
+    """Value, gradients by weight and bias, and what a cotangent of those is for everything."""
+    with scope:
+        output = F.conv2d(images, weight, bias, **options)
+    parameters = [weight] if bias is None else [weight, bias]
+    # Twice nonlinear, so that every term of the second derivative is met.
+    loss = (output.sin() * directions[0]).sum()
+    gradients = torch.autograd.grad(loss, [images, *parameters], create_graph=True)
+    if isinstance(scope, Convolutions):
+        scope.first_order = False
+    second = torch.autograd.grad(gradients, [images, *parameters], directions[1:])
+    return [output, *gradients, *second]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_both_derivatives(geometry, with_bias, dtype, device):
+    shape, options = GEOMETRIES[geometry]
+    channels = shape[1] * options.get("groups", 1)
+    make = {"dtype": torch.float64, "device": device}
+    images = torch.randn(3, channels, 7, 6, **make)
+    weight = torch.randn(shape, **make) / (shape[1] * shape[2] * shape[3]) ** 0.5
+    bias = torch.randn(shape[0], **make) if with_bias else None
+    inputs = [images, weight] + ([bias] if with_bias else [])
+    output = F.conv2d(images, weight, bias, **options)
+    directions = [torch.randn_like(tensor) for tensor in (output, *inputs)]
+
+    def run(dtype, mode):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]
+        scope = Convolutions(images) if mode else torch.enable_grad()  # images of another scope
+        return twice_differentiated(
+            *leaves,
+            *([] if with_bias else [None]),
+            scope,
+            options,
+            [tensor.to(dtype) for tensor in directions],
+        )
+
+    exact, plain, ours = run(torch.float64, False), run(dtype, False), run(dtype, True)
+    for truth, theirs, found in zip(exact, plain, ours, strict=True):
+        scale = truth.norm()
+        error, plain_error = (found - truth).norm() / scale, (theirs - truth).norm() / scale
+        assert error <= 1.5 * plain_error + 8 * torch.finfo(dtype).eps
+
+
+def test_the_gradient_by_the_images_waits_for_the_second_derivative(device):
+    """The gradient by the parameters never asks for it: it is not computed, and then it is."""
+    images = torch.randn(2, 3, 6, 6, device=device, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
+    scope = Convolutions(images)
+    with scope:
+        loss = F.conv2d(images, weight).square().sum()
+    assert torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True) == (None,)
+    scope.first_order = False
+    (found,) = torch.autograd.grad(loss, images)
+    (expected,) = torch.autograd.grad(F.conv2d(images, weight).square().sum(), images)
+    torch.testing.assert_close(found, expected)
+
+
+def test_other_functions_and_other_paddings_pass_through(device):
+    images = torch.randn(2, 3, 6, 6, device=device)
+    weight = torch.randn(4, 3, 3, 3, device=device)
+    with Convolutions(images):
+        same = F.conv2d(images, weight, padding="same")
+        unbatched = F.conv2d(images[0], weight, padding=1)
+        assert torch.equal(images.relu(), F.relu(images))
+    torch.testing.assert_close(same, F.conv2d(images, weight, padding="same"))
+    torch.testing.assert_close(unbatched, F.conv2d(images[0], weight, padding=1))
+
+
+def test_on_a_cpu_the_layout_is_channels_last():
+    images = torch.randn(2, 3, 4, 5)
+    assert fastest_layout(images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(fastest_layout(images), images)
+    assert fastest_layout(images.flatten(1)).is_contiguous()
