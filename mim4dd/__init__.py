@@ -8,6 +8,7 @@ from mim4dd.ops.info_nce import info_nce
 from mim4dd.ops.log_sum_exp import log_sum_exp
 from mim4dd.ops.mi_lower_bound import mi_lower_bound
 from mim4dd.ops.nce import nce
+from mim4dd.ops.norm_relu_pool import norm_relu_pool
 from mim4dd.ops.sgd_step import sgd_step
 from mim4dd.ops.sup_con import sup_con
 from mim4dd.ops.trajectory_loss import trajectory_loss
@@ -33,6 +34,7 @@ __all__ = [
     "log_sum_exp",
     "mi_lower_bound",
     "nce",
+    "norm_relu_pool",
     "sgd_step",
     "sup_con",
     "trajectory_loss",

@@ -322,6 +322,21 @@ def _wide(*tensors: Tensor | None) -> Any:
     ]
 
 
+def norm_relu_pool(
+    input: Tensor,  # (B, C, H, W)
+    weight: Tensor | None,  # (C,)
+    bias: Tensor | None,  # (C,)
+    num_groups: int,
+    pool: int,
+    eps: float,
+) -> Tensor:
+    """avg_pool(relu(group_norm(input))); see :func:`mim4dd.norm_relu_pool`."""
+    wide = torch.promote_types(input.dtype, torch.float32)
+    affine = [None if part is None else part.to(wide) for part in (weight, bias)]
+    maps = F.group_norm(input.to(wide), num_groups, *affine, eps=eps).relu()
+    return F.avg_pool2d(maps, pool).to(input.dtype)
+
+
 def trajectory_loss(theta_T: Tensor, theta_0: Tensor, theta_target: Tensor) -> Tensor:
     """‖θ_T − θ*‖² / ‖θ_0 − θ*‖² per row; see :func:`mim4dd.trajectory_loss`."""
     end, start, target = _wide(theta_T, theta_0, theta_target)

@@ -1,0 +1,183 @@
+// Group norm + ReLU + average pool: what the two memory layouts and the three derivatives share.
+//
+// With d = x - mean, r = rstd, everything that an element needs is linear in what is read of it;
+// the factors are per channel and follow from a few sums over the plane (docs/math.md).
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <type_traits>
+
+// What is called inside a clone for AVX-512 must become part of it, or it is baseline code.
+#if defined(__GNUC__)
+#define MIM4DD_INLINE inline __attribute__((always_inline))
+#define MIM4DD_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define MIM4DD_INLINE inline
+#define MIM4DD_INLINE_LAMBDA
+#endif
+
+namespace mim4dd {
+
+using torch::stable::Tensor;
+
+// What is computed in, by what is stored.
+template <typename S>
+using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+struct PoolShape {
+  int64_t batch, channels, height, width, groups, pool;
+
+  int64_t pixels() const { return height * width; }
+  int64_t out_height() const { return height / pool; }
+  int64_t out_width() const { return width / pool; }
+  int64_t out_pixels() const { return out_height() * out_width(); }
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_size() const { return group_channels() * pixels(); }
+};
+
+// The inputs that every derivative has; weight and bias may be null.
+template <typename S>
+struct NormInputs {
+  const S* input;
+  const Wide<S>*weight, *bias;
+
+  Wide<S> weight_of(int64_t channel) const { return weight ? weight[channel] : Wide<S>(1); }
+  Wide<S> bias_of(int64_t channel) const { return bias ? bias[channel] : Wide<S>(0); }
+};
+
+template <typename S>
+struct ForwardArguments : NormInputs<S> {
+  double eps;
+  S* out;
+  Wide<S>*mean, *rstd;  // (B, G)
+};
+
+template <typename S>
+struct BackwardArguments : NormInputs<S> {
+  const Wide<S>*mean, *rstd;  // (B, G)
+  const S* grad_out;
+  S* grad_input;                          // null where not wanted
+  Wide<S>*grad_weight_of, *grad_bias_of;  // (B, C), by sample
+};
+
+template <typename S>
+struct SecondArguments : NormInputs<S> {
+  const Wide<S>*mean, *rstd;  // (B, G)
+  const S* grad_out;
+  const S* tangent;                             // cotangent of grad_input; may be null
+  const Wide<S>*weight_tangent, *bias_tangent;  // (C,), may be null
+  S *grad_grad_out, *grad_input;                // null where not wanted
+  Wide<S>* grad_weight_of;                      // (B, C), by sample
+};
+
+// Sums over the pixels of one channel: of g = upstream gradient behind the ReLU, and with d.
+template <typename T>
+struct FirstSums {
+  T g, gd;
+};
+
+// Of u = the tangent of the input too.
+template <typename T>
+struct SecondSums {
+  T g, gd, u, ud, gu;
+};
+
+// grad_input = scale·g + by_d·d + constant, with scale = weight·rstd.
+template <typename T>
+struct FirstFactors {
+  T by_d, constant;
+};
+
+// grad_input = by_g·g + by_d·d + by_u·u + constant, and of the ReLU's output
+// scale·u + out_by_d·d + out_constant.
+template <typename T>
+struct SecondFactors {
+  T by_g, by_d, by_u, constant, out_by_d, out_constant;
+};
+
+// Of a group: sums(i) and weight(i) of its i-th channel. All arithmetic of a group is in double,
+// since it is little and its differences cancel.
+template <typename T, typename Sums, typename Weight>
+MIM4DD_INLINE FirstFactors<T>
+first_factors(int64_t channels, int64_t size, T rstd, const Sums& sums, const Weight& weight) {
+  double a = 0, ad = 0;
+  for (int64_t i = 0; i < channels; ++i) {
+    a += static_cast<double>(weight(i)) * sums(i).g;
+    ad += static_cast<double>(weight(i)) * sums(i).gd;
+  }
+  const double r = rstd, share = 1.0 / static_cast<double>(size);
+  return {static_cast<T>(-r * r * r * ad * share), static_cast<T>(-r * a * share)};
+}
+
+// Means over a group that the second derivative is made of; a = weight·g, x̂ = r·d, u = tangent,
+// b = weight tangent·g.
+struct SecondMeans {
+  double r, u, ux, a, ax, b, bx, au;
+
+  // The mean of (a·dx̂), with dx̂ = r (u - mean u - x̂ mean(u x̂)).
+  double a_dx() const { return r * (au - u * a - ux * ax); }
+};
+
+template <typename T, typename Sums, typename Weight, typename Tangent>
+MIM4DD_INLINE SecondMeans second_means(
+    int64_t channels,
+    int64_t size,
+    T rstd,
+    const Sums& sums,
+    const Weight& weight,
+    const Tangent& weight_tangent) {
+  SecondMeans m{static_cast<double>(rstd), 0, 0, 0, 0, 0, 0, 0};
+  const double share = 1.0 / static_cast<double>(size);
+  for (int64_t i = 0; i < channels; ++i) {
+    const SecondSums<T> s = sums(i);
+    const double w = weight(i) * share, t = weight_tangent(i) * share;
+    m.u += s.u * share;
+    m.ux += m.r * s.ud * share;
+    m.a += w * s.g;
+    m.ax += m.r * w * s.gd;
+    m.b += t * s.g;
+    m.bx += m.r * t * s.gd;
+    m.au += w * s.gu;
+  }
+  return m;
+}
+
+template <typename T>
+MIM4DD_INLINE SecondFactors<T>
+second_factors(const SecondMeans& m, double weight, double weight_tangent, double bias_tangent) {
+  const double r = m.r, curvature = m.bx + m.a_dx();
+  return {
+      static_cast<T>(r * (weight_tangent - r * m.ux * weight)),
+      static_cast<T>(r * r * (2 * r * m.ux * m.ax - curvature)),
+      static_cast<T>(-r * r * m.ax),
+      static_cast<T>(r * (r * m.ux * m.a - m.b + r * m.u * m.ax)),
+      static_cast<T>(r * (weight_tangent - r * m.ux * weight)),
+      static_cast<T>(bias_tangent - r * m.u * weight)};
+}
+
+// The sum over g·dx̂: what the weight's second derivative is.
+template <typename T>
+MIM4DD_INLINE T weight_sum(const SecondMeans& m, const SecondSums<T>& s) {
+  return static_cast<T>(m.r * (s.gu - m.u * s.g - m.r * m.ux * s.gd));
+}
+
+// Contiguous (B, C, H, W): planes of pixels.
+template <typename S>
+void forward_planes(const PoolShape& shape, const ForwardArguments<S>& args);
+template <typename S>
+void backward_planes(const PoolShape& shape, const BackwardArguments<S>& args);
+template <typename S>
+void second_planes(const PoolShape& shape, const SecondArguments<S>& args);
+
+// The same in channels-last memory: pixels of channels.
+template <typename S>
+void forward_pixels(const PoolShape& shape, const ForwardArguments<S>& args);
+template <typename S>
+void backward_pixels(const PoolShape& shape, const BackwardArguments<S>& args);
+template <typename S>
+void second_pixels(const PoolShape& shape, const SecondArguments<S>& args);
+
+}  // namespace mim4dd
