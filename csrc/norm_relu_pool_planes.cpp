@@ -54,96 +54,148 @@ MIM4DD_INLINE void for_each_chunk(const PoolShape& shape, const Body& body) {
   } while (window < shape.out_height());
 }
 
-// Four sums at a time, since each waits for its last addition.
+// A sum in as many parts as several vectors have lanes, since each waits for its last addition; the
+// parts are added as a tree. Named to the compiler as one reduction it would add them one by one.
+template <typename T, int kParts>
+struct PartialSums {
+  T parts[kParts] = {};
+
+  MIM4DD_INLINE T total() {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+    for (int half = kParts / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+    }
+    return parts[0];
+  }
+};
+
+// body(i, part) for all i < n.
+template <int kParts, typename Body>
+MIM4DD_INLINE void in_parts(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kParts <= n; i += kParts) {
+#pragma omp simd
+    for (int part = 0; part < kParts; ++part) body(i + part, part);
+  }
+  const int rest = static_cast<int>(n - i);
+  for (int part = 0; part < rest; ++part) body(i + part, part);
+}
+
 template <typename T, typename S>
 MIM4DD_INLINE T sum_of(const S* values, int64_t n) {
-  const int64_t quarter = n / 4;
-  T a = 0, b = 0, c = 0, d = 0;
-#pragma omp simd reduction(+ : a, b, c, d)
-  for (int64_t i = 0; i < quarter; ++i) {
-    a += static_cast<T>(values[i]);
-    b += static_cast<T>(values[quarter + i]);
-    c += static_cast<T>(values[2 * quarter + i]);
-    d += static_cast<T>(values[3 * quarter + i]);
-  }
-  for (int64_t i = 4 * quarter; i < n; ++i) a += static_cast<T>(values[i]);
-  return (a + b) + (c + d);
+  PartialSums<T, 64> sum;
+  in_parts<64>(n, [&](int64_t i, int part) MIM4DD_INLINE_LAMBDA {
+    sum.parts[part] += static_cast<T>(values[i]);
+  });
+  return sum.total();
 }
 
 template <typename T, typename S>
 MIM4DD_INLINE T square_sum_of(const S* values, T mean, int64_t n) {
-  const auto square = [mean](S value) MIM4DD_INLINE_LAMBDA {
-    const T deviation = static_cast<T>(value) - mean;
-    return deviation * deviation;
-  };
-  const int64_t quarter = n / 4;
-  T a = 0, b = 0, c = 0, d = 0;
-#pragma omp simd reduction(+ : a, b, c, d)
-  for (int64_t i = 0; i < quarter; ++i) {
-    a += square(values[i]);
-    b += square(values[quarter + i]);
-    c += square(values[2 * quarter + i]);
-    d += square(values[3 * quarter + i]);
+  PartialSums<T, 64> sum;
+  in_parts<64>(n, [&](int64_t i, int part) MIM4DD_INLINE_LAMBDA {
+    const T deviation = static_cast<T>(values[i]) - mean;
+    sum.parts[part] += deviation * deviation;
+  });
+  return sum.total();
+}
+
+// body(width) with a constant where it is small and common, so that loops over a row of it are
+// unrolled, else with the number itself.
+template <typename Body>
+MIM4DD_INLINE void with_width(int64_t width, const Body& body) {
+  switch (width) {
+    case 8:
+      return body(std::integral_constant<int64_t, 8>{});
+    case 16:
+      return body(std::integral_constant<int64_t, 16>{});
+    case 32:
+      return body(std::integral_constant<int64_t, 32>{});
+    default:
+      return body(width);
   }
-  for (int64_t i = 4 * quarter; i < n; ++i) a += square(values[i]);
-  return (a + b) + (c + d);
+}
+
+// The average over windows of 2 of `count` pairs of rows.
+template <typename S, typename T, typename Width>
+MIM4DD_INLINE void
+pool_pairs(Width width, int64_t count, const T* __restrict rows, S* __restrict out) {
+  const int64_t out_width = width / 2;
+  for (int64_t y = 0; y < count; ++y) {
+    const T *const upper = rows + 2 * y * width, *const lower = upper + width;
+#pragma omp simd
+    for (int64_t x = 0; x < out_width; ++x) {
+      const T sum = (upper[2 * x] + upper[2 * x + 1]) + (lower[2 * x] + lower[2 * x + 1]);
+      out[y * out_width + x] = static_cast<S>(sum * T(0.25));
+    }
+  }
 }
 
 // The average over windows of the rows of a chunk.
 template <typename S, typename T>
 MIM4DD_INLINE void pool_rows(const PoolShape& shape, const Chunk& chunk, const T* rows, S* out) {
   const int64_t width = shape.width, out_width = shape.out_width(), pool = shape.pool;
+  out += chunk.out_begin * out_width;
+  if (pool == 2) {
+    with_width(width, [&](auto known) MIM4DD_INLINE_LAMBDA {
+      pool_pairs(known, chunk.out_end - chunk.out_begin, rows, out);
+    });
+    return;
+  }
   const T share = T(1) / static_cast<T>(pool * pool);
   for (int64_t y = chunk.out_begin; y < chunk.out_end; ++y, rows += pool * width) {
-    S* const to = out + y * out_width;
-    if (pool == 2) {
-      const T* const below = rows + width;
-#pragma omp simd
-      for (int64_t x = 0; x < out_width; ++x) {
-        const T sum = (rows[2 * x] + rows[2 * x + 1]) + (below[2 * x] + below[2 * x + 1]);
-        to[x] = static_cast<S>(sum * share);
-      }
-      continue;
-    }
     for (int64_t x = 0; x < out_width; ++x) {
       T sum = 0;
       for (int64_t i = 0; i < pool; ++i) {
         for (int64_t j = 0; j < pool; ++j) sum += rows[i * width + x * pool + j];
       }
-      to[x] = static_cast<S>(sum * share);
+      *out++ = static_cast<S>(sum * share);
     }
   }
 }
 
-// Its transpose: what each pixel of a chunk has of the gradient of the output.
+// The transpose of pool_pairs.
+template <typename S, typename T, typename Width>
+MIM4DD_INLINE void
+spread_pairs(Width width, int64_t count, const S* __restrict out, T* __restrict rows) {
+  const int64_t out_width = width / 2;
+  for (int64_t y = 0; y < count; ++y) {
+    T *const upper = rows + 2 * y * width, *const lower = upper + width;
+#pragma omp simd
+    for (int64_t x = 0; x < out_width; ++x) {
+      const T value = static_cast<T>(out[y * out_width + x]) * T(0.25);
+      upper[2 * x] = value;
+      upper[2 * x + 1] = value;
+      lower[2 * x] = value;
+      lower[2 * x + 1] = value;
+    }
+    for (int64_t x = 2 * out_width; x < width; ++x) upper[x] = lower[x] = T(0);
+  }
+}
+
+// The transpose of pool_rows: what each pixel of a chunk has of the gradient of the output.
 template <typename S, typename T>
 MIM4DD_INLINE void spread_rows(const PoolShape& shape, const Chunk& chunk, const S* out, T* rows) {
   const int64_t width = shape.width, out_width = shape.out_width(), pool = shape.pool;
-  const T share = T(1) / static_cast<T>(pool * pool);
-  for (int64_t y = chunk.out_begin; y < chunk.out_end; ++y, rows += pool * width) {
-    const S* const from = out + y * out_width;
-    if (pool == 2) {
-      T* const below = rows + width;
-#pragma omp simd
-      for (int64_t x = 0; x < out_width; ++x) {
-        const T value = static_cast<T>(from[x]) * share;
-        rows[2 * x] = value;
-        rows[2 * x + 1] = value;
-        below[2 * x] = value;
-        below[2 * x + 1] = value;
+  const int64_t count = chunk.out_end - chunk.out_begin;
+  out += chunk.out_begin * out_width;
+  if (pool == 2) {
+    with_width(
+        width, [&](auto known) MIM4DD_INLINE_LAMBDA { spread_pairs(known, count, out, rows); });
+  } else {
+    const T share = T(1) / static_cast<T>(pool * pool);
+    for (int64_t y = 0; y < count; ++y) {
+      T* const row = rows + y * pool * width;
+      for (int64_t x = 0; x < width; ++x) {
+        const bool covered = x < out_width * pool;
+        row[x] = covered ? static_cast<T>(out[y * out_width + x / pool]) * share : T(0);
       }
-    } else {
-      for (int64_t x = 0; x < out_width * pool; ++x) {
-        rows[x] = static_cast<T>(from[x / pool]) * share;
-      }
-      for (int64_t i = 1; i < pool; ++i) std::copy_n(rows, width, rows + i * width);
-    }
-    for (int64_t i = 0; i < pool; ++i) {
-      for (int64_t x = out_width * pool; x < width; ++x) rows[i * width + x] = T(0);
+      for (int64_t i = 1; i < pool; ++i) std::copy_n(row, width, row + i * width);
     }
   }
-  const int64_t covered = chunk.out_end - chunk.out_begin;
-  std::fill_n(rows, chunk.size() - covered * pool * width, T(0));
+  std::fill_n(rows + count * pool * width, chunk.size() - count * pool * width, T(0));
 }
 
 // The affine map before the ReLU, (x - mean)·scale + shift. A NaN passes.
@@ -248,16 +300,17 @@ MIM4DD_SIMD void backward_group(
     const S* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
     T g_sum = 0, gd_sum = 0;
     for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
-      load_gradient<S>(shape, chunk, affine, input, grad_out, g);
+      spread_rows(shape, chunk, grad_out, g);
       const S* const x = input + chunk.first();
-      T a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-      for (int64_t j = 0; j < chunk.size(); ++j) {
-        a += g[j];
-        b += g[j] * (static_cast<T>(x[j]) - affine.mean);
-      }
-      g_sum += a;
-      gd_sum += b;
+      PartialSums<T, 32> a, b;
+      in_parts<32>(chunk.size(), [&](int64_t j, int part) MIM4DD_INLINE_LAMBDA {
+        const T d = static_cast<T>(x[j]) - affine.mean;
+        g[j] = affine(d) <= T(0) ? T(0) : g[j];
+        a.parts[part] += g[j];
+        b.parts[part] += g[j] * d;
+      });
+      g_sum += a.total();
+      gd_sum += b.total();
     });
     sums[i] = {g_sum, gd_sum};
     args.grad_weight_of[first + i] = rstd * gd_sum;
@@ -296,28 +349,29 @@ MIM4DD_INLINE SecondSums<T> second_sums(
     T* __restrict g) {
   SecondSums<T> sums{0, 0, 0, 0, 0};
   for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
-    load_gradient<S>(shape, chunk, affine, input, grad_out, g);
+    spread_rows(shape, chunk, grad_out, g);
     const S* const x = input + chunk.first();
-    T s_g = 0, s_gd = 0, s_u = 0, s_ud = 0, s_gu = 0;
+    PartialSums<T, 16> s_g, s_gd, s_u, s_ud, s_gu;
+    const auto add = [&](int64_t j, int part) MIM4DD_INLINE_LAMBDA {
+      const T d = static_cast<T>(x[j]) - affine.mean;
+      g[j] = affine(d) <= T(0) ? T(0) : g[j];
+      s_g.parts[part] += g[j];
+      s_gd.parts[part] += g[j] * d;
+      return d;
+    };
     if (tangent == nullptr) {
-#pragma omp simd reduction(+ : s_g, s_gd)
-      for (int64_t j = 0; j < chunk.size(); ++j) {
-        s_g += g[j];
-        s_gd += g[j] * (static_cast<T>(x[j]) - affine.mean);
-      }
+      in_parts<16>(chunk.size(), add);
     } else {
       const S* const along = tangent + chunk.first();
-#pragma omp simd reduction(+ : s_g, s_gd, s_u, s_ud, s_gu)
-      for (int64_t j = 0; j < chunk.size(); ++j) {
-        const T d = static_cast<T>(x[j]) - affine.mean, u = static_cast<T>(along[j]);
-        s_g += g[j];
-        s_gd += g[j] * d;
-        s_u += u;
-        s_ud += u * d;
-        s_gu += g[j] * u;
-      }
+      in_parts<16>(chunk.size(), [&](int64_t j, int part) MIM4DD_INLINE_LAMBDA {
+        const T d = add(j, part), u = static_cast<T>(along[j]);
+        s_u.parts[part] += u;
+        s_ud.parts[part] += u * d;
+        s_gu.parts[part] += g[j] * u;
+      });
     }
-    sums.g += s_g, sums.gd += s_gd, sums.u += s_u, sums.ud += s_ud, sums.gu += s_gu;
+    sums.g += s_g.total(), sums.gd += s_gd.total(), sums.u += s_u.total();
+    sums.ud += s_ud.total(), sums.gu += s_gu.total();
   });
   return sums;
 }

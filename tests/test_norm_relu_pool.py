@@ -33,6 +33,8 @@ class Case(NamedTuple):
 
 CASES = [
     Case(2, 8, 32, 32, 8, 2),  # instance norm
+    Case(2, 5, 16, 16, 5, 2),  # widths with a path of their own
+    Case(3, 5, 8, 8, 5, 2),
     Case(1, 6, 5, 7, 2, 2),  # what windows leave over
     Case(3, 37, 9, 4, 37, 2),  # odd channels: rests of vectors
     Case(2, 24, 7, 8, 1, 3),  # layer norm, a window without a path of its own
@@ -108,7 +110,7 @@ def test_a_mean_far_above_the_deviation(offset, layout, device):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layout_and_strides(layout, device):
     case = Case(2, 8, 6, 6, 4, 2)
-    inputs, grad_out, tangents = make(case, torch.float32, device, layout)
+    inputs, grad_out, _ = make(case, torch.float32, device, layout)
     leaf = inputs[0].requires_grad_()
     out = norm_relu_pool(leaf, *inputs[1:], **case.options)
     assert out.is_contiguous(memory_format=layout)
