@@ -2,6 +2,7 @@
 
 from mim4dd._unroll.diagnostics import DivergenceError, UnrollDiagnostics
 from mim4dd._unroll.graphs import StepGraphs
+from mim4dd.fused import NormReLUPool2d, fuse
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
 from mim4dd.ops.clip_loss import clip_loss
 from mim4dd.ops.info_nce import info_nce
@@ -24,12 +25,14 @@ __all__ = [
     "KeyQueue",
     "MIM4DDLoss",
     "NCELoss",
+    "NormReLUPool2d",
     "PositiveStepSize",
     "StepGraphs",
     "SupConLoss",
     "UnrollDiagnostics",
     "clip_loss",
     "flatten_parameters",
+    "fuse",
     "info_nce",
     "log_sum_exp",
     "mi_lower_bound",

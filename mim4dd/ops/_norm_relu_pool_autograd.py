@@ -20,11 +20,12 @@ _Op = Callable[..., tuple[Tensor, ...]]
 def register(lib: torch.library.Library) -> None:
     """Give the three ops their derivatives and their rules for vmap."""
     ops = torch.ops.mim4dd
-    for name, function, following in (
+    functions: tuple[tuple[str, Any, Any], ...] = (
         ("norm_relu_pool", NormReLUPool, ops.norm_relu_pool_bwd),
         ("norm_relu_pool_bwd", _Backward, ops.norm_relu_pool_bwd_bwd),
         ("norm_relu_pool_bwd_bwd", _BackwardBackward, None),
-    ):
+    )
+    for name, function, following in functions:
         torch.library.register_autograd(
             f"mim4dd::{name}",
             functools.partial(function.derivative, following),
@@ -239,8 +240,8 @@ def _fold_numbers(tensor: Tensor | None, dim: int | None, size: int) -> Tensor |
 
 def _fold_saved(size: int, in_dims: tuple[Any, ...], saved: list[Any]) -> list[Any]:
     """grad_out, input, weight, bias, mean, rstd."""
-    folds = (_fold_channels, _fold_channels, _fold_numbers, _fold_numbers)
-    folds += (_fold_channels, _fold_channels)
+    images, numbers = [_fold_channels] * 2, [_fold_numbers] * 2
+    folds = [*images, *numbers, *images]
     return [
         fold(tensor, dim, size) for fold, tensor, dim in zip(folds, saved, in_dims, strict=True)
     ]
