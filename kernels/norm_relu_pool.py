@@ -20,7 +20,7 @@ from mim4dd.kernels._norm_relu_pool import (
     second_kernel,
 )
 
-TILE = 1024  # elements: eight for each thread of four warps
+TILE = 512  # elements: four for each thread of four warps, with eight registers are spilled
 LINE_BYTES = 64  # of channels-last memory that are read together
 CHANNELS = 64  # of a program that sums over samples
 
@@ -58,7 +58,7 @@ def blocks(
     else:
         BLOCK_P = min(most_windows, TILE)
         BLOCK_C = min(most_channels, TILE // BLOCK_P)
-    return {"BLOCK_C": BLOCK_C, "BLOCK_P": BLOCK_P, "num_warps": 4}
+    return {"BLOCK_C": BLOCK_C, "BLOCK_P": BLOCK_P, "num_warps": 4, "enable_fp_fusion": True}
 
 
 def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
@@ -246,6 +246,7 @@ def over_samples(
                 OF_BIAS=wanted[1],
                 BLOCK_C=CHANNELS,
                 num_warps=2,
+                enable_fp_fusion=True,
             )
     return results
 
@@ -290,5 +291,6 @@ def compilations() -> Iterator[Compilation]:
                     "OF_BIAS": not second,
                     "BLOCK_C": CHANNELS,
                     "num_warps": 2,
+                    "enable_fp_fusion": True,
                 },
             )

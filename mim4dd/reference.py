@@ -332,8 +332,8 @@ def norm_relu_pool(
 ) -> Tensor:
     """avg_pool(relu(group_norm(input))); see :func:`mim4dd.norm_relu_pool`."""
     wide = torch.promote_types(input.dtype, torch.float32)
-    affine = [None if part is None else part.to(wide) for part in (weight, bias)]
-    maps = F.group_norm(input.to(wide), num_groups, *affine, eps=eps).relu()
+    scale, shift = (None if part is None else part.to(wide) for part in (weight, bias))
+    maps = F.group_norm(input.to(wide), num_groups, scale, shift, eps).relu()
     return F.avg_pool2d(maps, pool).to(input.dtype)
 
 

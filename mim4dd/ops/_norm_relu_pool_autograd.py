@@ -42,6 +42,39 @@ def _below_autograd(name: str, *inputs: Any) -> tuple[Tensor, ...]:
         return getattr(torch.ops.mim4dd, name).default(*inputs)
 
 
+def call(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    """Apply one of the functions below in the way that costs least."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*inputs)
+    needs_graph = torch.is_grad_enabled() and any(
+        isinstance(each, Tensor) and each.requires_grad for each in inputs
+    )
+    return (function.plain.apply if needs_graph else function.forward)(*inputs)
+
+
+def _plainly(function: Any) -> Any:
+    """Give a function ``plain``, which is the same but for transforms.
+
+    Where there is a setup_context, PyTorch binds the arguments by the signature in each call: that
+    takes as long as ten small ops.
+    """
+
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            return function.backward(ctx, *grad_outputs)
+
+    Plain.__name__ = Plain.__qualname__ = function.__name__.strip("_")
+    function.plain = Plain
+    return function
+
+
 def _refuse_forward_ad() -> NoReturn:
     raise RuntimeError(
         "norm_relu_pool has no forward-mode derivative; pass backend='reference' for torch.func.jvp"
@@ -52,6 +85,7 @@ def _only(parts: tuple[Tensor | None, ...], flags: list[bool]) -> list[Tensor | 
     return [part if flag else None for part, flag in zip(parts, flags, strict=True)]
 
 
+@_plainly
 class NormReLUPool(torch.autograd.Function):
     """The op: output, mean and rstd, of which the first has derivatives."""
 
@@ -83,7 +117,7 @@ class NormReLUPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients of the inputs."""
-        return NormReLUPool.derivative(_Backward.apply, ctx, *grad_outputs)
+        return NormReLUPool.derivative(functools.partial(call, _Backward), ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
@@ -108,9 +142,10 @@ class NormReLUPool(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Its rule under torch.func."""
-        return NormReLUPool.over_axis(NormReLUPool.apply, info, in_dims, *inputs)
+        return NormReLUPool.over_axis(functools.partial(call, NormReLUPool), info, in_dims, *inputs)
 
 
+@_plainly
 class _Backward(torch.autograd.Function):
     """Its derivative: gradients of input, weight and bias."""
 
@@ -147,7 +182,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients of grad_out, input, weight and bias."""
-        return _Backward.derivative(_BackwardBackward.apply, ctx, *grad_outputs)
+        return _Backward.derivative(functools.partial(call, _BackwardBackward), ctx, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
@@ -165,9 +200,10 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Its rule under torch.func."""
-        return _Backward.over_axis(_Backward.apply, info, in_dims, *inputs)
+        return _Backward.over_axis(functools.partial(call, _Backward), info, in_dims, *inputs)
 
 
+@_plainly
 class _BackwardBackward(torch.autograd.Function):
     """The second derivative: of ⟨tangents, first⟩ by grad_out, input and weight."""
 
@@ -215,7 +251,9 @@ class _BackwardBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """Its rule under torch.func."""
-        return _BackwardBackward.over_axis(_BackwardBackward.apply, info, in_dims, *inputs)
+        return _BackwardBackward.over_axis(
+            functools.partial(call, _BackwardBackward), info, in_dims, *inputs
+        )
 
 
 # vmap: the new axis K becomes part of the channels, as where a convolution makes it one of its

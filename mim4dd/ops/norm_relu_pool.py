@@ -106,9 +106,10 @@ def norm_relu_pool(
     if backend == "reference":
         return reference.norm_relu_pool(input, weight, bias, num_groups, pool, eps)
     refuse_forward_ad("norm_relu_pool", input, *(t for t in (weight, bias) if t is not None))
-    compiling = torch.compiler.is_compiling()
-    op = torch.ops.mim4dd.norm_relu_pool if compiling else autograd.NormReLUPool.apply
-    return op(input, weight, bias, num_groups, pool, eps)[0]
+    arguments = (input, weight, bias, num_groups, pool, eps)
+    if torch.compiler.is_compiling():
+        return torch.ops.mim4dd.norm_relu_pool(*arguments)[0]
+    return autograd.call(autograd.NormReLUPool, *arguments)[0]
 
 
 def check_affine(name: str, tensor: Tensor | None, input: Tensor) -> None:
