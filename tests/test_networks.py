@@ -27,10 +27,13 @@ def test_parameters_come_in_mtts_order():
     assert shapes == [(8, 1, 3, 3), *block, (8, 8, 3, 3), *block, (10, 8 * 8 * 8), (10,)]
 
 
-def test_instance_norm_is_per_channel():
-    network = ConvNet(10, channels=1, width=8, depth=1, image_size=8)
-    normalized = network.blocks[0][:2](torch.randn(3, 1, 8, 8))
-    torch.testing.assert_close(normalized.mean((2, 3)), torch.zeros(3, 8), atol=1e-5, rtol=0)
+@pytest.mark.parametrize(("norm", "groups"), [("instance", 8), ("group", 4), ("layer", 1)])
+def test_a_block_is_convolution_norm_relu_pool(norm, groups):
+    network = ConvNet(10, channels=1, width=8, depth=1, image_size=8, norm=norm).double()
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    plain = nn.Sequential(nn.GroupNorm(groups, 8), nn.ReLU(), nn.AvgPool2d(2)).double()
+    expected = plain(network.blocks[0][0](images))
+    torch.testing.assert_close(network.blocks[0](images), expected)
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "layer", "batch", "none"])

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
+from mim4dd.fused import NormReLUPool2d
 
 __all__ = ["ConvNet"]
 
@@ -76,9 +77,7 @@ class ConvNet(nn.Module):
                         kernel_size=3,
                         padding=padding if block == 0 else 1,
                     ),
-                    _norm(norm, width),
-                    nn.ReLU(),
-                    nn.AvgPool2d(2),
+                    *_norm_relu_pool(norm, width),
                 )
             )
             size //= 2
@@ -98,11 +97,10 @@ class ConvNet(nn.Module):
         return self.classifier(self.blocks(images).flatten(1))
 
 
-def _norm(norm: Norm, width: int) -> nn.Module:
+def _norm_relu_pool(norm: Norm, width: int) -> list[nn.Module]:
     check_choice("norm", norm, ("instance", "group", "layer", "batch", "none"))
-    if norm == "batch":
-        return nn.BatchNorm2d(width)
-    if norm == "none":
-        return nn.Identity()
-    # All three are GroupNorm, which unlike InstanceNorm2d takes feature maps of one pixel too.
-    return nn.GroupNorm({"instance": width, "group": min(4, width), "layer": 1}[norm], width)
+    if norm in ("batch", "none"):
+        first = nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
+        return [first, nn.ReLU(), nn.AvgPool2d(2)]
+    groups = {"instance": width, "group": min(4, width), "layer": 1}[norm]
+    return [NormReLUPool2d(groups, width)]
