@@ -132,7 +132,7 @@ MIM4DD_INLINE SecondMeans second_means(
   SecondMeans m{static_cast<double>(rstd), 0, 0, 0, 0, 0, 0, 0};
   const double share = 1.0 / static_cast<double>(size);
   for (int64_t i = 0; i < channels; ++i) {
-    const SecondSums<T> s = sums(i);
+    const auto s = sums(i);
     const double w = weight(i) * share, t = weight_tangent(i) * share;
     m.u += s.u * share;
     m.ux += m.r * s.ud * share;
@@ -159,8 +159,8 @@ second_factors(const SecondMeans& m, double weight, double weight_tangent, doubl
 }
 
 // The sum over g·dx̂: what the weight's second derivative is.
-template <typename T>
-MIM4DD_INLINE T weight_sum(const SecondMeans& m, const SecondSums<T>& s) {
+template <typename T, typename Sums>
+MIM4DD_INLINE T weight_sum(const SecondMeans& m, const Sums& s) {
   return static_cast<T>(m.r * (s.gu - m.u * s.g - m.r * m.ux * s.gd));
 }
 

@@ -99,8 +99,12 @@ def test_a_mean_far_above_the_deviation(offset, layout, device):
     """E[x²] − E[x]² would have no digit left."""
     case = Case(2, 32, 16, 16, 32, 2)
     inputs, *_ = make(case, torch.float32, device, layout, offset)
+    wide = inputs[0].double()
     exact = plain(*(t.double() for t in inputs), **case.options)
-    assert_no_worse(norm_relu_pool(*inputs, **case.options), plain(*inputs, **case.options), exact)
+    # The mean is a number of the same size, and rounded: two units in its last place.
+    largest = (inputs[1].abs() / wide.std((2, 3))).amax()
+    error = (norm_relu_pool(*inputs, **case.options) - exact).abs().amax()
+    assert error <= 2 * offset * 2**-23 * largest + 1e-5
     # No deviation at all: eps alone divides, and nothing of the mean is left.
     constant = [torch.full_like(inputs[0], offset), *inputs[1:]]
     expected = inputs[2].clamp(min=0)[:, None, None].expand(2, -1, 8, 8)

@@ -1,0 +1,152 @@
+// What all passes over channels-last memory share: blocks of channels, numbers per channel,
+// windows.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "norm_relu_pool.h"
+
+namespace mim4dd {
+namespace pixels {
+
+// A block of one sample is to stay in a second cache, and to fill lines of memory.
+constexpr int64_t kBlockBytes = int64_t{512} << 10, kLineBytes = 64;
+// Channels [first, first + channels) of one sample.
+template <typename S>
+struct Block {
+  const PoolShape& shape;
+  int64_t sample, first, channels;
+
+  int64_t first_group() const { return first / shape.group_channels(); }
+  int64_t groups() const { return channels / shape.group_channels(); }
+  int64_t statistic(int64_t group) const { return sample * shape.groups + first_group() + group; }
+  const S* pixels(const S* base) const {
+    return base == nullptr ? nullptr : base + sample * shape.pixels() * shape.channels + first;
+  }
+  S* pixels(S* base) const { return const_cast<S*>(pixels(static_cast<const S*>(base))); }
+  const S* out_pixels(const S* base) const {
+    return base == nullptr ? nullptr : base + sample * shape.out_pixels() * shape.channels + first;
+  }
+  S* out_pixels(S* base) const { return const_cast<S*>(out_pixels(static_cast<const S*>(base))); }
+};
+
+// Arrays of one number per channel of a block.
+template <typename T>
+class Arrays {
+ public:
+  Arrays(int64_t channels, int64_t count)
+      : stride_((channels + 15) / 16 * 16), values_(stride_ * count) {}
+  T* operator[](int64_t i) { return values_.data() + i * stride_; }
+
+ private:
+  int64_t stride_;
+  std::vector<T> values_;
+};
+
+// Pixels whose sum is one in the type that is computed in, before it is added to one in double.
+constexpr int64_t kPart = 64;
+
+enum Row { kMean, kScale, kShift, kFirstFree };
+
+// The pixels of a window together where its size is known: then what is per channel is loaded once
+// for all four. visit(pixels, output pixel or -1, whether first and last of its output pixel).
+// end_part() every so many pixels.
+template <typename Visit, typename EndPart>
+MIM4DD_INLINE void
+visit_pixels(const PoolShape& shape, const Visit& visit, const EndPart& end_part) {
+  const int64_t width = shape.width, pool = shape.pool, out_width = shape.out_width();
+  const int64_t part = std::max<int64_t>(1, kPart / (pool * pool));
+  const auto single = [&](int64_t y, int64_t x) MIM4DD_INLINE_LAMBDA {
+    visit(std::array<int64_t, 1>{y * width + x}, int64_t{-1}, true, true);
+  };
+  for (int64_t row = 0; row < shape.out_height(); ++row) {
+    for (int64_t column = 0; column < out_width; ++column) {
+      const int64_t corner = row * pool * width + column * pool, out = row * out_width + column;
+      if (pool == 2) {
+        visit(
+            std::array<int64_t, 4>{corner, corner + 1, corner + width, corner + width + 1}, out,
+            true, true);
+      } else {
+        for (int64_t i = 0; i < pool * pool; ++i) {
+          const int64_t pixel = corner + i / pool * width + i % pool;
+          visit(std::array<int64_t, 1>{pixel}, out, i == 0, i == pool * pool - 1);
+        }
+      }
+      if (column % part == part - 1) end_part();
+    }
+    for (int64_t y = row * pool; y < (row + 1) * pool; ++y) {
+      for (int64_t x = out_width * pool; x < width; ++x) single(y, x);
+    }
+    end_part();
+  }
+  for (int64_t y = shape.out_height() * pool; y < shape.height; ++y) {
+    for (int64_t x = 0; x < width; ++x) single(y, x);
+    end_part();
+  }
+}
+
+template <typename Visit>
+MIM4DD_INLINE void visit_pixels(const PoolShape& shape, const Visit& visit) {
+  visit_pixels(shape, visit, [] {});
+}
+
+// sums += part, and part is 0 again: rounding grows with the length of a part only.
+template <typename T>
+MIM4DD_INLINE void fold(T* __restrict part, double* __restrict sums, int64_t n) {
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) {
+    sums[c] += static_cast<double>(part[c]);
+    part[c] = T(0);
+  }
+}
+
+// The rows kMean, kScale, kShift: the affine map before the ReLU.
+template <typename S, typename T = Wide<S>>
+void fill_affine(
+    const Block<S>& block,
+    const NormInputs<S>& args,
+    const T* mean,
+    const T* rstd,
+    Arrays<T>& rows) {
+  const int64_t channels = block.shape.group_channels();
+  for (int64_t group = 0; group < block.groups(); ++group) {
+    const T of_group = mean[block.statistic(group)], scale = rstd[block.statistic(group)];
+    for (int64_t c = group * channels; c < (group + 1) * channels; ++c) {
+      rows[kMean][c] = of_group;
+      rows[kScale][c] = args.weight_of(block.first + c) * scale;
+      rows[kShift][c] = args.bias_of(block.first + c);
+    }
+  }
+}
+
+// body(block) for all blocks of whole groups of every sample.
+template <typename S, typename Body>
+void for_each_block(const PoolShape& shape, const Body& body) {
+  const int64_t channels = shape.group_channels();
+  const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(S)));
+  const int64_t group_bytes = shape.group_size() * static_cast<int64_t>(sizeof(S));
+  const int64_t line_groups = (least + channels - 1) / channels;
+  int64_t groups = std::max(line_groups, kBlockBytes / group_bytes / line_groups * line_groups);
+  // Samples alone may be too few for all threads.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t blocks = std::max<int64_t>(1, (2 * threads + shape.batch - 1) / shape.batch);
+  if (threads > 1 && shape.batch % threads != 0) {
+    const int64_t share = (shape.groups + blocks - 1) / blocks;
+    groups = std::min(groups, (share + line_groups - 1) / line_groups * line_groups);
+  }
+  groups = std::min(groups, shape.groups);
+  const int64_t per_sample = (shape.groups + groups - 1) / groups;
+  torch::stable::parallel_for(0, shape.batch * per_sample, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % per_sample * groups;
+      const int64_t count = std::min(groups, shape.groups - first);
+      body(Block<S>{shape, i / per_sample, first * channels, count * channels});
+    }
+  });
+}
+
+}  // namespace pixels
+}  // namespace mim4dd

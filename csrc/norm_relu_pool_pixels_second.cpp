@@ -1,0 +1,233 @@
+// The second derivative of group norm + ReLU + average pool of channels-last memory.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+
+#include "norm_relu_pool_pixels.h"
+#include "simd.h"
+
+namespace mim4dd {
+namespace pixels {
+namespace {
+
+// Rows of the second derivative.
+enum SecondRow {
+  kByG = kFirstFree,
+  kByD,
+  kByU,
+  kConstant,
+  kOutD,
+  kOut,
+  kHeld,
+  kPartG,
+  kPartGd,
+  kPartU,
+  kPartUd,
+  kPartGu,
+  kSecondRows
+};
+
+template <bool kTangent, typename S, typename T = Wide<S>>
+MIM4DD_INLINE void sum_second_as(
+    const Block<S>& block,
+    const S* __restrict input,
+    const S* __restrict tangent,
+    const S* __restrict grad_out,
+    Arrays<T>& rows,
+    Arrays<double>& sums) {
+  const int64_t n = block.channels, stride = block.shape.channels;
+  const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
+  T *const s_g = rows[kPartG], *const s_gd = rows[kPartGd], *const s_u = rows[kPartU];
+  T *const s_ud = rows[kPartUd], *const s_gu = rows[kPartGu];
+  const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
+  visit_pixels(
+      block.shape,
+      [&](const auto& pixels, int64_t at, bool, bool) MIM4DD_INLINE_LAMBDA {
+        const S* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) {
+          const T g = at < 0 ? T(0) : static_cast<T>(upstream[c]) * share;
+          T sum_g = 0, sum_gd = 0, sum_u = 0, sum_ud = 0, sum_gu = 0;
+          for (const int64_t pixel : pixels) {
+            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
+            sum_g += gated;
+            sum_gd += gated * d;
+            if constexpr (kTangent) {
+              const T u = static_cast<T>(tangent[pixel * stride + c]);
+              sum_u += u;
+              sum_ud += u * d;
+              sum_gu += u * gated;
+            }
+          }
+          s_g[c] += sum_g;
+          s_gd[c] += sum_gd;
+          if constexpr (kTangent) {
+            s_u[c] += sum_u;
+            s_ud[c] += sum_ud;
+            s_gu[c] += sum_gu;
+          }
+        }
+      },
+      [&]() MIM4DD_INLINE_LAMBDA {
+        constexpr int kSums = kTangent ? 5 : 2;
+        for (int i = 0; i < kSums; ++i) fold(rows[kPartG + i], sums[i], n);
+      });
+}
+
+template <typename S>
+MIM4DD_SIMD void sum_second(
+    const Block<S>& block,
+    const S* input,
+    const S* tangent,
+    const S* grad_out,
+    Arrays<Wide<S>>& rows,
+    Arrays<double>& sums) {
+  if (tangent == nullptr) {
+    sum_second_as<false, S>(block, input, tangent, grad_out, rows, sums);
+  } else {
+    sum_second_as<true, S>(block, input, tangent, grad_out, rows, sums);
+  }
+}
+
+template <bool kTangent, typename S, typename T = Wide<S>>
+MIM4DD_INLINE void write_second_as(
+    const Block<S>& block,
+    const S* __restrict input,
+    const S* __restrict tangent,
+    const S* __restrict grad_out,
+    S* __restrict grad_grad_out,
+    S* __restrict grad_input,
+    Arrays<T>& rows) {
+  const int64_t n = block.channels, stride = block.shape.channels;
+  const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
+  const T *const by_g = rows[kByG], *const by_d = rows[kByD], *const by_u = rows[kByU];
+  const T *const constant = rows[kConstant], *const out_d = rows[kOutD], *const out = rows[kOut];
+  T* const held = rows[kHeld];
+  const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
+  visit_pixels(
+      block.shape,
+      [&](const auto& pixels, int64_t at, bool is_first, bool is_last) MIM4DD_INLINE_LAMBDA {
+        const S* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
+        if (grad_input != nullptr) {
+#pragma omp simd
+          for (int64_t c = 0; c < n; ++c) {
+            const T g = at < 0 ? T(0) : static_cast<T>(upstream[c]) * share;
+            for (const int64_t pixel : pixels) {
+              const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+              const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
+              T value = by_g[c] * gated + (by_d[c] * d + constant[c]);
+              if constexpr (kTangent) {
+                value += by_u[c] * static_cast<T>(tangent[pixel * stride + c]);
+              }
+              grad_input[pixel * stride + c] = static_cast<S>(value);
+            }
+          }
+        }
+        if (grad_grad_out == nullptr || at < 0) return;
+        if (is_first) std::fill_n(held, n, T(0));
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) {
+          T sum = 0;
+          for (const int64_t pixel : pixels) {
+            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            T value = out_d[c] * d + out[c];
+            if constexpr (kTangent) {
+              value += scale[c] * static_cast<T>(tangent[pixel * stride + c]);
+            }
+            sum += d * scale[c] + shift[c] <= T(0) ? T(0) : value;
+          }
+          held[c] += sum;
+        }
+        if (!is_last) return;
+        S* const to = grad_grad_out + at * stride;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(held[c] * share);
+      });
+}
+
+template <typename S>
+MIM4DD_SIMD void write_second(
+    const Block<S>& block,
+    const S* input,
+    const S* tangent,
+    const S* grad_out,
+    S* grad_grad_out,
+    S* grad_input,
+    Arrays<Wide<S>>& rows) {
+  if (tangent == nullptr) {
+    write_second_as<false, S>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
+  } else {
+    write_second_as<true, S>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
+  }
+}
+
+template <typename S, typename T = Wide<S>>
+void fill_second(
+    const Block<S>& block,
+    const SecondArguments<S>& args,
+    Arrays<double>& by_channel,
+    Arrays<T>& rows) {
+  const PoolShape& shape = block.shape;
+  const int64_t channels = shape.group_channels();
+  const auto tangent_of = [](const T* values, int64_t i) { return values ? values[i] : T(0); };
+  for (int64_t group = 0; group < block.groups(); ++group) {
+    const int64_t first = group * channels;
+    const auto sums = [&](int64_t i) {
+      const int64_t c = first + i;
+      return SecondSums<double>{
+          by_channel[0][c], by_channel[1][c], by_channel[2][c], by_channel[3][c], by_channel[4][c]};
+    };
+    const SecondMeans means = second_means<T>(
+        channels, shape.group_size(), args.rstd[block.statistic(group)], sums,
+        [&](int64_t i) { return args.weight_of(block.first + first + i); },
+        [&](int64_t i) { return tangent_of(args.weight_tangent, block.first + first + i); });
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t c = first + i, channel = block.first + c;
+      args.grad_weight_of[block.sample * shape.channels + channel] = weight_sum<T>(means, sums(i));
+      const auto f = second_factors<T>(
+          means, args.weight_of(channel), tangent_of(args.weight_tangent, channel),
+          tangent_of(args.bias_tangent, channel));
+      rows[kByG][c] = f.by_g;
+      rows[kByD][c] = f.by_d;
+      rows[kByU][c] = f.by_u;
+      rows[kConstant][c] = f.constant;
+      rows[kOutD][c] = f.out_by_d;
+      rows[kOut][c] = f.out_constant;
+    }
+  }
+}
+
+template <typename S>
+void second_block(const Block<S>& block, const SecondArguments<S>& args) {
+  Arrays<Wide<S>> rows(block.channels, kSecondRows);
+  Arrays<double> sums(block.channels, 5);
+  const S *const input = block.pixels(args.input), *const tangent = block.pixels(args.tangent);
+  const S* const upstream = block.out_pixels(args.grad_out);
+  fill_affine<S>(block, args, args.mean, args.rstd, rows);
+  sum_second<S>(block, input, tangent, upstream, rows, sums);
+  fill_second<S>(block, args, sums, rows);
+  write_second<S>(
+      block, input, tangent, upstream, block.out_pixels(args.grad_grad_out),
+      block.pixels(args.grad_input), rows);
+}
+
+}  // namespace
+}  // namespace pixels
+
+template <typename S>
+void second_pixels(const PoolShape& shape, const SecondArguments<S>& args) {
+  pixels::for_each_block<S>(
+      shape, [&](const pixels::Block<S>& block) { pixels::second_block(block, args); });
+}
+
+#define MIM4DD_INSTANTIATE(S) \
+  template void second_pixels(const PoolShape&, const SecondArguments<S>&);
+
+MIM4DD_INSTANTIATE(float)
+MIM4DD_INSTANTIATE(double)
+MIM4DD_INSTANTIATE(c10::BFloat16)
+MIM4DD_INSTANTIATE(c10::Half)
+
+}  // namespace mim4dd
