@@ -80,7 +80,9 @@ def test_a_mean_far_above_the_deviation(kernel_device):
     inputs, *_ = make(case, torch.float32, kernel_device, offset=1e3)
     exact = plain(*(t.double() for t in inputs), **case.options)
     actual = kernels.norm_relu_pool(*inputs, 5, 2, 1e-5)[0]
-    assert_no_worse(actual, plain(*inputs, **case.options), exact)
+    # The mean is a number of the same size, and rounded: two units in its last place.
+    largest = (inputs[1].abs() / inputs[0].double().std((2, 3))).amax()
+    assert (actual - exact).abs().amax() <= 2 * 1e3 * 2**-23 * largest + 1e-5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
