@@ -41,19 +41,41 @@ __device__ void sum_over_block(double (&sums)[kSums]) {
   }
 }
 
+// What moves so many bytes in one instruction.
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using Type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using Type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using Type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using Type = uint4;
+};
+
 // Elements [first, first + kCount) of a row.
 template <int kCount, typename Pass>
 __device__ void
 run_pack(const Pass& pass, const typename Pass::Row& row, int64_t first, double* sums) {
   using T = typename Pass::scalar_t;
   using V = typename Pass::value_t;
-  struct alignas(sizeof(T) * kCount) Values {
+  using Word = typename WordOf<sizeof(T) * kCount>::Type;
+  union Values {
+    Word word;
     T of[kCount];
   };
   Values in[Pass::kInputs], out[Pass::kOutputSlots];
 #pragma unroll
   for (int k = 0; k < Pass::kInputs; ++k) {
-    in[k] = *reinterpret_cast<const Values*>(pass.in[k] + first);
+    in[k].word = *reinterpret_cast<const Word*>(pass.in[k] + first);
   }
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
@@ -67,9 +89,10 @@ run_pack(const Pass& pass, const typename Pass::Row& row, int64_t first, double*
 #pragma unroll
     for (int k = 0; k < Pass::kSums; ++k) sums[k] += terms[k];
   }
+  // A plain assignment the compiler would split into a store for each value.
 #pragma unroll
   for (int k = 0; k < Pass::kOutputs; ++k) {
-    *reinterpret_cast<Values*>(pass.out[k] + first) = out[k];
+    __stwb(reinterpret_cast<Word*>(pass.out[k] + first), out[k].word);
   }
 }
 
