@@ -1,5 +1,5 @@
 # make demo | demo-ipc10 | test | lint | bench      in a virtual environment of their own, .venv
-# make bench-peers bench-contrastive   the contrastive losses beside other libraries
+# make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,7 +12,7 @@ RESULTS := runs/bench
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 test lint bench bench-contrastive bench-peers gpu clean
+.PHONY: demo demo-ipc10 test lint bench bench-contrastive bench-unroll bench-peers gpu clean
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -58,6 +58,9 @@ bench: $(VENV)/.tested
 
 bench-contrastive: $(VENV)/.tested
 	$(call measure,$(CONTRASTIVE) $(BENCH_OPTIONS),contrastive)
+
+bench-unroll: $(VENV)/.tested
+	$(call measure,bench/bench_unroll_sgd.py $(BENCH_OPTIONS),unroll)
 
 bench-peers: $(VENV)/.tested
 	$(PIP) --no-deps --requirement bench/peers.txt

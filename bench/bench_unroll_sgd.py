@@ -1,81 +1,108 @@
-"""unroll_sgd on the field's ConvNet, against the graph of all steps that it replaces."""
+"""unroll_sgd on the field's networks: the graph it replaces, other libraries, compiled adjoints.
 
-from functools import cache
-from typing import NamedTuple
+Every way gives the gradients of images, step size and θ_0 through one trajectory loss. The floor is
+the convolutions alone that this takes where all activations are kept.
+"""
 
-import torch
+from functools import partial
 
-from mim4dd import flatten_parameters, reference, unroll_sgd
-from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.networks import ConvNet
+from contrastive import THREADS
+from providers import is_installed
+from trajectories import (
+    CHANNELS_LAST,
+    adjoint,
+    by_jvp,
+    by_vjp,
+    gradients_of,
+    graph,
+    higher,
+    tesla,
+    torchopt,
+)
+from unroll import Case, answers_for, check, convolutions, flop_of, problem_for, relative_errors
+
+from mim4dd import unroll_sgd
+
+MAIN = Case(10)
+TINY = {"width": 4, "threads": THREADS[0]}
 
 
-class Case(NamedTuple):
-    num_steps: int
-    width: int
-    depth: int
-    image_size: int
-    batch: int = 10
-
-    def __str__(self) -> str:
-        size = f"{self.image_size}x{self.image_size}"
-        return f"T={self.num_steps} ConvNet-{self.depth} width={self.width} {size} B={self.batch}"
+def full():
+    """The main case on one thread and on all; sweeps of T, B and width; a residual network."""
+    yield from (MAIN._replace(threads=threads) for threads in THREADS)
+    yield from (Case(num_steps) for num_steps in (5, 40, 100))
+    yield from (Case(10, batch) for batch in (50, 100))
+    yield Case(5, 250)
+    yield from (Case(10, batch, width=64) for batch in (10, 100))
+    yield from (Case(5, width=width, network="ResNet-18") for width in (16, 64))
 
 
 CASES = {
-    "tiny": [Case(2, 4, 2, 8)],
-    "full": [Case(num_steps, 128, 3, 32) for num_steps in (5, 10, 40)],
+    "tiny": [
+        Case(2, network="ConvNet-2", image_size=8, **TINY),
+        Case(2, 2, network="ResNet-18", image_size=16, **TINY),
+    ],
+    "short": [MAIN, Case(10, 100), Case(40)],
+    "full": list(full()),
 }
 
 
-def kept(model, *inputs, lr):
-    return unroll_sgd(model, *inputs, lr=lr, memory_budget=8 * 2**30)
+def ours(problem, model, memory_budget):
+    inputs = (problem.theta_0, problem.images, problem.labels, problem.batches)
+    theta_T = unroll_sgd(model, *inputs, lr=problem.lr, memory_budget=memory_budget)
+    return gradients_of(problem, theta_T, problem.theta_0)
 
 
-def graph(model, *inputs, lr):
-    return reference.unroll_sgd(FunctionalModel(model), *inputs, lr)
+OURS = {"mim4dd": 0, "mim4dd, kept": 8 * 2**30}  # bytes of memory_budget
+OTHERS = {
+    "graph": graph,
+    "graph, channels-last": partial(graph, memory_format=CHANNELS_LAST),
+    "tesla": tesla,
+    # Forward mode through GroupNorm takes contiguous images alone.
+    "vjp": partial(adjoint, step_back=by_vjp, memory_format=CHANNELS_LAST),
+    "jvp": partial(adjoint, step_back=by_jvp),
+    "torch.compile": partial(adjoint, step_back=by_vjp, compiled=True),
+    "torch.compile, channels-last": partial(
+        adjoint, step_back=by_vjp, memory_format=CHANNELS_LAST, compiled=True
+    ),
+    "torch.compile, jvp": partial(adjoint, step_back=by_jvp, compiled=True),
+}
+OTHERS |= {
+    way.__name__: way for way in (higher, torchopt) if is_installed(way.__name__, way.__name__)
+}
+PROVIDERS = dict.fromkeys([*OURS, *OTHERS, "convolutions"])
 
 
-PROVIDERS = {"mim4dd": unroll_sgd, "mim4dd, all kept": kept, "graph": graph}
-
-
-def gradients(provider, model, theta_0, image_syn, lr, labels, batches):
-    """Gradients of images, step size and θ_0 through the distance to where θ would not move."""
-    theta_T = provider(model, theta_0, image_syn, labels, batches, lr=lr)
-    loss = (theta_T - theta_0.detach()).square().sum()
-    return torch.autograd.grad(loss, (image_syn, lr, theta_0))
-
-
-@cache
-def problem(case, device):
-    """Inputs in float32, with the gradients in float64 and how far the plain graph is from them."""
-    torch.manual_seed(0)
-    model = ConvNet(10, 3, case.width, case.depth, case.image_size).to(device)
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
-    labels = torch.arange(case.batch, device=device) % 10
-    batches = torch.arange(case.batch, device=device).expand(case.num_steps, -1)
-    lr = torch.tensor(0.01, device=device)
-    leaves = [tensor.requires_grad_() for tensor in (flatten_parameters(model), images, lr)]
-    doubles = [tensor.detach().double().requires_grad_() for tensor in leaves]
-    exact = gradients(graph, model.double(), *doubles, labels, batches)
-    plain = gradients(graph, model.float(), *leaves, labels, batches)
-    return model, leaves, labels, batches, exact, relative_errors(plain, exact)
-
-
-def relative_errors(actual, exact):
-    return [
-        float((ours - truth).norm() / truth.norm())
-        for ours, truth in zip(actual, exact, strict=True)
-    ]
+def left_out(case, provider):
+    if not provider.startswith("torch.compile"):
+        return None
+    if case in CASES["tiny"]:
+        return "compiling takes a minute"
+    if case.network != MAIN.network:
+        return "compiling takes several minutes"
+    if case not in CASES["short"] and case._replace(threads=MAIN.threads) != MAIN:
+        return "compiling takes a minute, and the step is timed at T=10"
+    return None
 
 
 def bench_unroll_sgd(case, provider, device, measure):
-    model, leaves, labels, batches, exact, plain_errors = problem(case, device)
+    anywhere = case._replace(threads=0)
+    problem, model = problem_for(anywhere, device)
+    info = {**case._asdict(), "flop": flop_of(problem)}
+    if provider == "convolutions":
+        measure(convolutions(problem), lambda _: None, **info)
+        return
 
-    def check(actual):
-        # A ReLU on the other side of its kink in float32 moves a gradient by chance, in the plain
-        # graph as in ours: a factor of two tells that from a dropped term.
-        for error, plain in zip(relative_errors(actual, exact), plain_errors, strict=True):
-            assert error <= 2 * plain + 1e-5, f"relative error {error:.1e}, plain {plain:.1e}"
+    def checked(actual):
+        plain, exact = answers_for(anywhere, device, moves=provider != "tesla")
+        check(case, actual, plain, exact)
+        figures = {"errors": relative_errors(actual, exact)}
+        if provider == "tesla":
+            _, true = answers_for(anywhere, device, moves=True)
+            figures["bias"] = relative_errors(actual, true)
+        return figures
 
-    measure(lambda: gradients(PROVIDERS[provider], model, *leaves, labels, batches), check)
+    if provider in OURS:
+        measure(lambda: ours(problem, model, OURS[provider]), checked, **info)
+    else:
+        measure(lambda: OTHERS[provider](problem), checked, **info)

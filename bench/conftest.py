@@ -122,15 +122,16 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
     """Check a provider's answer, then measure its peak memory and its time.
 
     ``measure(call, check, **info)``: ``check(call())`` raises where the answer is wrong, and then
-    nothing is timed. ``info`` goes into the result file beside the figures.
+    nothing is timed. ``info``, and what ``check`` returns, go into the result file beside the
+    figures.
     """
     params = request.node.callspec.params
 
-    def run(call: Callable[[], Any], check: Callable[[Any], None], **info: Any) -> None:
+    def run(call: Callable[[], Any], check: Callable[[Any], dict | None], **info: Any) -> None:
         started = _finished_at()
         answer = _checked(request.node, call)
         seconds = _finished_at() - started
-        _checked(request.node, check, answer)
+        info |= _checked(request.node, check, answer) or {}
         if repeat == 0:  # it is the same every time
             info["peak_bytes"] = peak_memory(call, device)
             info["result_bytes"] = sum(tensor.nbytes for tensor in tree_leaves(answer))

@@ -10,9 +10,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from report import FLOOR, OURS, Row
+from report import FLOORS, OURS, Row
 
-_TAB10 = matplotlib.colormaps["tab10"].colors  # its eighth is grey, which is the floor's
+_TAB10 = matplotlib.colormaps["tab10"].colors  # its eighth is grey, which is the floors'
 _PALETTE = [*_TAB10[:7], *_TAB10[8:], *matplotlib.colormaps["Set2"].colors]
 _BAR_INCHES = 0.14
 
@@ -40,9 +40,9 @@ def save_plot(path: Path, rows: list[Row]) -> None:
 def _colors(rows: list[Row]) -> dict[str, object]:
     """One colour per provider in every panel; ours and the floor the same in every picture."""
     providers = dict.fromkeys(row.provider for row in rows)
-    others = [name for name in providers if name not in (OURS, FLOOR)]
+    others = [name for name in providers if name not in (OURS, *FLOORS)]
     palette = {name: _PALETTE[1 + i % (len(_PALETTE) - 1)] for i, name in enumerate(others)}
-    return {OURS: _PALETTE[0], FLOOR: "0.6", **palette}
+    return {OURS: _PALETTE[0], **dict.fromkeys(FLOORS, "0.6"), **palette}
 
 
 def _sweep(rows: list[Row]) -> list[Row]:
@@ -73,11 +73,11 @@ def _draw_sweep(figure: Figure, rows: list[Row], colors: dict[str, object]) -> N
             "marker": "o",
             "markersize": 3.5,
             "lw": 2.5 if provider == OURS else 1.3,
-            "ls": "--" if provider == FLOOR else "-",
+            "ls": "--" if provider in FLOORS else "-",
             "zorder": 3 if provider == OURS else 2,
         }
         time.plot(sizes, [1e3 * row.seconds for row in own], **style)
-        if provider != FLOOR:
+        if provider not in FLOORS:
             memory.plot(sizes, [max(1e-3, row.info["peak_bytes"] / 2**20) for row in own], **style)
     for axis, title in ((time, "time, ms"), (memory, "peak memory above the inputs, MiB")):
         axis.set(xscale="log", yscale="log", xlabel="N = M", title=title)

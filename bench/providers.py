@@ -38,12 +38,18 @@ def installed(providers: dict[str, Provider]) -> dict[str, Provider]:
     for name, provider in providers.items():
         if provider.needs_gpu and not torch.cuda.is_available():
             continue
-        if find_spec(provider.module) is None:
-            command = f"pip install --no-deps {provider.package}"
-            missing[provider.package] = f"left out, not installed: {provider.package} ({command})"
-            continue
-        found[name] = provider
+        if is_installed(provider.module, provider.package):
+            found[name] = provider
     return found
+
+
+def is_installed(module: str, package: str) -> bool:
+    """Whether it can be imported; if not, its package goes to ``missing``."""
+    if find_spec(module) is not None:
+        return True
+    command = f"pip install --no-deps {package}"
+    missing[package] = f"left out, not installed: {package} ({command})"
+    return False
 
 
 def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -4,8 +4,9 @@
 
 Times are medians over the repeats; ratios are taken within each repeat, where providers took turns,
 and given as median and range. The floor is the matrix products alone, with the logits in memory: a
-kernel that keeps them in cache may come below it. Peak memory is above the inputs, and once more
-without the results. What was not timed, and why, stands below the table.
+kernel that keeps them in cache may come below it; for trajectories, the convolutions alone. Peak
+memory is above the inputs, and once more without the results. Errors, where a suite has them, are
+relative and against float64. What was not timed, and why, stands below the table.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-OURS, FLOOR = "mim4dd", "gemms"
+OURS, FLOORS = "mim4dd", ("gemms", "convolutions")
 
 
 class Row(NamedTuple):
@@ -46,12 +47,16 @@ def load_rows(results: Iterable[dict]) -> list[Row]:
             provider,
             statistics.median(each["seconds"] for each in repeats.values()),
             _ratios(repeats, by_provider.get(OURS, {})),
-            _ratios(repeats, by_provider.get(FLOOR, {})),
+            _ratios(repeats, _floor(by_provider)),
             repeats[min(repeats)],
         )
         for group, by_provider in groups.items()
         for provider, repeats in by_provider.items()
     ]
+
+
+def _floor(by_provider: dict[str, dict[int, dict]]) -> dict[int, dict]:
+    return next((by_provider[name] for name in FLOORS if name in by_provider), {})
 
 
 def _ratios(repeats: dict[int, dict], other: dict[int, dict]) -> tuple[float, ...]:
@@ -66,8 +71,8 @@ def markdown(rows: list[Row]) -> str:
     """The table."""
     lines = [
         "| op | case | device | provider | time | time / ours (range) | time / floor "
-        "| peak memory | without results | rate |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| peak memory | without results | rate | error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratio = "–"  # where ours gave a wrong answer it was not timed
@@ -78,13 +83,14 @@ def markdown(rows: list[Row]) -> str:
         memory = f"{_memory(row)} | {_memory(row, 'result_bytes')}"
         lines.append(
             f"| {row.op} | {row.case} | {row.device} | {row.provider} | {1e3 * row.seconds:.3g} ms "
-            f"| {ratio} | {floor} | {memory} | {_rate(row)} |"
+            f"| {ratio} | {floor} | {memory} | {_rate(row)} "
+            f"| {_errors(row)} |"
         )
     return "\n".join(lines)
 
 
 def _memory(row: Row, less: str | None = None) -> str:
-    if row.provider == FLOOR or "peak_bytes" not in row.info:
+    if row.provider in FLOORS or "peak_bytes" not in row.info:
         return "–"  # the floor writes into buffers that are there
     return f"{max(0, row.info['peak_bytes'] - row.info.get(less, 0)) / 2**20:.4g} MiB"
 
@@ -97,6 +103,14 @@ def _rate(row: Row) -> str:
     if "flop" in row.info:
         return f"{row.info['flop'] / row.seconds / 1e9:.1f} GFLOP/s"
     return ""
+
+
+def _errors(row: Row) -> str:
+    errors, bias = (
+        ", ".join(f"{name} {error:.1e}" for name, error in row.info.get(kind, {}).items())
+        for kind in ("errors", "bias")
+    )
+    return f"{errors}; of the approximation: {bias}" if bias else errors
 
 
 def not_timed(results: Iterable[dict]) -> str:
