@@ -6,10 +6,10 @@ the convolutions alone that this takes where all activations are kept.
 
 from functools import partial
 
+import torch
 from contrastive import THREADS
 from providers import is_installed
 from trajectories import (
-    CHANNELS_LAST,
     adjoint,
     by_jvp,
     by_vjp,
@@ -56,15 +56,11 @@ def ours(problem, model, memory_budget):
 OURS = {"mim4dd": 0, "mim4dd, kept": 8 * 2**30}  # bytes of memory_budget
 OTHERS = {
     "graph": graph,
-    "graph, channels-last": partial(graph, memory_format=CHANNELS_LAST),
+    "graph, channels-last": partial(graph, memory_format=torch.channels_last),
     "tesla": tesla,
-    # Forward mode through GroupNorm takes contiguous images alone.
-    "vjp": partial(adjoint, step_back=by_vjp, memory_format=CHANNELS_LAST),
+    "vjp": partial(adjoint, step_back=by_vjp),
     "jvp": partial(adjoint, step_back=by_jvp),
     "torch.compile": partial(adjoint, step_back=by_vjp, compiled=True),
-    "torch.compile, channels-last": partial(
-        adjoint, step_back=by_vjp, memory_format=CHANNELS_LAST, compiled=True
-    ),
     "torch.compile, jvp": partial(adjoint, step_back=by_jvp, compiled=True),
 }
 OTHERS |= {
@@ -92,6 +88,10 @@ def bench_unroll_sgd(case, provider, device, measure):
     if provider == "convolutions":
         measure(convolutions(problem), lambda _: None, **info)
         return
+    if provider in OURS:
+        way = partial(ours, model=model, memory_budget=OURS[provider])
+    else:
+        way = OTHERS[provider]
 
     def checked(actual):
         plain, exact = answers_for(anywhere, device, moves=provider != "tesla")
@@ -102,7 +102,4 @@ def bench_unroll_sgd(case, provider, device, measure):
             figures["bias"] = relative_errors(actual, true)
         return figures
 
-    if provider in OURS:
-        measure(lambda: ours(problem, model, OURS[provider]), checked, **info)
-    else:
-        measure(lambda: OTHERS[provider](problem), checked, **info)
+    measure(lambda: way(problem), checked, **info)

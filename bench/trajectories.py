@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-CHANNELS_LAST = torch.channels_last
-
 
 class Problem(NamedTuple):
     """T steps of SGD from θ_0, whose end is compared with a target."""
@@ -41,7 +39,9 @@ def trajectory_loss(problem: Problem, theta: Tensor) -> Tensor:
     return (theta - problem.target).square().sum() / start
 
 
-def as_function(model: nn.Module, memory_format: torch.memory_format) -> Callable[..., Tensor]:
+def as_function(
+    model: nn.Module, memory_format: torch.memory_format = torch.contiguous_format
+) -> Callable[..., Tensor]:
     """The model as a function of one flat vector, whose views are its parameters."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     shapes = [parameter.shape for parameter in parameters]
@@ -79,7 +79,7 @@ def tesla(problem: Problem) -> Gradients:
 
     Its public code builds a graph in the first loop as well and drops it; here it does not.
     """
-    call, lr = as_function(problem.model, torch.contiguous_format), problem.lr.detach()
+    call, lr = as_function(problem.model), problem.lr.detach()
     theta = problem.theta_0.detach()
     path, total = [], torch.zeros_like(theta)
     for rows in problem.batches:
@@ -88,8 +88,8 @@ def tesla(problem: Problem) -> Gradients:
         (gradient,) = torch.autograd.grad(value, theta)
         total += gradient
         theta = theta.detach() - lr * gradient
-    scale = (path[0].detach() - problem.target).square().sum()
-    start = path[0].detach() - problem.target
+    start = problem.theta_0.detach() - problem.target
+    scale = start.square().sum()
     fixed = 2 * (lr.square() * total - lr * start) / scale
     images = torch.zeros_like(problem.images)
     for theta, rows in zip(path, problem.batches, strict=True):
@@ -104,7 +104,6 @@ def tesla(problem: Problem) -> Gradients:
 def adjoint(
     problem: Problem,
     step_back: Step,
-    memory_format: torch.memory_format = torch.contiguous_format,
     moves: bool = True,
     compiled: bool = False,
 ) -> Gradients:
@@ -113,7 +112,7 @@ def adjoint(
     With ``moves=False`` λ stays what it is at the end, which defines what TESLA computes.
     """
     prepare = _compiled_steps if compiled else _steps
-    forward, backward = prepare(problem.model, step_back, memory_format)
+    forward, backward = prepare(problem.model, step_back)
     images, lr = problem.images.detach(), problem.lr.detach()
     path = [problem.theta_0.detach()]
     for rows in problem.batches:
@@ -130,35 +129,31 @@ def adjoint(
     return Gradients(grad_images, grad_lr, adjoint_theta)
 
 
-def _steps(
-    model: nn.Module, step_back: Step, memory_format: torch.memory_format
-) -> tuple[Callable[..., Tensor], Step]:
-    call = as_function(model, memory_format)
+def _steps(model: nn.Module, step_back: Step) -> tuple[Callable[..., Tensor], Step]:
+    """Of contiguous images: forward mode through GroupNorm takes no others."""
+    call = as_function(model)
     return partial(_step, call), partial(step_back, call)
 
 
 @lru_cache(maxsize=8)
-def _compiled_steps(
-    model: nn.Module, step_back: Step, memory_format: torch.memory_format
-) -> tuple[Callable[..., Tensor], Step]:
-    """Compiled once a network; the harness forgets what was compiled where a case begins."""
-    steps = _steps(model, step_back, memory_format)
+def _compiled_steps(model: nn.Module, step_back: Step) -> tuple[Callable[..., Tensor], Step]:
+    """Once a network; the harness forgets what was compiled where a case begins.
+
+    Inductor lays out memory itself: channels-last images gave the same bits as these.
+    """
+    steps = _steps(model, step_back)
     forward, backward = (torch.compile(step, fullgraph=True, dynamic=False) for step in steps)
     return forward, backward
 
 
 def _step(call, theta, images, labels, lr):
-    gradient = torch.func.grad(lambda theta: F.cross_entropy(call(theta, images), labels))(theta)
-    return theta - lr * gradient
+    gradient = torch.func.grad(partial(_value, call, labels=labels))
+    return theta - lr * gradient(theta, images)
 
 
 def by_vjp(call, theta, images, labels, adjoint_theta, lr):
     """Reverse over reverse."""
-
-    def gradient(theta, images):
-        value = partial(_value, call, labels=labels)
-        return torch.func.grad(value)(theta, images)
-
+    gradient = torch.func.grad(partial(_value, call, labels=labels))
     direction, pull_back = torch.func.vjp(gradient, theta, images)
     to_theta, to_images = pull_back(-lr * adjoint_theta)
     return adjoint_theta + to_theta, to_images, -adjoint_theta.dot(direction)
@@ -166,12 +161,9 @@ def by_vjp(call, theta, images, labels, adjoint_theta, lr):
 
 def by_jvp(call, theta, images, labels, adjoint_theta, lr):
     """Forward over reverse: the loss's own tangent is what lr gets."""
-
-    def gradients(theta):
-        value = partial(_value, call, labels=labels)
-        return torch.func.grad_and_value(value, argnums=(0, 1))(theta, images)
-
-    _, tangents = torch.func.jvp(gradients, (theta,), (adjoint_theta,))
+    value = partial(_value, call, labels=labels)
+    gradients = torch.func.grad_and_value(value, argnums=(0, 1))
+    _, tangents = torch.func.jvp(lambda theta: gradients(theta, images), (theta,), (adjoint_theta,))
     (to_theta, to_images), slope = tangents
     return adjoint_theta - lr * to_theta, -lr * to_images, -slope
 
