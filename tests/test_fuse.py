@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from mim4dd import NormReLUPool2d, flatten_parameters, fuse, unroll_sgd
-from mim4dd.distill.networks import ConvNet
 
 
 class FieldConvNet(nn.Module):
@@ -72,23 +71,6 @@ def test_the_fields_convnet():
     fused.load_state_dict(plain.state_dict())
     assert_same(plain, fused, torch.randn(3, 3, 16, 16, dtype=torch.float64))
     assert fuse(fused) == []
-
-
-def test_our_convnet_and_its_feature_layers():
-    plain, fused, found = fused_pair(ConvNet(5, width=8, image_size=16, norm="group"))
-    assert found == [f"blocks.{i}.1: GroupNorm + ReLU + AvgPool2d" for i in range(3)]
-    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    assert_same(plain, fused, images)
-    features = []
-    for model in (plain, fused):
-        kept = {}
-        for name in model.feature_layers:
-            model.get_submodule(name).register_forward_hook(
-                lambda _, __, out, name=name, kept=kept: kept.__setitem__(name, out)
-            )
-        model(images)
-        features.append(kept)
-    torch.testing.assert_close(*features)
 
 
 def test_trajectories_through_a_fused_model():
