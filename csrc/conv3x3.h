@@ -1,5 +1,4 @@
-// The tasks that the 3×3 convolutions are made of. A task reads and writes what no other one
-// writes.
+// The tasks that a 3×3 convolution is made of. A task writes what no other one writes.
 #pragma once
 
 #include <cstring>

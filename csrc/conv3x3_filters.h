@@ -7,7 +7,8 @@
 namespace mim4dd {
 
 // Tiles to the gradient of the transformed filters, Σ V (A y Aᵀ): of one row of four points, over
-// one chunk of the tiles.
+// one chunk of the tiles. Columns and rows beyond the last channel stay unwritten, as nobody reads
+// what becomes of them.
 template <typename T, typename Isa>
 struct FilterGradient {
   using Kernel = Winograd<T, Isa>;
@@ -63,7 +64,7 @@ struct FilterGradient {
     }
   }
 
-  // first + sign second, in four pixels of a row.
+  // first + sign second, in some pixels of a row.
   template <int kCount>
   static MIM4DD_INLINE void combine(
       Vector (&sum)[kCount],

@@ -11,9 +11,13 @@ namespace mim4dd {
 // What a CPU's registers hold. `call` runs a task, whose operator() must be inlined all the way
 // down, compiled for that CPU.
 struct Baseline {
-  static constexpr int kBytes = 16, kRows = 4;
+  static constexpr int kBytes = 16;
+#if defined(__aarch64__)
+  static constexpr int kRows = 8;  // it has 32 registers
+#else
+  static constexpr int kRows = 4;
+#endif
 
-  static bool runs_here() { return true; }
   template <typename Task, typename... Arguments>
   static void call(const Task& task, Arguments... arguments) {
     task(arguments...);
@@ -65,7 +69,7 @@ struct Micro {
   static constexpr int kSteps = kLanes < 4 ? kLanes : 4;
   // Sums are formed in runs of so many terms: in one run of all, float32 would round too much. A
   // run costs a tile read and written. Gradients of filters are sums over images, the longest ones.
-  static constexpr int kBlocksRun = 64, kRowsRun = 32;
+  static constexpr int kBlocksRun = 32, kRowsRun = 32;
 
   static MIM4DD_INLINE void load(Vector& to, const T* from) {
     to = *reinterpret_cast<const Vector*>(from);

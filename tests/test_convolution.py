@@ -46,7 +46,7 @@ def test_values_and_both_derivatives(geometry, with_bias, dtype, device):
 
     def run(dtype, mode):
         leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]
-        scope = Convolutions(images) if mode else torch.enable_grad()  # images of another scope
+        scope = Convolutions([images]) if mode else torch.enable_grad()  # images of another scope
         return twice_differentiated(
             *leaves,
             *([] if with_bias else [None]),
@@ -66,7 +66,7 @@ def test_the_gradient_by_the_images_waits_for_the_second_derivative(device):
     """The gradient by the parameters never asks for it: it is not computed, and then it is."""
     images = torch.randn(2, 3, 6, 6, device=device, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 3, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
-    scope = Convolutions(images)
+    scope = Convolutions([images])
     with scope:
         loss = F.conv2d(images, weight).square().sum()
     assert torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True) == (None,)
@@ -79,7 +79,7 @@ def test_the_gradient_by_the_images_waits_for_the_second_derivative(device):
 def test_other_functions_and_other_paddings_pass_through(device):
     images = torch.randn(2, 3, 6, 6, device=device)
     weight = torch.randn(4, 3, 3, 3, device=device)
-    with Convolutions(images):
+    with Convolutions([images]):
         same = F.conv2d(images, weight, padding="same")
         unbatched = F.conv2d(images[0], weight, padding=1)
         assert torch.equal(images.relu(), F.relu(images))

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 
 from mim4dd import flatten_parameters, unroll_sgd
+from mim4dd._unroll.step_gradient import StepLoss
 
 
 class Generated(nn.Module):
@@ -66,7 +67,7 @@ def parametrized():
 
 
 class Attention(nn.Module):
-    """By the one attention kernel that has a second derivative."""
+    """Of PyTorch's attention kernels one has a second derivative: the unroll chooses it."""
 
     def __init__(self):
         super().__init__()
@@ -75,8 +76,7 @@ class Attention(nn.Module):
 
     def forward(self, images):
         tokens = torch.stack([images, images.sin(), images.cos()], dim=1)
-        with sdpa_kernel(SDPBackend.MATH):
-            mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         return self.head(mixed.mean(1))
 
 
@@ -136,7 +136,8 @@ def by_name(model, theta, images, labels, batches, lr):
     }
     for rows in batches:
         # A fresh copy, since a functional call leaves what its model writes to buffers in it.
-        output = functional_call(copy.deepcopy(model), state, (images[rows],))
+        with sdpa_kernel(SDPBackend.MATH):
+            output = functional_call(copy.deepcopy(model), state, (images[rows],))
         value = F.cross_entropy(output, labels[rows])
         gradients = torch.autograd.grad(value, list(state.values()), create_graph=True)
         state = {
@@ -159,8 +160,11 @@ def test_gradients_through_it(name, budget, device):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["as the device does", "batched"])
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_AT_A_TIME])
-def test_trajectories_through_it(name, device):
+def test_trajectories_through_it(name, batched, device, monkeypatch):
+    if batched:  # as on a GPU
+        monkeypatch.setattr(StepLoss, "_one_after_another", StepLoss._side_by_side)
     model, images, labels, batches, lr = make(name, device)
     theta_0 = flatten_parameters(model)
     starts = torch.stack([theta_0, 0.8 * theta_0]).requires_grad_()
@@ -177,7 +181,8 @@ def test_trajectories_through_it(name, device):
 
 
 @pytest.mark.parametrize(("name", "message"), ONE_AT_A_TIME.items())
-def test_what_vmap_cannot_do_is_an_error(name, message, device):
+def test_what_vmap_cannot_do_is_an_error(name, message, device, monkeypatch):
+    monkeypatch.setattr(StepLoss, "_one_after_another", StepLoss._side_by_side)  # as on a GPU
     model, images, labels, batches, lr = make(name, device)
     starts = flatten_parameters(model).expand(2, -1)
     with pytest.raises(RuntimeError, match=message):

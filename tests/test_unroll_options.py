@@ -9,6 +9,7 @@ from torch import nn
 
 from mim4dd import UnrollDiagnostics, flatten_parameters, unroll_sgd
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.step_gradient import StepLoss
 from mim4dd.distill.networks import ConvNet
 
 MOMENTUM = {"momentum": 0.9, "weight_decay": 0.02, "nesterov": True}
@@ -73,8 +74,13 @@ def test_an_ambiguous_step_size_is_refused(device):
 @pytest.mark.parametrize("augment", [None, jitter], ids=["plain", "augmented"])
 @pytest.mark.parametrize("options", [{}, MOMENTUM], ids=["sgd", "nesterov"])
 @pytest.mark.parametrize("budget", [0, 10**9])
-def test_trajectories_side_by_side(own_batches, augment, options, budget, device):
+@pytest.mark.parametrize("batched", [False, True], ids=["as the device does", "batched"])
+def test_trajectories_side_by_side(
+    own_batches, augment, options, budget, batched, device, monkeypatch
+):
     """K at once give what K calls give, and their gradients add up."""
+    if batched:  # as on a GPU
+        monkeypatch.setattr(StepLoss, "_one_after_another", StepLoss._side_by_side)
     model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, 4, 3, soft=True)
     starts = torch.stack([theta_0.detach() * scale for scale in (1.0, 0.7, 1.2)]).requires_grad_()
     if own_batches:

@@ -87,12 +87,12 @@ class Geometry(NamedTuple):
 class Convolutions(TorchFunctionMode):
     """Within it, every ``conv2d`` differentiates by :class:`_Convolution`.
 
-    ``images`` is what the gradient by the parameters does not ask for; while ``first_order`` is
-    True, the convolutions that read it leave its gradient out. An autograd.Function can't tell by
-    itself: it sees what requires a gradient, not what is asked for.
+    ``images`` are what the gradient by the parameters does not ask for; while ``first_order`` is
+    True, the convolutions that read them leave their gradient out. An autograd.Function can't tell
+    by itself: it sees what requires a gradient, not what is asked for.
     """
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: list[Tensor]) -> None:
         super().__init__()
         self.images = images
         self.first_order = True
@@ -174,7 +174,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.geometry, ctx.scope = geometry, scope
-        ctx.is_first = images is scope.images
+        ctx.is_first = any(images is first for first in scope.images)
         return geometry.forward(fastest_layout(images), weight, bias)
 
     @staticmethod

@@ -12,6 +12,18 @@ class DivergenceError(FloatingPointError):
     """Inner training left the finite numbers.
 
     ``step`` is the first one whose loss, or whose parameters after it, are not finite.
+
+    Example:
+        >>> import torch, mim4dd
+        >>> model = torch.nn.Linear(4, 2)
+        >>> try:
+        ...     mim4dd.unroll_sgd(
+        ...         model, mim4dd.flatten_parameters(model), torch.ones(2, 4), torch.tensor([0, 1]),
+        ...         torch.tensor([[0, 1]] * 5), lr=float("inf"),
+        ...     )
+        ... except mim4dd.DivergenceError as error:
+        ...     print(error.step)
+        1
     """
 
     def __init__(self, step: int, message: str) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mim4dd._unroll.convolution import Convolutions
 from mim4dd._unroll.functional import FunctionalModel
@@ -85,30 +86,46 @@ class StepLoss:
         theta = theta.detach().requires_grad_()
         inputs = inputs.detach().requires_grad_(create_graph)
         labels = labels.detach().requires_grad_(create_graph and labels.is_floating_point())
-        convolutions = Convolutions(inputs)
         with torch.enable_grad():
-            with convolutions:
-                losses = self._losses(theta, inputs, labels)
+            parts = list(inputs.unbind()) if self.own_samples else [inputs]
+            convolutions = Convolutions(parts)
+            with convolutions, sdpa_kernel(SDPBackend.MATH):  # the others differentiate once
+                losses = self._losses(theta, parts, labels)
             (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
         convolutions.first_order = False
         return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
 
-    def _losses(self, theta: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+    def _losses(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
         before = theta._version
         if theta.dim() == 1:
-            losses = self._value(theta, inputs, labels, self.call.buffers())
+            losses = self._value(theta, parts[0], labels, self.call.buffers())
+        elif theta.device.type == "cpu":
+            losses = self._one_after_another(theta, parts, labels)
         else:
-            own = 0 if self.own_samples else None
-            buffers = self.call.buffers(copies=theta.shape[0])
-            losses = torch.vmap(self._value, in_dims=(0, own, own, 0))(
-                theta, inputs, labels, buffers
-            )
+            losses = self._side_by_side(theta, parts, labels)
         if theta._version != before:
             raise RuntimeError(
                 "model changes its parameters in place in its forward pass: the gradient would be "
                 "that of other parameters than the step was taken from"
             )
         return losses
+
+    def _one_after_another(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
+        """On a CPU one trajectory fills the machine, and the convolutions of one are the faster."""
+        own = self.own_samples
+        return torch.stack(
+            [
+                self._value(row, parts[own * k], labels[k] if own else labels, self.call.buffers())
+                for k, row in enumerate(theta)
+            ]
+        )
+
+    def _side_by_side(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
+        """On a GPU all trajectories share their launches."""
+        own = 0 if self.own_samples else None
+        inputs = torch.stack(parts) if self.own_samples else parts[0]
+        buffers = self.call.buffers(copies=theta.shape[0])
+        return torch.vmap(self._value, in_dims=(0, own, own, 0))(theta, inputs, labels, buffers)
 
     def _value(
         self, theta: Tensor, inputs: Tensor, labels: Tensor, buffers: dict[str, Tensor]
