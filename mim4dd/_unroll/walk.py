@@ -52,7 +52,7 @@ class Walk:
     def start(self, grad_theta_T: Tensor, theta_T: Tensor) -> None:
         """Stand at the end of training."""
         self.adjoint: State = (grad_theta_T,)
-        self.taken = theta_T
+        self.after: State = (theta_T,)  # with its moments, but for the last step
         self.product: Tensor | None = None
         self.squared_norms: list[Tensor] = []
         self.mismatch = theta_T.new_zeros(())
@@ -77,7 +77,7 @@ class Walk:
         theta_adjoint = self.adjoint[0]
         if self.product is not None:
             theta_adjoint = theta_adjoint + self.product
-        if self.mismatch > 0:
+        if not self.mismatch <= 0:  # nor is it NaN
             raise RuntimeError(
                 "recomputing a step of the unroll gave other parameters than taking it did: model, "
                 "loss or augment draws random numbers of its own, as dropout does, or its mode, "
@@ -100,11 +100,12 @@ class Walk:
         recomputed = linear is None
         if linear is None:
             linear = self.steps.linearize(index, before[0], create_graph=True)
-        after = self._advance(index, before, linear)
-        if recomputed:
-            mismatch = _mismatch(before[0], after[0], self.taken)
+        after, self.after = self.after, before
+        if recomputed or len(after) < len(before):
+            reached = self._advance(index, before, linear)
+            mismatch = _mismatch(before[0], reached[0], after[0])
             self.mismatch = torch.maximum(self.mismatch, mismatch)
-        self.taken = before[0]
+            after = reached
         lr = self.step_sizes.at(index)
         step = Step(index, before, after, linear.step.gradient.detach(), lr)
         self.adjoint, seed = self.optimizer.step_back(self.adjoint, self.product, step)
