@@ -3,14 +3,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "channels_last.h"
 #include "conv3x3_filters.h"
 #include "dispatch.h"
-#include "gemm.h"
 
 namespace mim4dd {
 namespace {
@@ -18,21 +17,6 @@ namespace {
 // What a task may hold of transformed tiles: they stay in a second cache beside the filters.
 constexpr int64_t kTaskBytes = int64_t{256} << 10;
 constexpr int64_t kTasksPerThread = 4;
-
-template <typename T, typename Isa, typename Task>
-void run(const Task& task, int64_t scratch_size) {
-  const int64_t count = task.count();
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
-  const int64_t padded = round_up(scratch_size, 64 / sizeof(T));
-  const Tensor scratch = empty_matrix<T>(threads, padded);
-  T* const base = scratch.mutable_data_ptr<T>();
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t i = next++; i < count; i = next++) Isa::call(task, base + worker * padded, i);
-    }
-  });
-}
 
 template <typename T>
 Filters<T> filters_of(const Tensor& weight) {
@@ -48,21 +32,6 @@ struct Source {
 };
 
 Grid grid_of(const Tensor& images) { return {images.size(0), images.size(2), images.size(3)}; }
-
-Tensor channels_last(const Tensor& tensor) {
-  return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_channels_last(
-    const Tensor& like,
-    int64_t first,
-    int64_t second,
-    int64_t third,
-    int64_t fourth) {
-  return torch::stable::empty(
-      {first, second, third, fourth}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      torch::headeronly::MemoryFormat::ChannelsLast);
-}
 
 template <typename T, typename Isa>
 void convolve_on(const Tensor& output, const std::vector<Source<T>>& sources, const T* bias) {

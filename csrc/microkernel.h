@@ -8,6 +8,9 @@
 
 namespace mim4dd {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
 // What a CPU's registers hold. `call` runs a task, whose operator() must be inlined all the way
 // down, compiled for that CPU.
 struct Baseline {
@@ -76,6 +79,21 @@ struct Micro {
   }
   static MIM4DD_INLINE void store(T* to, const Vector& from) {
     *reinterpret_cast<Vector*>(to) = from;
+  }
+  // The vector at a channel, with zeros after the last one.
+  static MIM4DD_INLINE void
+  load_channels(Vector& to, const T* pixel, int64_t channel, int64_t channels) {
+    if (channel + kLanes <= channels) return load(to, pixel + channel);
+    T part[kLanes] = {};
+    for (int64_t i = channel; i < channels; ++i) part[i - channel] = pixel[i];
+    load(to, part);
+  }
+  static MIM4DD_INLINE void
+  store_channels(T* pixel, int64_t channel, int64_t channels, const Vector& from) {
+    if (channel + kLanes <= channels) return store(pixel + channel, from);
+    T part[kLanes];
+    store(part, from);
+    for (int64_t i = channel; i < channels; ++i) pixel[i] = part[i - channel];
   }
 
   // c (kRows, kColumns) += a b, with b (depth, kColumns) and `a` as blocks of kLanes of the depth,

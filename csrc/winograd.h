@@ -16,9 +16,6 @@
 
 namespace mim4dd {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
 constexpr int kPoints = 16;  // of the transformed domain, row by row
 
 // Images as rows of channels: (batch, height, width, channels), and their tiles of 2×2 pixels.
@@ -73,25 +70,7 @@ struct Images {
 
 template <typename T, typename Isa>
 struct Winograd : Micro<T, Isa> {
-  using Base = Micro<T, Isa>;
-  using Base::kLanes;
-  using typename Base::Vector;
-
-  // The vector at a channel, with zeros after the last one.
-  static MIM4DD_INLINE void
-  load_channels(Vector& to, const T* pixel, int64_t channel, int64_t channels) {
-    if (channel + kLanes <= channels) return Base::load(to, pixel + channel);
-    T part[kLanes] = {};
-    for (int64_t i = channel; i < channels; ++i) part[i - channel] = pixel[i];
-    Base::load(to, part);
-  }
-  static MIM4DD_INLINE void
-  store_channels(T* pixel, int64_t channel, int64_t channels, const Vector& from) {
-    if (channel + kLanes <= channels) return Base::store(pixel + channel, from);
-    T part[kLanes];
-    Base::store(part, from);
-    for (int64_t i = channel; i < channels; ++i) pixel[i] = part[i - channel];
-  }
+  using typename Micro<T, Isa>::Vector;
 
   // One side of Bᵀ d B.
   static MIM4DD_INLINE void input_side(Vector (&v)[4], const Vector (&d)[4]) {
