@@ -8,7 +8,8 @@ from mim4dd._unroll.convolution import Convolutions, fastest_layout
 
 GEOMETRIES = {
     "3x3": ((24, 18, 3, 3), {"padding": 1}),
-    "narrow": ((5, 3, 3, 3), {"padding": 1}),
+    "narrow": ((24, 3, 3, 3), {"padding": 1}),
+    "tiny": ((5, 3, 3, 3), {"padding": 1}),
     "strided": ((6, 4, 3, 3), {"padding": (1, 0), "stride": 2}),
     "dilated": ((4, 6, 3, 2), {"padding": 2, "dilation": (2, 1)}),
     "grouped": ((6, 2, 3, 3), {"padding": 1, "groups": 3}),

@@ -1,19 +1,22 @@
 """Two-dimensional convolutions whose second derivative is four library calls, not a dozen."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-import mim4dd.ops.conv3x3  # noqa: F401  registers the operators
+import mim4dd.ops.conv3x3
+import mim4dd.ops.conv3x3_narrow  # noqa: F401  both register operators
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
 Mask = tuple[bool, bool, bool]
+Kernels = Literal["library", "winograd", "narrow"]
 
 _CHANNELS = 16  # with fewer, vectors of channels are not full and oneDNN is faster
+_NARROW = 8  # with more, a product per pixel is not faster than oneDNN
 
 
 class Geometry(NamedTuple):
@@ -23,11 +26,11 @@ class Geometry(NamedTuple):
     padding: list[int]
     dilation: list[int]
     groups: int
-    winograd: bool
+    kernels: Kernels
 
     def forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution (B, O, H', W')."""
-        if self.winograd:
+        if self.kernels == "winograd":
             return torch.ops.mim4dd.conv3x3(images, weight, bias)
         return torch.ops.aten.convolution(
             images, weight, bias, self.stride, self.padding, self.dilation,
@@ -36,9 +39,12 @@ class Geometry(NamedTuple):
 
     def backward(self, grad: Tensor, images: Tensor, weight: Tensor, wanted: Mask) -> Triple:
         """What ``grad`` (B, O, H', W') is for images, weight and bias, where wanted."""
-        if self.winograd:
+        if self.kernels == "winograd":
             of_images, of_weight = torch.ops.mim4dd.conv3x3_bwd(grad, images, weight, wanted[:2])
             return of_images, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
+        if self.kernels == "narrow" and wanted[0]:
+            of_images = torch.ops.mim4dd.conv3x3_narrow_bwd(grad, weight)
+            return of_images, *self.backward(grad, images, weight, (False, *wanted[1:]))[1:]
         return torch.ops.aten.convolution_backward(
             grad, images, weight, [weight.shape[0]], self.stride, self.padding, self.dilation,
             False, [0, 0], self.groups, wanted,
@@ -58,7 +64,7 @@ class Geometry(NamedTuple):
             wanted[1] and of_weight is not None,
             wanted[2] and of_images is not None,
         )
-        if self.winograd:
+        if self.kernels == "winograd":
             by_grad, by_images, by_weight = torch.ops.mim4dd.conv3x3_bwd_bwd(
                 of_images, of_weight, grad, images, weight, wanted
             )
@@ -122,15 +128,9 @@ class Convolutions(TorchFunctionMode):
         batched = torch._C._functorch.is_functorch_wrapped_tensor(weight)
         if batched or isinstance(padding, str) or input.dim() != 4:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        geometry = Geometry(
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
-            groups,
-            winograd=_pair(stride) == _pair(padding) == _pair(dilation) == [1, 1]
-            and groups == 1
-            and _suits_winograd(input, weight),
-        )
+        layout = _pair(stride), _pair(padding), _pair(dilation), groups
+        is_plain = layout == ([1, 1], [1, 1], [1, 1], 1)
+        geometry = Geometry(*layout, _fastest_kernels(input, weight) if is_plain else "library")
         return _Convolution.apply(input, weight, bias, geometry, self)
 
 
@@ -138,14 +138,19 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
 
 
-def _suits_winograd(images: Tensor, weight: Tensor) -> bool:
-    """Whether our kernels are the faster ones, as for wide 3×3 convolutions on a CPU."""
-    return (
-        images.device.type == "cpu"
-        and images.dtype == torch.float32
-        and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= _CHANNELS
-    )
+def _fastest_kernels(images: Tensor, weight: Tensor) -> Kernels:
+    """The fastest ones for a convolution with stride 1 and padding 1, as measured on CPUs."""
+    out_channels, channels = weight.shape[:2]
+    if (
+        images.device.type != "cpu"
+        or images.dtype != torch.float32
+        or weight.shape[2:] != (3, 3)
+        or out_channels < _CHANNELS
+    ):
+        return "library"
+    if channels >= _CHANNELS:
+        return "winograd"
+    return "narrow" if channels <= _NARROW else "library"
 
 
 def fastest_layout(images: Tensor) -> Tensor:
