@@ -1,4 +1,4 @@
-// The contrastive losses on a CPU, for all layers of one call. mim4dd/reference.py defines them.
+// The contrastive losses on a CPU, for all layers of one call. mim4dd/reference/ defines them.
 #pragma once
 
 #include <optional>

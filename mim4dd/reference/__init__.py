@@ -1,0 +1,47 @@
+"""Plain PyTorch definition of every op: the specification that kernels are tested against.
+
+They materialise the (N, M) logits, run on any device and can be differentiated any number of times.
+Half precision is computed in float32. docs/math.md derives them.
+"""
+
+from mim4dd.reference._contrastive import (
+    IGNORE,
+    NO_POSITIVE,
+    Contrast,
+    Critic,
+    adam_adjoint,
+    adam_step,
+    contrastive,
+    mi_lower_bound,
+    norm_relu_pool,
+    scatter_add_rows,
+    sgd_adjoint,
+    sgd_step,
+    taking_part,
+    trajectory_loss,
+    trajectory_loss_bwd,
+    unit_rows,
+    unit_rows_bwd,
+    unroll_sgd,
+)
+
+__all__ = [
+    "IGNORE",
+    "NO_POSITIVE",
+    "Contrast",
+    "Critic",
+    "adam_adjoint",
+    "adam_step",
+    "contrastive",
+    "mi_lower_bound",
+    "norm_relu_pool",
+    "scatter_add_rows",
+    "sgd_adjoint",
+    "sgd_step",
+    "taking_part",
+    "trajectory_loss",
+    "trajectory_loss_bwd",
+    "unit_rows",
+    "unit_rows_bwd",
+    "unroll_sgd",
+]
