@@ -9,19 +9,18 @@ from mim4dd.reference._contrastive import (
     NO_POSITIVE,
     Contrast,
     Critic,
-    adam_adjoint,
-    adam_step,
     contrastive,
     mi_lower_bound,
-    norm_relu_pool,
-    scatter_add_rows,
-    sgd_adjoint,
-    sgd_step,
     taking_part,
-    trajectory_loss,
-    trajectory_loss_bwd,
     unit_rows,
     unit_rows_bwd,
+)
+from mim4dd.reference._norm_relu_pool import norm_relu_pool
+from mim4dd.reference._steps import adam_adjoint, adam_step, sgd_adjoint, sgd_step
+from mim4dd.reference._trajectory import (
+    scatter_add_rows,
+    trajectory_loss,
+    trajectory_loss_bwd,
     unroll_sgd,
 )
 
