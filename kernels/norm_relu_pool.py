@@ -13,12 +13,9 @@ import triton
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
-from mim4dd.kernels._norm_relu_pool import (
-    backward_kernel,
-    forward_kernel,
-    over_samples_kernel,
-    second_kernel,
-)
+from mim4dd.kernels._norm_relu_pool_backward import backward_kernel, over_samples_kernel
+from mim4dd.kernels._norm_relu_pool_forward import forward_kernel
+from mim4dd.kernels._norm_relu_pool_second import second_kernel
 
 TILE = 512  # elements: four for each thread of four warps
 LINE_BYTES = 64  # of channels-last memory that are read together
