@@ -123,17 +123,22 @@ def measure(benchmark: Any, device: str, repeat: int, request: pytest.FixtureReq
 
     ``measure(call, check, **info)``: ``check(call())`` raises where the answer is wrong, and then
     nothing is timed. ``info``, and what ``check`` returns, go into the result file beside the
-    figures.
+    figures. Where calls leave memory behind for the next, ``cold`` is one that finds none.
     """
     params = request.node.callspec.params
 
-    def run(call: Callable[[], Any], check: Callable[[Any], dict | None], **info: Any) -> None:
+    def run(
+        call: Callable[[], Any],
+        check: Callable[[Any], dict | None],
+        cold: Callable[[], Any] | None = None,
+        **info: Any,
+    ) -> None:
         started = _finished_at()
         answer = _checked(request.node, call)
         seconds = _finished_at() - started
         info |= _checked(request.node, check, answer) or {}
         if repeat == 0:  # it is the same every time
-            info["peak_bytes"] = peak_memory(call, device)
+            info["peak_bytes"] = peak_memory(cold or call, device)
             info["result_bytes"] = sum(tensor.nbytes for tensor in tree_leaves(answer))
         del answer
         if repeat == 0 or seconds < _LONG_SECONDS:  # that one compiled, or was short for the timer
