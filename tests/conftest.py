@@ -10,6 +10,9 @@ from packaging.version import parse
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel module is first imported
+else:
+    # Without it cuBLAS warns below use_deterministic_algorithms, and our warnings are errors.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")]
 
