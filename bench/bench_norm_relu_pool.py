@@ -35,6 +35,7 @@ CASES = {
         for size in (32, 16, 8)
         for last in (False, True)
     ],
+    "short": [Case(order, batch, 128, 32) for order in range(3) for batch in (10, 100)],
 }
 
 
