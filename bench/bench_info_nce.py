@@ -56,6 +56,8 @@ def rows_loss(query, key, target, rows, normalize):
 
 
 def left_out(case, provider):
+    if provider == "torch.compile" and case in CASES["tiny"][2:]:
+        return "compiling takes ten seconds, and it has run on another shape"
     return over_budget(case, PROVIDERS[provider])
 
 
