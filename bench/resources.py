@@ -16,6 +16,8 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,9 +89,14 @@ def cuda_usages() -> Iterator[Usage]:
     command = ["nvcc", "-c", "-O3", "-std=c++17", "-Xptxas", "-v", "-o", os.devnull]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
     command += ["-DUSE_CUDA", *(f"-I{path}" for path in includes)]
-    for source in sorted((ROOT / "csrc").glob("*.cu")):
-        for capability in CAPABILITIES:
-            report = run(*command, f"-arch=sm_{capability}", str(source))
+    jobs = list(product(sorted((ROOT / "csrc").glob("*.cu")), CAPABILITIES))
+
+    def compiled(job: tuple[Path, int]) -> str:
+        source, capability = job
+        return run(*command, f"-arch=sm_{capability}", str(source))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (source, capability), report in zip(jobs, pool.map(compiled, jobs), strict=True):
             for entry in report.split("Compiling entry function '")[1:]:
                 (kernel,) = run("c++filt", entry.split("'")[0]).split("\n", 1)[:1]
                 kernel = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", kernel)
