@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mim4dd._unroll.convolution import Convolutions, fastest_layout
+from mim4dd._unroll.convolution import Convolutions, _fastest_kernels, fastest_layout
 
 GEOMETRIES = {
     "3x3": ((24, 18, 3, 3), {"padding": 1}),
@@ -86,6 +86,24 @@ def test_other_functions_and_other_paddings_pass_through(device):
         assert torch.equal(images.relu(), F.relu(images))
     torch.testing.assert_close(same, F.conv2d(images, weight, padding="same"))
     torch.testing.assert_close(unbatched, F.conv2d(images[0], weight, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "kernels"),
+    [
+        (3, 24, "narrow"),
+        (8, 16, "narrow"),
+        (3, 5, "library"),
+        (12, 24, "library"),
+        (24, 5, "library"),
+        (16, 16, "winograd"),
+    ],
+)
+def test_channels_choose_the_kernels(channels, out_channels, kernels):
+    images, weight = torch.randn(2, channels, 6, 6), torch.randn(out_channels, channels, 3, 3)
+    assert _fastest_kernels(images, weight) == kernels
+    assert _fastest_kernels(images.double(), weight.double()) == "library"
+    assert _fastest_kernels(images, weight[..., :2]) == "library"
 
 
 def test_on_a_cpu_the_layout_is_channels_last():
