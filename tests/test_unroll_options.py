@@ -1,5 +1,7 @@
 """unroll_sgd beyond the plain recursion: trajectories, step sizes, history, window, TESLA."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -277,3 +279,19 @@ def test_memory_does_not_grow_with_the_number_of_steps(history, device):
         return peak_memory(run, device) - stored * theta_0.nbytes
 
     assert peak(50) <= 1.15 * peak(5)
+
+
+def test_kept_steps_are_freed_without_a_backward(device):
+    """Saved outputs must not hold their own graph, which no garbage collector would see."""
+    inputs = make_inputs(device, 3)
+    *tensors, lr = inputs
+
+    def alive():
+        gc.collect()
+        return sum(type(each) is torch.Tensor for each in gc.get_objects())
+
+    unroll_sgd(*tensors, lr=lr, memory_budget=10**9)
+    before = alive()
+    for _ in range(3):
+        unroll_sgd(*tensors, lr=lr, memory_budget=10**9)
+    assert alive() <= before

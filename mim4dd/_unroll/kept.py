@@ -46,7 +46,8 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # A node that held its own output, which holds the node, would never be freed.
+        return tensor.detach()
 
     @property
     def total(self) -> int:
