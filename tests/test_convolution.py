@@ -111,3 +111,30 @@ def test_on_a_cpu_the_layout_is_channels_last():
     assert fastest_layout(images).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(fastest_layout(images), images)
     assert fastest_layout(images.flatten(1)).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_instance_norm_of_one_image_between_convolutions(dtype, device):
+    """Its gradient by PyTorch is wrong where what comes back is channels-last, as from ours."""
+    images = torch.randn(1, 3, 6, 6, device=device, dtype=dtype)
+    first = torch.randn(16, 3, 3, 3, device=device, dtype=dtype, requires_grad=True)
+    second = torch.randn(16, 16, 3, 3, device=device, dtype=dtype) / 12
+
+    def gradient(scope):
+        with scope:
+            hidden = F.instance_norm(F.conv2d(images, first, padding=1)).tanh()
+            loss = F.conv2d(hidden, second, padding=1).sin().sum()
+        return torch.autograd.grad(loss, first)[0]
+
+    expected = gradient(torch.enable_grad())
+    found = gradient(Convolutions([images]))
+    assert (found - expected).norm() <= 100 * torch.finfo(dtype).eps * expected.norm()
+
+
+def test_a_convolution_that_is_batched_by_its_images_alone(device):
+    """As a frozen one is, within several trajectories at once on a GPU."""
+    images = torch.randn(2, 1, 3, 6, 6, device=device, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, device=device)
+    with Convolutions([]):
+        found = torch.vmap(lambda each: F.conv2d(each, weight))(images)
+    torch.testing.assert_close(found[:, 0], F.conv2d(images[:, 0], weight))

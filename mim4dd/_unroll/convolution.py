@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -111,9 +112,13 @@ class Convolutions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.conv2d:
-            return func(*args, **kwargs)
-        return self._conv2d(*args, **kwargs)
+        if func is torch.conv2d:
+            return self._conv2d(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is F.instance_norm and result.requires_grad:
+            # PyTorch takes a channels-last gradient of one image for a contiguous one (2.13, CPU).
+            result.register_hook(torch.Tensor.contiguous)
+        return result
 
     def _conv2d(
         self,
@@ -125,8 +130,8 @@ class Convolutions(TorchFunctionMode):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        batched = torch._C._functorch.is_functorch_wrapped_tensor(weight)
-        if batched or isinstance(padding, str) or input.dim() != 4:
+        transformed = torch._C._are_functorch_transforms_active()
+        if transformed or isinstance(padding, str) or input.dim() != 4:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         layout = _pair(stride), _pair(padding), _pair(dilation), groups
         is_plain = layout == ([1, 1], [1, 1], [1, 1], 1)
