@@ -300,7 +300,7 @@ def test_a_second_derivative_is_refused(device):
     model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, 2)
     theta_T = unroll_sgd(model, theta_0, image_syn, label_syn, batches, lr=lr)
     (gradient,) = torch.autograd.grad(terminal_loss(theta_T), image_syn, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
 
 
@@ -393,3 +393,22 @@ def test_flatten_parameters_copies_in_order():
     assert model.weight.abs().sum() > 0
     with pytest.raises(ValueError, match="ReLU has none"):
         flatten_parameters(nn.ReLU())
+
+
+@pytest.mark.parametrize("head", [torch.sum, lambda theta: theta.square().sum()])
+@pytest.mark.parametrize("by", ["theta_0", "image_syn", "lr"])
+def test_a_second_derivative_is_an_error_and_no_zero(head, by, device):
+    model, theta_0, image_syn, label_syn, batches, lr = make_inputs(device, 2)
+    leaf = {"theta_0": theta_0, "image_syn": image_syn, "lr": lr}[by]
+    theta_T = unroll_sgd(model, theta_0, image_syn, label_syn, batches, lr=lr)
+    (gradient,) = torch.autograd.grad(head(theta_T), image_syn, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(gradient.square().sum(), leaf, allow_unused=True)
+
+
+@pytest.mark.parametrize("option", ["momentum", "weight_decay"])
+def test_a_tensor_that_would_get_no_gradient_is_refused(option, device):
+    model, *tensors, lr = make_inputs(device, 2)
+    value = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(TypeError, match=f"{option} must be a number"):
+        unroll_sgd(model, *tensors, lr=lr, **{option: value})

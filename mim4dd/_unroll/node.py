@@ -1,11 +1,10 @@
 """The autograd node: the sweep forward, and the walk back as its backward."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mim4dd._unroll.diagnostics import UnrollDiagnostics, refuse_divergence
 from mim4dd._unroll.graphs import StepGraphs
@@ -37,6 +36,24 @@ class Problem:
         """The data and the network of every step."""
         return Steps(
             self.loss, self.graphs, self.augment, self.seeds, image_syn, label_syn, batches
+        )
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Gradients as they are, which to differentiate by what they depend on is an error.
+
+    ``once_differentiable`` looks at the incoming gradient alone: where that is a constant, a second
+    derivative would be a silent zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "the unroll is differentiable once, and a second derivative was asked for"
         )
 
 
@@ -75,14 +92,25 @@ class Unroll(torch.autograd.Function):
             problem.diagnostics.losses = losses_by_step
         problem.kept = kept.linearizations
         ctx.problem = problem
-        ctx.save_for_backward(image_syn, label_syn, batches, lr, theta_T, *stored)
+        ctx.save_for_backward(image_syn, label_syn, batches, lr, theta_T, theta_0, *stored)
         return theta_T
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = Unroll._walk_back(ctx, grad_theta_T)
+        if not torch.is_grad_enabled():
+            return gradients
+        image_syn, label_syn, _, lr, _, theta_0, *_ = ctx.saved_tensors
+        found = [gradient for gradient in gradients if gradient is not None]
+        depends_on = (grad_theta_T, theta_0, image_syn, label_syn, lr)
+        refusing = iter(_DifferentiableOnce.apply(len(found), *found, *depends_on))
+        return tuple(None if each is None else next(refusing) for each in gradients)
+
+    @staticmethod
+    def _walk_back(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
         problem, history = ctx.problem, ctx.problem.history
-        image_syn, label_syn, batches, lr, theta_T, *stored = ctx.saved_tensors
+        image_syn, label_syn, batches, lr, theta_T, _, *stored = ctx.saved_tensors
         _, needs_theta_0, needs_images, needs_labels, _, needs_lr = ctx.needs_input_grad
         step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         gathered = Gathered(
