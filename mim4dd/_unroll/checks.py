@@ -1,5 +1,7 @@
 """What the unrolls refuse at their edge."""
 
+import numbers
+
 from torch import Tensor, nn
 
 from mim4dd._checks import (
@@ -94,7 +96,9 @@ def check_walk(theta_0: Tensor, num_steps: int, window: int, history: str, budge
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Require ``low <= value < high``."""
+    """Require a number, ``low <= value < high``; of a tensor the gradient would get lost."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not low <= value < high:
         raise ValueError(f"{name} must lie in [{low}, {high}), got {value}")
 
