@@ -84,6 +84,39 @@ def test_one_model_per_step_graphs(device):
         gradients(make_inputs(device, 2), step_graphs)
 
 
+def test_another_mode_or_another_buffer_is_captured_anew(device, monkeypatch):
+    if device == "cpu":  # as a graph does: the modules and buffers of the capture
+
+        def capture(run, pool):
+            result = run()
+            return Frozen(), result
+
+        monkeypatch.setattr(graphs, "_capture", capture)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3)).to(device).double()
+    _, _, image_syn, label_syn, batches, lr = make_inputs(device, 1)
+    theta_0 = flatten_parameters(model)
+    step_graphs = StepGraphs()
+
+    def train(step_graphs):
+        with torch.no_grad():
+            return unroll_sgd(
+                model, theta_0, image_syn, label_syn, batches, lr=lr, step_graphs=step_graphs
+            )
+
+    train(step_graphs)
+    model.eval()
+    torch.testing.assert_close(train(step_graphs), train(None))
+    model[2].running_mean = torch.ones_like(model[2].running_mean)
+    torch.testing.assert_close(train(step_graphs), train(None))
+
+
+class Frozen:
+    """A graph whose replay changes nothing, as one of the same values does."""
+
+    def replay(self):
+        pass
+
+
 class ReadsBack(nn.Module):
     """Looks at a value on the host, which no capture can follow."""
 

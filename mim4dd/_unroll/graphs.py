@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim4dd._unroll.step_gradient import EagerGradient, Products, StepGradient, StepLoss, Wanted
 
@@ -20,9 +20,9 @@ class StepGraphs:
     """Captured steps of one network, to be passed to every unroll of it.
 
     On a GPU small networks are bound by launches, several hundred per step. A step captured as a
-    CUDA graph is one launch. Shapes are static: a new shape of parameters, batch or labels is
-    captured anew, which takes about as long as ten steps. Owned by the caller, who decides how
-    long the captures and their memory live.
+    CUDA graph is one launch. Shapes are static: a new shape of parameters, batch or labels, or
+    another mode of the model, is captured anew, which takes about as long as ten steps. Owned by
+    the caller, who decides how long the captures and their memory live.
 
     A network that cannot be captured (it reads values back to the host, or draws random numbers of
     its own) is run as it is, with one warning that says why.
@@ -56,7 +56,9 @@ class StepGraphs:
         """:meth:`StepLoss.differentiate` by replay. The result lasts until the next call."""
         self._check_owner(loss)
         arguments = (theta, inputs, labels)
-        key = (create_graph, loss.own_samples, *(_static(tensor) for tensor in arguments))
+        baked_in = _baked_in(loss.call.model)
+        tensors = (_static(tensor) for tensor in arguments)
+        key = (create_graph, loss.own_samples, baked_in, *tensors)
         if key not in self._captured and not self._refused:
             self._capture(key, loss, arguments, create_graph)
         if self._refused:
@@ -133,6 +135,15 @@ class CapturedStep:
         # The next replay of the gradient may use this memory for its intermediate results.
         theta, inputs, labels = (None if each is None else each.clone() for each in products)
         return theta, inputs, labels
+
+
+def _baked_in(model: nn.Module) -> tuple[Any, ...]:
+    """What a capture has of the model beside its arguments: modes, and places in memory."""
+    frozen = (each for each in model.parameters() if not each.requires_grad)
+    return (
+        *(module.training for module in model.modules()),
+        *((tensor.data_ptr(), _static(tensor)) for tensor in (*frozen, *model.buffers())),
+    )
 
 
 def _static(tensor: Tensor) -> tuple[Any, ...]:
