@@ -42,8 +42,8 @@ class ClipPairs {
             logit_scale > 0 && std::isfinite(logit_scale) ? logit_scale
                                                           : std::numeric_limits<T>::quiet_NaN()) {
     std::iota(every_.begin(), every_.end(), 0);
-    query_.emplace(make_features<T>(query, every_, false));
-    key_.emplace(make_features<T>(key, every_, false));
+    query_.emplace(make_features<T>(query, every_, Normalize::kNot));
+    key_.emplace(make_features<T>(key, every_, Normalize::kNot));
     bounded_ = query_->longest * key_->longest * std::abs(double(scale_)) <= kSafeLogit<T>;
   }
 

@@ -181,6 +181,7 @@ class FirstOrder {
     }
     return tile.exponentiate(lse, [&](int64_t left, int64_t right) {
       tile.clear_left_out(left, right);
+      tile.scale_columns(left, right);
       multiply(
           query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
           tile.layer.key.rows.middle_rows(left, right), left > 0);
@@ -197,13 +198,14 @@ class FirstOrder {
     }
     const int64_t dimension = tile.layer.query.dimension();
     const Matrix<T> key = tile.layer.key.rows;
-    if (!query_.empty() && !summed) {
-      tile.for_blocks([&](int64_t left, int64_t right) {
-        multiply(
-            query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
-            key.middle_rows(left, right), left > 0);
-      });
-    }
+    tile.for_blocks([&](int64_t left, int64_t right) {
+      if (summed) return;
+      tile.scale_columns(left, right);
+      if (query_.empty()) return;
+      multiply(
+          query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
+          key.middle_rows(left, right), left > 0);
+    });
     for (int64_t row = tile.first; row < tile.last && summed; ++row) {
       const int64_t positive = problem_.pairs.positive[row];
       const T exps = factors[row - tile.first].exps;
@@ -211,7 +213,8 @@ class FirstOrder {
       if (positive == kNone) {
         scale_row(gradient, dimension, exps);
       } else {
-        const T weight = *tile.at(tile.kWeights, row, positive);
+        T& weight = *tile.at(tile.kWeights, row, positive);
+        if (!tile.layer.key.factors.empty()) weight *= tile.layer.key.factors[positive];
         combine(gradient, key.row(positive), dimension, exps, weight);
       }
     }

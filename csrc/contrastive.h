@@ -43,7 +43,7 @@ inline Wanted make_wanted(const std::vector<bool>& flags) {
   return {flags[0], flags[1], flags[2], flags[3]};
 }
 
-// One layer.
+// One layer. Only keys may have factors left.
 template <typename T>
 struct Layer {
   Features<T> query, key;
@@ -162,8 +162,12 @@ Problem<T> make_problem(
       bias ? std::optional<T>(*bias->const_data_ptr<T>()) : std::nullopt};
   for (size_t i = 0; i < query.size(); ++i) {
     problem.layers.push_back(
-        {make_features<T>(query[i], problem.pairs.queries, critic.normalize),
-         make_features<T>(key[i], problem.pairs.keys, critic.normalize)});
+        {make_features<T>(
+             query[i], problem.pairs.queries,
+             critic.normalize ? Normalize::kCopy : Normalize::kNot),
+         make_features<T>(
+             key[i], problem.pairs.keys,
+             critic.normalize ? Normalize::kFactors : Normalize::kNot)});
   }
   return problem;
 }

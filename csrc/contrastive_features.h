@@ -12,10 +12,12 @@
 
 namespace mim4dd {
 
-// Rows too few to be worth another thread.
-constexpr int64_t kRowGrain = 256;
+// Numbers too few to be worth another thread.
+constexpr int64_t kGrain = int64_t{1} << 15;
 // As torch.nn.functional.normalize: shorter rows are divided by this, not by their length.
 constexpr double kSmallestNorm = 1e-12;
+// Lengths whose products with a unit row are far from overflow and from denormal numbers.
+constexpr double kShortestFactored = 1e-9, kLongestFactored = 1e9;
 
 // exp of a logit of this size, and the sum of millions of them, is neither infinite nor denormal
 // without any shift.
@@ -30,10 +32,16 @@ struct Features {
   Matrix<T> rows;
   Tensor storage;             // what rows points into
   std::vector<double> norms;  // of the input's rows where they were normalised, else empty
-  double longest;  // an upper bound on the length of a row of `rows`; not finite if one is not
+  std::vector<T> factors;     // of each row, what is left to multiply it by; empty: nothing
+  double longest =
+      0;  // an upper bound on the length of a row, multiplied; not finite if one is not
 
   int64_t dimension() const { return rows.columns; }
 };
+
+// How rows become unit rows: not at all, in a copy, or, where a copy can be done without, by
+// factors for the products that they enter.
+enum class Normalize { kNot, kCopy, kFactors };
 
 // The length of a row of any finite size; not finite if an element is not.
 template <typename T>
@@ -51,40 +59,78 @@ double length_of(const T* row, int64_t dimension) {
   return largest * std::sqrt(scaled);
 }
 
+// body(row) for all rows of so many numbers.
+template <typename Body>
+void for_rows(int64_t rows, int64_t dimension, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / dimension);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+// Not std::max, which drops a NaN.
+inline double longest_of(const std::vector<double>& norms) {
+  double longest = 0;
+  for (const double norm : norms) {
+    if (!(norm <= longest)) longest = norm;
+    if (std::isnan(norm)) break;
+  }
+  return longest;
+}
+
+// Leave the rows as they are, if their lengths allow it.
+template <typename T>
+bool take_factors(Features<T>& features) {
+  const int64_t n = features.rows.rows, dimension = features.dimension();
+  std::vector<double> norms(n);
+  for_rows(n, dimension, [&](int64_t i) { norms[i] = length_of(features.rows.row(i), dimension); });
+  features.factors.reserve(n);
+  for (const double norm : norms) {
+    if (!(kShortestFactored <= norm && norm <= kLongestFactored)) {
+      features.factors.clear();
+      return false;
+    }
+    features.factors.push_back(T(1 / norm));
+  }
+  features.norms = std::move(norms);
+  features.longest = 1;
+  return true;
+}
+
 // The kept rows of (N, D), copied only where the layout, the dtype or the length of a row has to
 // change.
 template <typename T>
-Features<T> make_features(const Tensor& input, const std::vector<int64_t>& kept, bool normalize) {
+Features<T>
+make_features(const Tensor& input, const std::vector<int64_t>& kept, Normalize normalize) {
   const int64_t n = static_cast<int64_t>(kept.size()), dimension = input.size(1);
   const bool converted = input.scalar_type() != scalar_type_of<T>();
   const Tensor source = converted ? torch::stable::to(input, scalar_type_of<T>()) : input;
   const Matrix<T> all = as_matrix<T>(source);
-  const bool as_is = !normalize && n == input.size(0) &&
-                     (all.column_stride == 1 || dimension == 1) && all.row_stride >= dimension;
-  Features<T> features{kept.data(), input.size(0), input.scalar_type(), all, source, {}, 0.0};
-  if (!as_is) {
+  const bool usable = n == input.size(0) && (all.column_stride == 1 || dimension == 1) &&
+                      all.row_stride >= dimension;
+  Features<T> features{kept.data(), input.size(0), input.scalar_type(), all, source, {}, {}};
+  features.rows.column_stride = 1;  // D = 1 may come with any
+  if (usable && normalize == Normalize::kFactors && take_factors(features)) return features;
+  const bool copied = !usable || normalize != Normalize::kNot;
+  if (copied) {
     features.storage = empty_matrix<T>(n, dimension);
     features.rows = as_matrix<T>(features.storage);
+    features.rows.column_stride = 1;
   }
-  features.rows.column_stride = 1;  // D = 1 may come with any
   std::vector<double> norms(n);
-  torch::stable::parallel_for(0, n, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* row = features.rows.row(i);
-      if (!as_is) {
-        const T* from = all.row(kept[i]);
-        for (int64_t d = 0; d < dimension; ++d) row[d] = from[d * all.column_stride];
-      }
-      norms[i] = length_of(row, dimension);
-      if (normalize) scale_row(row, dimension, T(1 / std::max(norms[i], kSmallestNorm)));
+  for_rows(n, dimension, [&](int64_t i) {
+    T* row = features.rows.row(i);
+    if (copied) {
+      const T* from = all.row(kept[i]);
+      for (int64_t d = 0; d < dimension; ++d) row[d] = from[d * all.column_stride];
+    }
+    norms[i] = length_of(row, dimension);
+    if (normalize != Normalize::kNot) {
+      scale_row(row, dimension, T(1 / std::max(norms[i], kSmallestNorm)));
     }
   });
-  for (const double norm : norms) {
-    // Not std::max, which drops a NaN.
-    if (!(norm <= features.longest)) features.longest = norm;
-    if (std::isnan(norm)) break;
-  }
-  if (normalize) {
+  features.longest = longest_of(norms);
+  if (normalize != Normalize::kNot) {
     if (std::isfinite(features.longest)) features.longest = 1;
     features.norms = std::move(norms);
   }
@@ -99,7 +145,16 @@ void undo_normalize(T* gradient, const T* unit, int64_t dimension, double norm) 
   combine(gradient, unit, dimension, inverse, -along * inverse);
 }
 
-// The gradient of the rows as that of the input, in its dtype; 0 for what was left out.
+// The same for a row x that was left as it is, from the gradient of x / |x| times its factor 1 /
+// |x|.
+template <typename T>
+void undo_factor(T* gradient, const T* row, int64_t dimension, T factor) {
+  const T along = factor * dot(gradient, row, dimension);
+  combine(gradient, row, dimension, T(1), -along * factor);
+}
+
+// The gradient of the rows, times their factors, as that of the input, in its dtype; 0 for what was
+// left out.
 template <typename T>
 Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient) {
   const int64_t n = features.rows.rows, dimension = features.dimension();
@@ -107,13 +162,14 @@ Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient) {
   Tensor result = in_place ? gradient : empty_matrix<T>(features.num_inputs, dimension);
   if (!in_place) torch::stable::zero_(result);
   const Matrix<T> from = as_matrix<T>(gradient), out = as_matrix<T>(result);
-  torch::stable::parallel_for(0, n, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* row = out.row(features.kept[i]);
-      if (!in_place) scaled_copy(from.row(i), row, dimension, T(1));
-      if (!features.norms.empty()) {
-        undo_normalize(row, features.rows.row(i), dimension, features.norms[i]);
-      }
+  for_rows(in_place && features.norms.empty() ? 0 : n, dimension, [&](int64_t i) {
+    T* gradient_row = out.row(features.kept[i]);
+    const T* row = features.rows.row(i);
+    if (!in_place) scaled_copy(from.row(i), gradient_row, dimension, T(1));
+    if (!features.factors.empty()) {
+      undo_factor(gradient_row, row, dimension, features.factors[i]);
+    } else if (!features.norms.empty()) {
+      undo_normalize(gradient_row, row, dimension, features.norms[i]);
     }
   });
   return features.dtype == scalar_type_of<T>() ? result : torch::stable::to(result, features.dtype);

@@ -313,8 +313,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
     std::vector<Tangents<scalar_t>> tangents;
     for (int64_t i = 0; i < layers; ++i) {
       tangents.push_back(
-          {make_features<scalar_t>(tangent_query[i], problem.pairs.queries, false),
-           make_features<scalar_t>(tangent_key[i], problem.pairs.keys, false),
+          {make_features<scalar_t>(tangent_query[i], problem.pairs.queries, Normalize::kNot),
+           make_features<scalar_t>(tangent_key[i], problem.pairs.keys, Normalize::kNot),
            on_scale.const_data_ptr<scalar_t>()[i], on_bias.const_data_ptr<scalar_t>()[i]});
     }
     const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);

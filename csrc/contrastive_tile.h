@@ -127,6 +127,15 @@ class Tile {
     exponentiate(lse, [](int64_t, int64_t) {});
   }
 
+  // Multiply by what the keys lack.
+  void scale_columns(int64_t left, int64_t right) const {
+    if (layer.key.factors.empty()) return;
+    const Matrix<T> values = block(kWeights, left, right);
+    for (int64_t row = 0; row < values.rows; ++row) {
+      multiply_by(values.row(row), layer.key.factors.data() + left, right - left);
+    }
+  }
+
   // What for_keys leaves out holds logits: make it 0.
   void clear_left_out(int64_t left, int64_t right) const {
     for (int64_t row = first; row < last; ++row) {
@@ -144,6 +153,7 @@ class Tile {
     multiply(
         logits, layer.query.rows.middle_rows(first, last),
         layer.key.rows.middle_rows(left, right).transposed(), false, problem.logit_scale);
+    scale_columns(left, right);
     if (problem.critic.hardness != 0) {
       const T factor = 1 + T(problem.critic.hardness) / problem.logit_scale;
       for (int64_t row = first; row < last; ++row) {

@@ -27,6 +27,12 @@ MIM4DD_SIMD T dot(const T* a, const T* b, int64_t n) {
 }
 
 template <typename T>
+MIM4DD_SIMD void multiply_by(T* row, const T* factors, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) row[j] *= factors[j];
+}
+
+template <typename T>
 MIM4DD_SIMD void combine(T* row, const T* other, int64_t n, T a, T b) {
 #pragma omp simd
   for (int64_t d = 0; d < n; ++d) row[d] = a * row[d] + b * other[d];
@@ -41,6 +47,7 @@ MIM4DD_SIMD void scaled_copy(const T* row, T* out, int64_t n, T factor) {
 #define MIM4DD_INSTANTIATE(T)                         \
   template double sum_of_squares(const T*, int64_t);  \
   template void scale_row(T*, int64_t, T);            \
+  template void multiply_by(T*, const T*, int64_t);   \
   template T dot(const T*, const T*, int64_t);        \
   template void combine(T*, const T*, int64_t, T, T); \
   template void scaled_copy(const T*, T*, int64_t, T);

@@ -15,6 +15,10 @@ void scale_row(T* row, int64_t n, T factor);
 template <typename T>
 T dot(const T* a, const T* b, int64_t n);
 
+// row := row·factors, one by one.
+template <typename T>
+void multiply_by(T* row, const T* factors, int64_t n);
+
 // row := a·row + b·other.
 template <typename T>
 void combine(T* row, const T* other, int64_t n, T a, T b);

@@ -335,6 +335,24 @@ def test_rows_of_any_size_are_normalized(dtype, size, device):
             )
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-10, 1.0, 1e10])
+def test_gradients_of_normalized_rows_among_which_one_has_another_length(size, device):
+    """Keys of ordinary length are not copied to be normalised; those with others among them are."""
+    problem = Problem(Critic(normalize=True), False, False, 1, device)
+    with torch.no_grad():
+        problem.key[0][3] *= size
+    gradients = [
+        torch.autograd.grad(contrast.loss.sum(), problem.inputs)
+        for contrast in (problem.reference(), problem.op(uniform=True))
+    ]
+    for place, (expected, actual) in enumerate(zip(*gradients, strict=True)):
+        if place == 2:  # the length of a gradient is the inverse of its row's
+            expected, actual = (
+                g * problem.key[0].norm(dim=1, keepdim=True) for g in (expected, actual)
+            )
+        assert_same([actual], [expected])
+
+
 def test_ignored_rows_reach_no_derivative_through_their_length(device):
     query = torch.randn(4, 4, device=device)
     query[1] = math.nan
