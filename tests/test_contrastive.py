@@ -117,6 +117,19 @@ def test_gradients_formed_along_with_the_losses(critic, device):
     assert_same(gradients[1], gradients[0])
 
 
+def test_a_second_walk_over_a_kept_graph_gives_the_same(device):
+    """The gradients formed along with the losses are scaled in place only on the last walk."""
+    query, key = torch.randn(2, 6, 4, device=device).requires_grad_().unbind()
+    loss = 3 * info_nce(query, key)
+    walks = [
+        torch.autograd.grad(loss, (query, key), retain_graph=keep) for keep in (True, True, False)
+    ]
+    expected = torch.autograd.grad(3 * info_nce(query, key, backend="reference"), (query, key))
+    for walk in walks:
+        for actual, plain in zip(walk, expected, strict=True):
+            torch.testing.assert_close(actual, plain)
+
+
 def test_a_broken_promise_of_uniformity_costs_only_time(device):
     problem = Problem(Critic(), False, False, 1, device)
     expected, actual = problem.reference(), problem.op(uniform=True)

@@ -21,7 +21,8 @@ from mim4dd._checks import (
     check_same_device,
     check_tensor,
 )
-from mim4dd.ops.contrastive import contrastive
+from mim4dd.ops._reduction import reduced_loss
+from mim4dd.ops.contrastive import reduced_contrastive
 from mim4dd.reference import IGNORE, Contrast, Critic
 
 Features = Tensor | Sequence[Tensor]
@@ -84,14 +85,16 @@ def as_layers(query: Features, key: Features) -> Layers:
             "query and key must hold the same layers, at least one, "
             f"got {len(layers.query)} and {len(layers.key)}"
         )
-    for layer_query, layer_key in zip(layers.query, layers.key, strict=True):
+    _check_features(layers.query[0], layers.key[0])
+    for layer_query, layer_key in zip(layers.query[1:], layers.key[1:], strict=True):
         _check_features(layer_query, layer_key)
         check_matching("query", layer_query, "query of the first layer", layers.query[0])
-        if (len(layer_query), len(layer_key)) != (layers.num_queries, layers.num_keys):
+        rows = layer_query.shape[0], layer_key.shape[0]
+        if rows != (layers.num_queries, layers.num_keys):
             raise ValueError(
                 "all layers must have the same queries and keys, got "
                 f"{layers.num_queries} and {layers.num_keys} rows in the first layer, "
-                f"{len(layer_query)} and {len(layer_key)} in another"
+                f"{rows[0]} and {rows[1]} in another"
             )
     return layers
 
@@ -99,9 +102,9 @@ def as_layers(query: Features, key: Features) -> Layers:
 def _check_features(query: Tensor, key: Tensor) -> None:
     for name, features in (("query", query), ("key", key)):
         check_rank(name, features, 2)
-        check_floating(name, features)
         if 0 in features.shape:
             raise ValueError(f"{name} must not be empty, got shape {tuple(features.shape)}")
+    check_floating("query", query)
     check_matching("query", query, "key", key)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
@@ -266,41 +269,12 @@ def evaluate(
         ]
         loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
         contrast = Contrast(loss, lse, of_layers[0].positive_weight)
+        reduced = reduced_loss(contrast, reduction)
     else:
-        contrast = contrastive(
-            layers.query,
-            layers.key,
-            *positives,
-            logit_scale,
-            bias,
-            critic,
-            uniform=reduction != "none",
+        reduced, contrast = reduced_contrastive(
+            layers.query, layers.key, *positives, logit_scale, bias, critic, reduction
         )
     if layers.single:
-        # The backward of squeeze keeps the stride 0 of a sum, that of indexing writes it out.
+        reduced = reduced.squeeze(0)
         contrast = contrast._replace(loss=contrast.loss.squeeze(0), lse=contrast.lse.squeeze(0))
-    return reduce_queries(contrast, reduction), contrast
-
-
-def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
-    """Reduce over losses that all count."""
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def reduce_queries(contrast: Contrast, reduction: Reduction) -> Tensor:
-    """Reduce over the queries that have a positive; the loss of the others is already 0."""
-    if reduction == "none":
-        return contrast.loss
-    weight = contrast.positive_weight
-    # count_nonzero takes a fifth of the time, but older releases have no vmap rule for it.
-    can_look = can_look_at(weight)
-    num_queries = weight.count_nonzero() if can_look else (weight > 0).sum()
-    if can_look and num_queries.item() == 0:
-        raise ValueError(
-            f"none of the {weight.shape[0]} queries has a positive key (with "
-            "decoupled, both a positive and a negative one), so there is nothing to reduce; "
-            "do labels and key_labels share no class?"
-        )
-    return contrast.loss.sum(-1) / num_queries if reduction == "mean" else contrast.loss.sum(-1)
+    return reduced, contrast

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mim4dd import reference
+from mim4dd._checks import Reduction
+from mim4dd.ops._reduction import count_queries, reduce_queries
 from mim4dd.reference import Critic
 
 _NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
@@ -49,7 +51,7 @@ def register(lib: torch.library.Library) -> None:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], rest: Sequence[Tensor | None]) -> None:
     pairs = _Pairs(*inputs[:_NUM_PAIRS])
-    ctx.num_layers = len(pairs.query)
+    ctx.num_layers, ctx.num_queries = len(pairs.query), pairs.labels.shape[0]
     ctx.critic = Critic(*inputs[_NUM_PAIRS : _NUM_PAIRS + _NUM_CRITIC])
     ctx.save_for_backward(*pairs.query, *pairs.key, *pairs[2:], *rest)
     ctx.set_materialize_grads(False)
@@ -104,7 +106,11 @@ def _backward(
 
 
 def _first_derivative(
-    ctx: Any, wanted: list[bool], grad_loss: Tensor | None, grad_lse: Tensor | None
+    ctx: Any,
+    wanted: list[bool],
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
+    keep: bool = True,  # the unit gradients, for another walk over the graph
 ) -> _Gradients:
     pairs, (lse, positive_weight, *unit_gradients) = _saved(ctx)
     if grad_loss is None:
@@ -114,7 +120,7 @@ def _first_derivative(
     # With create_graph the result has to be differentiable, and the unit gradients are constants.
     if uniform and covered and grad_lse is None and not torch.is_grad_enabled():
         unit = _unflatten(unit_gradients, ctx.unit_wanted, ctx.num_layers)
-        return _scaled(unit, grad_loss[:, 0], wanted)
+        return _scaled(unit, grad_loss[:, 0], wanted, keep)
     # lse only saves work: the derivative through it is part of the op's own.
     flat = torch.ops.mim4dd.contrastive_bwd(
         *pairs, *ctx.critic, lse.detach(), positive_weight, grad_loss, grad_lse, wanted
@@ -131,41 +137,53 @@ class ContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, critic: Critic, wanted: list[bool], *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, lse and positive_weight of labels, key_labels, logit_scale, bias, features."""
+        ctx: Any, critic: Critic, wanted: list[bool], reduction: Reduction, *inputs: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Reduced loss, loss, lse and positive_weight of labels, key_labels, logit_scale, bias,
+        features: reduced here, since every node of a graph takes as long as a small product.
+        """
         shared, features = inputs[:4], inputs[4:]
         layers = len(features) // 2
         pairs = list(features[:layers]), list(features[layers:]), *shared
         with torch._C._AutoDispatchBelowAutograd():
             outputs = torch.ops.mim4dd.contrastive.default(*pairs, *critic, wanted)
         loss, lse, positive_weight, unit = outputs
+        reduced = None
+        if reduction != "none":
+            count = count_queries(positive_weight)
+            reduced = reduce_queries(loss, count, reduction)
+            ctx.divisor = count if reduction == "mean" else 1
         _save(ctx, (*pairs, *critic), (lse, positive_weight, *unit))
         ctx.unit_wanted = wanted
         ctx.mark_non_differentiable(positive_weight)
-        return loss, lse, positive_weight
+        return reduced, loss, lse, positive_weight
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients of the inputs."""
-        _, _, _, _, scale, bias, *features = ctx.needs_input_grad
+        grad_reduced, grad_loss, grad_lse, _ = grad_outputs
+        _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
         query, key = features[: ctx.num_layers], features[ctx.num_layers :]
         wanted = [any(query), any(key), scale, bias]
-        gradients = _first_derivative(ctx, wanted, *grad_outputs[:2])
+        if grad_reduced is not None:
+            of_each = (grad_reduced / ctx.divisor).unsqueeze(1).expand(-1, ctx.num_queries)
+            grad_loss = of_each if grad_loss is None else grad_loss + of_each
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = _first_derivative(ctx, wanted, grad_loss, grad_lse, keep)
         shared = _over_layers(gradients)
-        return None, None, None, None, *shared, *gradients.query, *gradients.key
+        return None, None, None, None, None, *shared, *gradients.query, *gradients.key
 
 
-def _scaled(unit: _Gradients, factor: Tensor, wanted: list[bool]) -> _Gradients:
-    """Gradients for the upstream gradient ``factor`` (L,) from those for 1."""
-
+def _scaled(unit: _Gradients, factor: Tensor, wanted: list[bool], keep: bool) -> _Gradients:
+    """Gradients for the upstream gradient ``factor`` (L,) from those for 1, or in their place."""
     factors = list(factor.unbind())
+    multiply = torch._foreach_mul if keep else torch._foreach_mul_
 
     def layers(of_side: list[Any], is_wanted: bool) -> list[Tensor | None]:
         if not is_wanted:
             return [None] * len(of_side)
         # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
-        return list(torch._foreach_mul(of_side, factors))
+        return list(multiply(of_side, factors) or of_side)
 
     shared = [
         part * factor if is_wanted and part is not None else None

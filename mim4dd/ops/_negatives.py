@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice, check_floating, check_matching
-from mim4dd.ops._contrastive import Layers, reduce_all
+from mim4dd.ops._contrastive import Layers
+from mim4dd.ops._reduction import reduce_all
 from mim4dd.ops.log_sum_exp import log_sum_exp_of
 
 

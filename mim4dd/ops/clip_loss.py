@@ -20,8 +20,8 @@ from mim4dd.ops._contrastive import (
     as_logit_scale,
     by_label,
     evaluate,
-    reduce_all,
 )
+from mim4dd.ops._reduction import reduce_all
 from mim4dd.reference import Critic
 
 __all__ = ["clip_loss"]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim4dd._checks import refuse_forward_ad
+from mim4dd._checks import Reduction, refuse_forward_ad
 from mim4dd._library import LIB, expect_compiled
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
+from mim4dd.ops._reduction import reduced_loss
 from mim4dd.reference import Contrast, Critic
 
 _PAIRS = (
@@ -54,21 +55,76 @@ def contrastive(
     a sum or a mean: then gradients are formed along with the losses, by three matrix products
     instead of four. Where it turns out wrong that costs time, never the result.
     """
-    if not torch.compiler.is_compiling() and transforms.active():
-        return transforms.contrast(query, key, labels, key_labels, logit_scale, bias, critic)
     shared = labels, key_labels, logit_scale, bias
-    wanted = [
+    if _needs_rules():
+        return _by_rules(query, key, *shared, critic, uniform)
+    wanted = _wanted(query, key, logit_scale, bias, uniform)
+    _, *outputs = autograd.ContrastiveFunction.apply(critic, wanted, "none", *shared, *query, *key)
+    return Contrast(*outputs)
+
+
+def reduced_contrastive(
+    query: Sequence[Tensor],  # L of (N, D)
+    key: Sequence[Tensor],  # L of (M, D)
+    labels: Tensor,  # (N,) int64
+    key_labels: Tensor | None,  # (M,) int64
+    logit_scale: Tensor,  # ()
+    bias: Tensor | None,  # ()
+    critic: Critic,
+    reduction: Reduction,
+) -> tuple[Tensor, Contrast]:
+    """The reduced loss of every layer, (L,) or (L, N), and what it was reduced from."""
+    shared = labels, key_labels, logit_scale, bias
+    uniform = reduction != "none"
+    if _needs_rules():
+        contrast = _by_rules(query, key, *shared, critic, uniform)
+        return reduced_loss(contrast, reduction), contrast
+    wanted = _wanted(query, key, logit_scale, bias, uniform)
+    reduced, *outputs = autograd.ContrastiveFunction.apply(
+        critic, wanted, reduction, *shared, *query, *key
+    )
+    contrast = Contrast(*outputs)
+    return (reduced if uniform else contrast.loss), contrast
+
+
+def _needs_rules() -> bool:
+    """Whether something looks through the op, for which ContrastiveFunction has no rules."""
+    return torch.compiler.is_compiling() or transforms.active()
+
+
+def _by_rules(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    labels: Tensor,
+    key_labels: Tensor | None,
+    logit_scale: Tensor,
+    bias: Tensor | None,
+    critic: Critic,
+    uniform: bool,
+) -> Contrast:
+    shared = labels, key_labels, logit_scale, bias
+    if not torch.compiler.is_compiling():
+        return transforms.contrast(query, key, *shared, critic)
+    scalars = (logit_scale,) if bias is None else (logit_scale, bias)
+    refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
+    wanted = _wanted(query, key, logit_scale, bias, uniform)
+    return Contrast(
+        *torch.ops.mim4dd.contrastive(list(query), list(key), *shared, *critic, wanted)[:3]
+    )
+
+
+def _wanted(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    logit_scale: Tensor,
+    bias: Tensor | None,
+    uniform: bool,
+) -> list[bool]:
+    """Which gradients to form along with the losses."""
+    return [
         uniform and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in group)
         for group in (query, key, [logit_scale], [] if bias is None else [bias])
     ]
-    if torch.compiler.is_compiling():
-        scalars = (logit_scale,) if bias is None else (logit_scale, bias)
-        refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
-        return Contrast(
-            *torch.ops.mim4dd.contrastive(list(query), list(key), *shared, *critic, wanted)[:3]
-        )
-    function = autograd.ContrastiveFunction
-    return Contrast(*function.apply(critic, wanted, *shared, *query, *key))
 
 
 def _launcher(name: str) -> Callable[..., Any]:

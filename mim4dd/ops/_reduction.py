@@ -1,0 +1,41 @@
+"""From the losses of queries to the loss that is returned."""
+
+from torch import Tensor
+
+from mim4dd._checks import Reduction, can_look_at
+from mim4dd.reference import Contrast
+
+
+def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce over losses that all count."""
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def count_queries(positive_weight: Tensor) -> Tensor | int:
+    """How many queries have a positive: what a mean is divided by, and not 0."""
+    # count_nonzero takes a fifth of the time, but older releases have no vmap rule for it.
+    if not can_look_at(positive_weight):
+        return (positive_weight > 0).sum()
+    count = int(positive_weight.count_nonzero())
+    if count == 0:
+        raise ValueError(
+            f"none of the {positive_weight.shape[0]} queries has a positive key (with "
+            "decoupled, both a positive and a negative one), so there is nothing to reduce; "
+            "do labels and key_labels share no class?"
+        )
+    return count
+
+
+def reduce_queries(loss: Tensor, count: Tensor | int, reduction: Reduction) -> Tensor:
+    """Reduce over the last axis, where the loss of a query without a positive is 0."""
+    total = loss.sum(-1)
+    return total / count if reduction == "mean" else total
+
+
+def reduced_loss(contrast: Contrast, reduction: Reduction) -> Tensor:
+    """The reduced loss of every layer, (L,), or (L, N)."""
+    if reduction == "none":
+        return contrast.loss
+    return reduce_queries(contrast.loss, count_queries(contrast.positive_weight), reduction)
