@@ -316,7 +316,8 @@ def _unroll(
         optimizer=optimizer,
         history=History(history, first=num_steps - window, num_steps=num_steps),
         tesla=tesla,
-        memory_budget=memory_budget if torch.is_grad_enabled() else 0,
+        memory_budget=memory_budget,
+        differentiable=torch.is_grad_enabled(),
         diagnostics=diagnostics,
     )
     # uint8 would index as a mask

@@ -295,3 +295,17 @@ def test_kept_steps_are_freed_without_a_backward(device):
     for _ in range(3):
         unroll_sgd(*tensors, lr=lr, memory_budget=10**9)
     assert alive() <= before
+
+
+def test_without_grad_mode_no_state_waits(device):
+    model = nn.Linear(1000, 3).to(device)
+    theta_0 = flatten_parameters(model).requires_grad_()
+    images = torch.randn(4, 1000, device=device)
+    labels = torch.arange(4, device=device) % 3
+    batches = labels.expand(50, -1) % 3
+
+    def run():
+        with torch.no_grad():
+            unroll_sgd(model, theta_0, images, labels, batches, lr=0.01, memory_budget=10**9)
+
+    assert peak_memory(run, device) < 15 * theta_0.nbytes

@@ -61,7 +61,7 @@ class UnrollDiagnostics:
 def refuse_divergence(losses: Tensor, theta_T: Tensor) -> None:
     """Raise where a loss (T,) or (T, K), or the parameters at the end, are not finite.
 
-    The one time that an unroll makes the host wait for a GPU.
+    Once at the end, so that no step makes the host wait for a GPU.
     """
     finite = losses.isfinite().flatten(1).all(1) if losses.dim() > 1 else losses.isfinite()
     if bool(finite.all() & theta_T.isfinite().all()):

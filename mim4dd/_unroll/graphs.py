@@ -24,8 +24,8 @@ class StepGraphs:
     another mode of the model, is captured anew, which takes about as long as ten steps. Owned by
     the caller, who decides how long the captures and their memory live.
 
-    A network that cannot be captured (it reads values back to the host, or draws random numbers of
-    its own) is run as it is, with one warning that says why.
+    A network that cannot be captured (it reads values back to the host) is run as it is, with one
+    warning that says why.
 
     Example:
         >>> import torch, mim4dd

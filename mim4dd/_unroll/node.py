@@ -29,6 +29,7 @@ class Problem:
     history: History
     tesla: bool
     memory_budget: int
+    differentiable: bool  # whether grad mode is on; within the node it is off
     diagnostics: UnrollDiagnostics | None
     kept: dict[int, Linearization] = field(default_factory=dict)
 
@@ -71,7 +72,7 @@ class Unroll(torch.autograd.Function):
         lr: Tensor,
     ) -> Tensor:
         optimizer, history = problem.optimizer, problem.history
-        differentiate = any(ctx.needs_input_grad)
+        differentiate = problem.differentiable and any(ctx.needs_input_grad)
         steps = problem.steps(image_syn, label_syn, batches)
         step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         kept = KeptSteps(problem.memory_budget if differentiate else 0, history)
