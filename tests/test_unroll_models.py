@@ -187,3 +187,25 @@ def test_what_vmap_cannot_do_is_an_error(name, message, device, monkeypatch):
     starts = flatten_parameters(model).expand(2, -1)
     with pytest.raises(RuntimeError, match=message):
         unroll_sgd(model, starts, images, labels, batches, lr=lr)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(16, 16), nn.InstanceNorm2d(16, affine=True)])
+@pytest.mark.parametrize("padding", ["same", 1])
+def test_one_image_through_the_norms_of_pytorch(norm, padding, device):
+    """On a CPU their backward of one channels-last image reads beyond its gradient, or is wrong."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3, padding=padding, bias=False),
+        copy.deepcopy(norm),
+        nn.SiLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    ).to(device, torch.float64)
+    images = torch.randn(3, 4, 2, 5, dtype=torch.float64, device=device, requires_grad=True)
+    labels = torch.arange(3, device=device)
+    batches = torch.tensor([[0], [2], [1]], device=device)
+    lr = torch.tensor(0.1, dtype=torch.float64, device=device, requires_grad=True)
+    theta_0 = flatten_parameters(model).requires_grad_()
+    actual = unroll_sgd(model, theta_0, images, labels, batches, lr=lr)
+    expected = by_name(model, theta_0, images, labels, batches, lr)
+    assert_same_gradients(actual, expected, [theta_0, images, lr])

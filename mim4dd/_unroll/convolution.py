@@ -20,6 +20,11 @@ _CHANNELS = 16  # with fewer, vectors of channels are not full and oneDNN is fas
 _NARROW = 8  # with more, a product per pixel is not faster than oneDNN
 
 
+# On a CPU their backward (PyTorch 2.13) takes a gradient for channels-last that is not, or the
+# other way round, where the sizes allow for both: it reads beyond it, or gives wrong numbers.
+_MISTAKEN = (F.group_norm, F.instance_norm)
+
+
 class Geometry(NamedTuple):
     """What a convolution is besides its tensors, and the kernels that suit it."""
 
@@ -114,11 +119,9 @@ class Convolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.conv2d:
             return self._conv2d(*args, **kwargs)
-        result = func(*args, **kwargs)
-        if func is F.instance_norm and result.requires_grad:
-            # PyTorch takes a channels-last gradient of one image for a contiguous one (2.13, CPU).
-            result.register_hook(torch.Tensor.contiguous)
-        return result
+        if func in _MISTAKEN and isinstance(args[0], Tensor):
+            return _contiguously(func, *args, **kwargs)
+        return func(*args, **kwargs)
 
     def _conv2d(
         self,
@@ -131,12 +134,24 @@ class Convolutions(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         transformed = torch._C._are_functorch_transforms_active()
-        if transformed or isinstance(padding, str) or input.dim() != 4:
+        if transformed or isinstance(padding, str) or not _may_be_laid_out(input):
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         layout = _pair(stride), _pair(padding), _pair(dilation), groups
         is_plain = layout == ([1, 1], [1, 1], [1, 1], 1)
         geometry = Geometry(*layout, _fastest_kernels(input, weight) if is_plain else "library")
         return _Convolution.apply(input, weight, bias, geometry, self)
+
+
+def _contiguously(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    output = func(_canonical(input), *args, **kwargs)
+    if output.requires_grad:
+        output.register_hook(_canonical)
+    return output
+
+
+def _canonical(tensor: Tensor) -> Tensor:
+    """Contiguous, with strides that no other layout has where sizes of 1 allow for several."""
+    return tensor.contiguous().view(-1).view(tensor.shape)
 
 
 def _pair(value: int | tuple[int, ...]) -> list[int]:
@@ -163,9 +178,14 @@ def fastest_layout(images: Tensor) -> Tensor:
 
     On CPUs oneDNN's channels-last kernels reach nearly twice the rate of its others.
     """
-    if images.dim() == 4 and images.device.type == "cpu":
+    if _may_be_laid_out(images) and images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
     return images
+
+
+def _may_be_laid_out(images: Tensor) -> bool:
+    """Not one image alone, of which PyTorch's CPU kernels mistake one layout for the other."""
+    return images.dim() == 4 and images.shape[0] > 1
 
 
 def _laid_out(images: Tensor | None) -> Tensor | None:
