@@ -72,15 +72,18 @@ class NormReLUPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H // pool, W // pool) of (B, C, H, W)."""
-        options: dict[str, Any] = {
-            "num_groups": self.num_groups,
-            "pool": self.pool,
-            "eps": self.eps,
-        }
-        if self.pool > 1 or input.dim() == 4 or input.dim() < 2:
-            return norm_relu_pool(input, self.weight, self.bias, **options)
-        maps = input.reshape(*input.shape[:2], -1, 1)
-        return norm_relu_pool(maps, self.weight, self.bias, **options).reshape(input.shape)
+        maps = input
+        if self.pool == 1 and input.dim() != 4 and input.dim() >= 2:
+            maps = input.reshape(*input.shape[:2], -1, 1)
+        output = norm_relu_pool(
+            maps,
+            self.weight,
+            self.bias,
+            num_groups=self.num_groups,
+            pool=self.pool,
+            eps=self.eps,
+        )
+        return output if maps is input else output.reshape(input.shape)
 
 
 def fuse(model: nn.Module) -> list[str]:
