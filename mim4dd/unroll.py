@@ -148,14 +148,16 @@ def unroll_sgd(
     if nesterov and not momentum:
         raise ValueError("nesterov needs a momentum above 0, got 0")
     check_choice("method", method, ("exact", "tesla"))
-    decay = one_decay(weight_decay, len(trainable(model)))
+    call = FunctionalModel(model)
+    check_theta(theta_0, sum(call.sizes))
+    decay = one_decay(weight_decay, len(call.sizes))
     if method == "tesla" and (momentum or decay):
         raise ValueError(
             f"method 'tesla' is for plain SGD, got momentum {momentum} and weight_decay {decay}"
         )
     return _unroll(
-        _sgd(model, theta_0, momentum, decay, nesterov),
-        model,
+        _sgd(momentum, decay, nesterov, call.sizes, theta_0),
+        call,
         theta_0,
         image_syn,
         label_syn,
@@ -244,9 +246,11 @@ def unroll_adam(
         check_range(f"betas[{index}]", beta, 0, 1)
     for name, value in (("eps", eps), ("eps_root", eps_root), ("weight_decay", weight_decay)):
         check_range(name, value, 0, float("inf"))
+    call = FunctionalModel(model)
+    check_theta(theta_0, sum(call.sizes))
     return _unroll(
         Adam(*betas, eps, eps_root, weight_decay, decoupled),
-        model,
+        call,
         theta_0,
         image_syn,
         label_syn,
@@ -265,18 +269,16 @@ def unroll_adam(
 
 
 def _sgd(
-    model: nn.Module, theta_0: Tensor, momentum: float, decay: float | list[float], nesterov: bool
+    momentum: float, decay: float | list[float], nesterov: bool, sizes: list[int], theta_0: Tensor
 ) -> Optimizer:
     if not isinstance(decay, list):
         return SGD(momentum, decay, nesterov)
-    check_theta(model, theta_0)
-    sizes = [parameter.numel() for parameter in trainable(model)]
     return DecayPerTensor.around(SGD(momentum, 0.0, nesterov), decay, sizes, theta_0)
 
 
 def _unroll(
     optimizer: Optimizer,
-    model: nn.Module,
+    call: FunctionalModel,
     theta_0: Tensor,
     image_syn: Tensor,
     label_syn: Tensor,
@@ -294,7 +296,6 @@ def _unroll(
     diagnostics: UnrollDiagnostics | None,
 ) -> Tensor:
     """What the inner optimisers share."""
-    check_theta(model, theta_0)
     check_data(theta_0, image_syn, label_syn, batches)
     num_steps = batches.shape[0]
     window = num_steps if window is None else window
@@ -303,7 +304,6 @@ def _unroll(
     if not isinstance(lr, Tensor):
         lr = torch.tensor(lr, dtype=theta_0.dtype, device=theta_0.device)
     check_matching("theta_0", theta_0, "lr", lr)
-    call = FunctionalModel(model)
     StepSizes(lr, num_steps, call.sizes)  # refuses a shape that does not fit
     if label_syn.dim() == 1:
         label_syn = label_syn.long()  # the one integer dtype that every loss takes

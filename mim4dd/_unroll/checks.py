@@ -24,11 +24,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def check_theta(model: nn.Module, theta_0: Tensor) -> None:
-    """Require the parameters of ``model`` in one row, or one row per trajectory."""
-    check_tensor("theta_0", theta_0)
+def check_theta(theta_0: Tensor, num_parameters: int) -> None:
+    """Require the parameters of a model in one row, or one row per trajectory."""
     check_floating("theta_0", theta_0)
-    num_parameters = sum(parameter.numel() for parameter in trainable(model))
     if theta_0.dim() not in (1, 2) or theta_0.shape[-1] != num_parameters or not theta_0.numel():
         raise ValueError(
             f"theta_0 must be (P,) or (K, P) with the P = {num_parameters} parameters of model, "

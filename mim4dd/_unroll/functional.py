@@ -27,6 +27,11 @@ class FunctionalModel:
             for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
             if id(parameter) in place
         }
+        self.buffer_slots = [
+            (f"{path}.{name}".lstrip("."), module, name)
+            for path, module in model.named_modules()
+            for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)
+        ]
 
     def __call__(
         self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
@@ -47,11 +52,7 @@ class FunctionalModel:
 
         One that several modules share is copied once, so that what one writes the others read.
         """
-        named = {
-            f"{path}.{name}".lstrip("."): buffer
-            for path, module in self.model.named_modules()
-            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-        }
+        named = {path: module.get_buffer(name) for path, module, name in self.buffer_slots}
         copied = {
             id(buffer): (
                 buffer.clone() if copies is None else buffer.expand(copies, *buffer.shape).clone()

@@ -7,7 +7,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mim4dd._unroll.step_gradient import EagerGradient, Products, StepGradient, StepLoss, Wanted
+from mim4dd._unroll.step_gradient import (
+    Differentiate,
+    EagerGradient,
+    Products,
+    StepGradient,
+    StepLoss,
+    Wanted,
+)
 
 __all__ = ["StepGraphs"]
 
@@ -44,28 +51,26 @@ class StepGraphs:
         self._refused = False
         self._owner: tuple[object, object] | None = None
 
-    def differentiate(
-        self,
-        loss: StepLoss,
-        theta: Tensor,
-        inputs: Tensor,
-        labels: Tensor,
-        *,
-        create_graph: bool,
-    ) -> StepGradient:
-        """:meth:`StepLoss.differentiate` by replay. The result lasts until the next call."""
+    def bound_to(self, loss: StepLoss) -> Differentiate:
+        """:meth:`StepLoss.differentiate` by replay. Each result lasts until the next call."""
         self._check_owner(loss)
-        arguments = (theta, inputs, labels)
         baked_in = _baked_in(loss.call.model)
-        tensors = (_static(tensor) for tensor in arguments)
-        key = (create_graph, loss.own_samples, baked_in, *tensors)
-        if key not in self._captured and not self._refused:
-            self._capture(key, loss, arguments, create_graph)
-        if self._refused:
-            return loss.differentiate(*arguments, create_graph=create_graph)
-        captured = self._captured[key]
-        captured.replay(arguments)
-        return captured
+
+        def differentiate(
+            theta: Tensor, inputs: Tensor, labels: Tensor, *, create_graph: bool
+        ) -> StepGradient:
+            arguments = (theta, inputs, labels)
+            tensors = (_static(tensor) for tensor in arguments)
+            key = (create_graph, loss.own_samples, baked_in, *tensors)
+            if key not in self._captured and not self._refused:
+                self._capture(key, loss, arguments, create_graph)
+            if self._refused:
+                return loss.differentiate(*arguments, create_graph=create_graph)
+            captured = self._captured[key]
+            captured.replay(arguments)
+            return captured
+
+        return differentiate
 
     def _capture(
         self, key: Any, loss: StepLoss, arguments: tuple[Tensor, Tensor, Tensor], create_graph: bool

@@ -1,7 +1,5 @@
 """Which steps keep their graph, so that the walk back need not recompute them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,7 +41,7 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         self.storages: dict[int, int] = {}
         super().__init__(self._pack, lambda tensor: tensor)
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self.storages[storage.data_ptr()] = storage.nbytes()
         # A node that held its own output, which holds the node, would never be freed.

@@ -35,9 +35,9 @@ class Problem:
 
     def steps(self, image_syn: Tensor, label_syn: Tensor, batches: Tensor) -> Steps:
         """The data and the network of every step."""
-        return Steps(
-            self.loss, self.graphs, self.augment, self.seeds, image_syn, label_syn, batches
-        )
+        loss, graphs = self.loss, self.graphs
+        differentiate = loss.differentiate if graphs is None else graphs.bound_to(loss)
+        return Steps(differentiate, self.augment, self.seeds, image_syn, label_syn, batches)
 
 
 class _DifferentiableOnce(torch.autograd.Function):

@@ -41,6 +41,14 @@ class StepGradient(Protocol):
         """What ``cotangent``, for the gradient, is for what the gradient depends on."""
 
 
+class Differentiate(Protocol):
+    """:meth:`StepLoss.differentiate`, or what does the same faster."""
+
+    def __call__(
+        self, theta: Tensor, inputs: Tensor, labels: Tensor, *, create_graph: bool
+    ) -> StepGradient: ...
+
+
 @dataclass
 class EagerGradient:
     """∇ℓ with its graph, and the leaves it can be differentiated by."""

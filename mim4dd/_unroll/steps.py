@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._unroll.convolution import fastest_layout
-from mim4dd._unroll.graphs import StepGraphs
-from mim4dd._unroll.step_gradient import Products, StepGradient, StepLoss, Wanted
+from mim4dd._unroll.step_gradient import Differentiate, Products, StepGradient, Wanted
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -45,8 +44,7 @@ class Linearization:
 class Steps:
     """From a step and its θ_t to a linearization."""
 
-    loss: StepLoss
-    graphs: StepGraphs | None
+    differentiate: Differentiate
     augment: Augment | None
     seeds: list[int]
     image_syn: Tensor
@@ -60,13 +58,7 @@ class Steps:
         augmented = self._augmented(number, samples)
         inputs = fastest_layout(augmented.detach().view(*rows.shape, *augmented.shape[1:]))
         labels = self.label_syn[rows]
-        step: StepGradient
-        if self.graphs is None:
-            step = self.loss.differentiate(theta, inputs, labels, create_graph=create_graph)
-        else:
-            step = self.graphs.differentiate(
-                self.loss, theta, inputs, labels, create_graph=create_graph
-            )
+        step = self.differentiate(theta, inputs, labels, create_graph=create_graph)
         return Linearization(step, samples, augmented)
 
     def _augmented(self, number: int, samples: Tensor) -> Tensor:
