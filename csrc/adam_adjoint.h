@@ -5,26 +5,21 @@
 #include <tuple>
 
 #include "adam_step.h"
+#include "adjoint_pass.h"
 
 namespace mim4dd {
 
 template <typename T, bool kPerParameter>
-struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
+struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
   using V = Arithmetic<T>;
-  using Row = V;
 
-  StepSize<T> step_size;
   Adam<V> adam;
-  Switch<V> has_product, has_moment_adjoints;
-  T* lr_gradient;  // of the one step size
-  double* squared_norm;
+  Switch<V> has_moment_adjoints;
 
-  AdamAdjoint(StepSize<T> step_size, const Adam<V>& adam) : step_size(step_size), adam(adam) {}
+  explicit AdamAdjoint(const Adam<V>& adam) : adam(adam) {}
 
-  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
-
-  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = has_product.choose(in[0] + in[1], in[0]);
+  MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
+    const V adjoint = this->adjoint_of(in);
     const V theta = in[2], gradient = adam.decayed(in[3], theta), mean = in[4], square = in[5];
     const V lr = kPerParameter ? in[6] : shared;
     const V root = adam.root(square), denominator = root + adam.eps;
@@ -44,18 +39,7 @@ struct AdamAdjoint : FlatPass<T, 9, kPerParameter ? 5 : 4, 2> {
     out[2] = adam.beta2 * of_square;
     out[3] = cotangent;
     const V taken = adam.decays_theta.choose(direction + adam.weight_decay * theta, direction);
-    if constexpr (kPerParameter) {
-      out[4] = -adjoint * taken;
-      sums[0] = 0;
-    } else {
-      sums[0] = static_cast<double>(adjoint) * static_cast<double>(taken);
-    }
-    sums[1] = static_cast<double>(adjoint) * static_cast<double>(adjoint);
-  }
-
-  MIM4DD_HOST_DEVICE void finish(int64_t, const double* sums) const {
-    if constexpr (!kPerParameter) *lr_gradient = static_cast<T>(static_cast<V>(-sums[0]));
-    *squared_norm = sums[1];
+    this->add_terms(adjoint, taken, out + 4, sums);
   }
 };
 
@@ -107,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> adam_adjoint(
       const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
       auto* of_lr = lr_gradient.mutable_data_ptr<scalar_t>();
       AdamAdjoint<scalar_t, kPerParameter> pass(
-          {step_sizes, kPerParameter},
           {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
+      pass.step_size = {step_sizes, kPerParameter};
       pass.in[0] = adjoint;
       pass.in[1] = pointer_or(product_c, adjoint);
       pass.in[2] = weight_decay != 0 ? theta_c.const_data_ptr<scalar_t>() : adjoint;

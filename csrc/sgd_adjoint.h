@@ -4,26 +4,23 @@
 
 #include <tuple>
 
-#include "flat_pass.h"
+#include "adjoint_pass.h"
 
 namespace mim4dd {
 
 template <typename T, bool kMomentum, bool kPerParameter>
-struct SgdAdjoint
-    : FlatPass<T, kMomentum ? 7 : 5, 2 + (kMomentum ? 1 : 0) + (kPerParameter ? 1 : 0), 2> {
+struct SgdAdjoint : AdjointPass<
+                        T,
+                        kMomentum ? 7 : 5,
+                        2 + (kMomentum ? 1 : 0) + (kPerParameter ? 1 : 0),
+                        kPerParameter> {
   using V = Arithmetic<T>;
-  using Row = V;
 
-  StepSize<T> step_size;
   V momentum, weight_decay;
-  Switch<V> decays, nesterov, has_product, has_velocity_adjoint;
-  T* lr_gradient;  // of the one step size
-  double* squared_norm;
+  Switch<V> decays, nesterov, has_velocity_adjoint;
 
-  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
-
-  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = has_product.choose(in[0] + in[1], in[0]);
+  MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
+    const V adjoint = this->adjoint_of(in);
     V direction = decays.choose(in[3] + weight_decay * in[2], in[3]);
     const V lr = kPerParameter ? in[4] : shared;
     const V of_direction = -lr * adjoint;
@@ -37,18 +34,7 @@ struct SgdAdjoint
     }
     out[0] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
     out[1] = cotangent;
-    if constexpr (kPerParameter) {
-      out[kMomentum ? 3 : 2] = -adjoint * direction;
-      sums[0] = 0;
-    } else {
-      sums[0] = static_cast<double>(adjoint) * static_cast<double>(direction);
-    }
-    sums[1] = static_cast<double>(adjoint) * static_cast<double>(adjoint);
-  }
-
-  MIM4DD_HOST_DEVICE void finish(int64_t, const double* sums) const {
-    if constexpr (!kPerParameter) *lr_gradient = static_cast<T>(static_cast<V>(-sums[0]));
-    *squared_norm = sums[1];
+    this->add_terms(adjoint, direction, out + (kMomentum ? 3 : 2), sums);
   }
 };
 
