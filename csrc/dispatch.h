@@ -1,7 +1,10 @@
-// Run a body with scalar_t the type of a floating-point tensor.
+// The types of floating-point tensors: run a body with scalar_t one of them; what it is computed
+// in.
 #pragma once
 
 #include <torch/headeronly/core/Dispatch.h>
+
+#include <type_traits>
 
 #define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                          \
   THO_DISPATCH_SWITCH(                                                     \
@@ -16,3 +19,11 @@
           THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__)       \
               THO_DISPATCH_CASE(torch::headeronly::ScalarType::BFloat16, __VA_ARGS__) \
                   THO_DISPATCH_CASE(torch::headeronly::ScalarType::Half, __VA_ARGS__))
+
+namespace mim4dd {
+
+// Half precision is stored, never computed in.
+template <typename T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+}  // namespace mim4dd

@@ -33,10 +33,6 @@ namespace mim4dd {
 
 using torch::stable::Tensor;
 
-// Half precision is stored, never computed in.
-template <typename T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 template <typename T, int inputs, int outputs, int sums>
 struct FlatPass {
   using scalar_t = T;

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#define MIM4DD_INLINE inline __attribute__((always_inline))
+#include "simd.h"
 
 namespace mim4dd {
 

@@ -7,21 +7,11 @@
 #include <tuple>
 #include <vector>
 
-#include "dispatch.h"
-
 namespace mim4dd {
 namespace {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
-
-#define MIM4DD_DISPATCH_STORED(TYPE, NAME, ...)                                       \
-  THO_DISPATCH_SWITCH(                                                                \
-      TYPE, NAME,                                                                     \
-      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__)            \
-          THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__)       \
-              THO_DISPATCH_CASE(torch::headeronly::ScalarType::BFloat16, __VA_ARGS__) \
-                  THO_DISPATCH_CASE(torch::headeronly::ScalarType::Half, __VA_ARGS__))
 
 ScalarType wide_type(ScalarType stored) {
   return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -118,6 +108,32 @@ const T* pointer(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr<T>() : nullptr;
 }
 
+// What both derivatives read: the operands of the forward pass, its statistics, and grad_out.
+struct Saved {
+  Saved(
+      const Call& call,
+      const Tensor& grad_out,
+      const Tensor& input,
+      const std::optional<Tensor>& weight,
+      const std::optional<Tensor>& bias,
+      const Tensor& mean,
+      const Tensor& rstd)
+      : x(call.image(input, call.in_sizes(), "input")),
+        upstream(call.image(grad_out, call.out_sizes(), "grad_out")),
+        w(call.numbers(weight, call.shape.channels, "weight")),
+        b(call.numbers(bias, call.shape.channels, "bias")),
+        mu(call.numbers(mean, call.shape.batch * call.shape.groups, "mean")),
+        r(call.numbers(rstd, call.shape.batch * call.shape.groups, "rstd")) {}
+
+  template <typename T>
+  NormInputs<T> operands() const {
+    return {x.const_data_ptr<T>(), pointer<Arithmetic<T>>(w), pointer<Arithmetic<T>>(b)};
+  }
+
+  Tensor x, upstream;
+  std::optional<Tensor> w, b, mu, r;
+};
+
 template <typename T>
 T* pointer_if(const Tensor& tensor, bool wanted) {
   return wanted ? tensor.mutable_data_ptr<T>() : nullptr;
@@ -163,8 +179,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_cpu(
   const Tensor mean = call.new_numbers({shape.batch, num_groups});
   const Tensor rstd = call.new_numbers({shape.batch, num_groups});
   if (call.empty()) return {out, mean, rstd};
-  MIM4DD_DISPATCH_STORED(call.stored, "norm_relu_pool", [&] {
-    using T = Wide<scalar_t>;
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool", [&] {
+    using T = Arithmetic<scalar_t>;
     const ForwardArguments<scalar_t> args{
         {x.const_data_ptr<scalar_t>(), pointer<T>(w), pointer<T>(b)},
         eps,
@@ -190,23 +206,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
     bool of_bias) {
   const Call call(input, num_groups, pool);
   const PoolShape& shape = call.shape;
-  const Tensor x = call.image(input, call.in_sizes(), "input");
-  const Tensor upstream = call.image(grad_out, call.out_sizes(), "grad_out");
-  const auto w = call.numbers(weight, shape.channels, "weight");
-  const auto b = call.numbers(bias, shape.channels, "bias");
-  const auto mu = call.numbers(mean, shape.batch * num_groups, "mean");
-  const auto r = call.numbers(rstd, shape.batch * num_groups, "rstd");
+  const Saved saved(call, grad_out, input, weight, bias, mean, rstd);
   const Tensor grad_input = call.new_image(call.in_sizes(), of_input);
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   const Tensor of_biases = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_STORED(call.stored, "norm_relu_pool_bwd", [&] {
-      using T = Wide<scalar_t>;
+    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd", [&] {
+      using T = Arithmetic<scalar_t>;
       const BackwardArguments<scalar_t> args{
-          {x.const_data_ptr<scalar_t>(), pointer<T>(w), pointer<T>(b)},
-          pointer<T>(mu),
-          pointer<T>(r),
-          upstream.const_data_ptr<scalar_t>(),
+          saved.operands<scalar_t>(),
+          pointer<T>(saved.mu),
+          pointer<T>(saved.r),
+          saved.upstream.const_data_ptr<scalar_t>(),
           pointer_if<scalar_t>(grad_input, of_input),
           of_weights.mutable_data_ptr<T>(),
           of_biases.mutable_data_ptr<T>()};
@@ -235,26 +246,21 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_bwd_cpu(
     bool of_weight) {
   const Call call(input, num_groups, pool);
   const PoolShape& shape = call.shape;
-  const Tensor x = call.image(input, call.in_sizes(), "input");
-  const Tensor upstream = call.image(grad_out, call.out_sizes(), "grad_out");
+  const Saved saved(call, grad_out, input, weight, bias, mean, rstd);
   const auto along = call.image(tangent_input, call.in_sizes(), "tangent_input");
-  const auto w = call.numbers(weight, shape.channels, "weight");
-  const auto b = call.numbers(bias, shape.channels, "bias");
   const auto along_w = call.numbers(tangent_weight, shape.channels, "tangent_weight");
   const auto along_b = call.numbers(tangent_bias, shape.channels, "tangent_bias");
-  const auto mu = call.numbers(mean, shape.batch * num_groups, "mean");
-  const auto r = call.numbers(rstd, shape.batch * num_groups, "rstd");
   const Tensor grad_grad_out = call.new_image(call.out_sizes(), of_grad_out);
   const Tensor grad_input = call.new_image(call.in_sizes(), of_input);
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_STORED(call.stored, "norm_relu_pool_bwd_bwd", [&] {
-      using T = Wide<scalar_t>;
+    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd_bwd", [&] {
+      using T = Arithmetic<scalar_t>;
       const SecondArguments<scalar_t> args{
-          {x.const_data_ptr<scalar_t>(), pointer<T>(w), pointer<T>(b)},
-          pointer<T>(mu),
-          pointer<T>(r),
-          upstream.const_data_ptr<scalar_t>(),
+          saved.operands<scalar_t>(),
+          pointer<T>(saved.mu),
+          pointer<T>(saved.r),
+          saved.upstream.const_data_ptr<scalar_t>(),
           pointer<scalar_t>(along),
           pointer<T>(along_w),
           pointer<T>(along_b),

@@ -8,24 +8,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <type_traits>
 
-// What is called inside a clone for AVX-512 must become part of it, or it is baseline code.
-#if defined(__GNUC__)
-#define MIM4DD_INLINE inline __attribute__((always_inline))
-#define MIM4DD_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define MIM4DD_INLINE inline
-#define MIM4DD_INLINE_LAMBDA
-#endif
+#include "dispatch.h"
+#include "simd.h"
 
 namespace mim4dd {
 
 using torch::stable::Tensor;
-
-// What is computed in, by what is stored.
-template <typename S>
-using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 struct PoolShape {
   int64_t batch, channels, height, width, groups, pool;
@@ -42,35 +31,37 @@ struct PoolShape {
 template <typename S>
 struct NormInputs {
   const S* input;
-  const Wide<S>*weight, *bias;
+  const Arithmetic<S>*weight, *bias;
 
-  Wide<S> weight_of(int64_t channel) const { return weight ? weight[channel] : Wide<S>(1); }
-  Wide<S> bias_of(int64_t channel) const { return bias ? bias[channel] : Wide<S>(0); }
+  Arithmetic<S> weight_of(int64_t channel) const {
+    return weight ? weight[channel] : Arithmetic<S>(1);
+  }
+  Arithmetic<S> bias_of(int64_t channel) const { return bias ? bias[channel] : Arithmetic<S>(0); }
 };
 
 template <typename S>
 struct ForwardArguments : NormInputs<S> {
   double eps;
   S* out;
-  Wide<S>*mean, *rstd;  // (B, G)
+  Arithmetic<S>*mean, *rstd;  // (B, G)
 };
 
 template <typename S>
 struct BackwardArguments : NormInputs<S> {
-  const Wide<S>*mean, *rstd;  // (B, G)
+  const Arithmetic<S>*mean, *rstd;  // (B, G)
   const S* grad_out;
-  S* grad_input;                          // null where not wanted
-  Wide<S>*grad_weight_of, *grad_bias_of;  // (B, C), by sample
+  S* grad_input;                                // null where not wanted
+  Arithmetic<S>*grad_weight_of, *grad_bias_of;  // (B, C), by sample
 };
 
 template <typename S>
 struct SecondArguments : NormInputs<S> {
-  const Wide<S>*mean, *rstd;  // (B, G)
+  const Arithmetic<S>*mean, *rstd;  // (B, G)
   const S* grad_out;
-  const S* tangent;                             // cotangent of grad_input; may be null
-  const Wide<S>*weight_tangent, *bias_tangent;  // (C,), may be null
-  S *grad_grad_out, *grad_input;                // null where not wanted
-  Wide<S>* grad_weight_of;                      // (B, C), by sample
+  const S* tangent;                                   // cotangent of grad_input; may be null
+  const Arithmetic<S>*weight_tangent, *bias_tangent;  // (C,), may be null
+  S *grad_grad_out, *grad_input;                      // null where not wanted
+  Arithmetic<S>* grad_weight_of;                      // (B, C), by sample
 };
 
 // Sums over the pixels of one channel: of g = upstream gradient behind the ReLU, and with d.

@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "simd.h"
-
 namespace mim4dd {
 namespace pixels {
 namespace {
@@ -20,7 +18,7 @@ constexpr int64_t kChunkBytes = int64_t{16} << 10;
 
 // Mean and sum of squared deviations by channel: of a chunk by two passes over the cache, then
 // merged with what is before it (Chan, Golub, LeVeque 1983).
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void channel_statistics(
     const Block<S>& block,
     const S* input,
@@ -78,7 +76,7 @@ MIM4DD_INLINE void channel_statistics(
 }
 
 // Of the groups of a block, from those of its channels.
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 void group_statistics(
     const Block<S>& block,
     const T* mean,
@@ -107,8 +105,8 @@ MIM4DD_SIMD void write_forward(
     const Block<S>& block,
     const S* __restrict input,
     S* __restrict out,
-    Arrays<Wide<S>>& rows) {
-  using T = Wide<S>;
+    Arrays<Arithmetic<S>>& rows) {
+  using T = Arithmetic<S>;
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T* const held = rows[kFirstFree];
@@ -142,7 +140,7 @@ MIM4DD_SIMD void write_forward(
 }
 
 template <typename S>
-MIM4DD_SIMD void statistics_of(const Block<S>& block, const S* input, Arrays<Wide<S>>& rows) {
+MIM4DD_SIMD void statistics_of(const Block<S>& block, const S* input, Arrays<Arithmetic<S>>& rows) {
   channel_statistics<S>(
       block, input, rows[kFirstFree], rows[kFirstFree + 1], rows[kFirstFree + 2],
       rows[kFirstFree + 3]);
@@ -156,9 +154,9 @@ MIM4DD_SIMD void sum_first(
     const Block<S>& block,
     const S* __restrict input,
     const S* __restrict grad_out,
-    Arrays<Wide<S>>& rows,
+    Arrays<Arithmetic<S>>& rows,
     Arrays<double>& sums) {
-  using T = Wide<S>;
+  using T = Arithmetic<S>;
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T *const part_g = rows[kFirstPartG], *const part_gd = rows[kFirstPartGd];
@@ -194,8 +192,8 @@ MIM4DD_SIMD void write_first(
     const S* __restrict input,
     const S* __restrict grad_out,
     S* __restrict grad_input,
-    Arrays<Wide<S>>& rows) {
-  using T = Wide<S>;
+    Arrays<Arithmetic<S>>& rows) {
+  using T = Arithmetic<S>;
   const T *const by_d = rows[kFirstByD], *const constant = rows[kFirstConstant];
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
@@ -218,7 +216,7 @@ MIM4DD_SIMD void write_first(
 
 template <typename S>
 void forward_block(const Block<S>& block, const ForwardArguments<S>& args) {
-  Arrays<Wide<S>> rows(block.channels, kFirstFree + 4);
+  Arrays<Arithmetic<S>> rows(block.channels, kFirstFree + 4);
   const S* const input = block.pixels(args.input);
   statistics_of<S>(block, input, rows);
   group_statistics<S>(
@@ -229,7 +227,7 @@ void forward_block(const Block<S>& block, const ForwardArguments<S>& args) {
 
 template <typename S>
 void backward_block(const Block<S>& block, const BackwardArguments<S>& args) {
-  using T = Wide<S>;
+  using T = Arithmetic<S>;
   const PoolShape& shape = block.shape;
   Arrays<T> rows(block.channels, kFirstRows);
   Arrays<double> sums(block.channels, 2);

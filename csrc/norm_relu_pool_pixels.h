@@ -104,7 +104,7 @@ MIM4DD_INLINE void fold(T* __restrict part, double* __restrict sums, int64_t n) 
 }
 
 // The rows kMean, kScale, kShift: the affine map before the ReLU.
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 void fill_affine(
     const Block<S>& block,
     const NormInputs<S>& args,

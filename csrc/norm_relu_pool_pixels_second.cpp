@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "norm_relu_pool_pixels.h"
-#include "simd.h"
 
 namespace mim4dd {
 namespace pixels {
@@ -28,7 +27,7 @@ enum SecondRow {
   kSecondRows
 };
 
-template <bool kTangent, typename S, typename T = Wide<S>>
+template <bool kTangent, typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void sum_second_as(
     const Block<S>& block,
     const S* __restrict input,
@@ -82,7 +81,7 @@ MIM4DD_SIMD void sum_second(
     const S* input,
     const S* tangent,
     const S* grad_out,
-    Arrays<Wide<S>>& rows,
+    Arrays<Arithmetic<S>>& rows,
     Arrays<double>& sums) {
   if (tangent == nullptr) {
     sum_second_as<false, S>(block, input, tangent, grad_out, rows, sums);
@@ -91,7 +90,7 @@ MIM4DD_SIMD void sum_second(
   }
 }
 
-template <bool kTangent, typename S, typename T = Wide<S>>
+template <bool kTangent, typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void write_second_as(
     const Block<S>& block,
     const S* __restrict input,
@@ -155,7 +154,7 @@ MIM4DD_SIMD void write_second(
     const S* grad_out,
     S* grad_grad_out,
     S* grad_input,
-    Arrays<Wide<S>>& rows) {
+    Arrays<Arithmetic<S>>& rows) {
   if (tangent == nullptr) {
     write_second_as<false, S>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
   } else {
@@ -163,7 +162,7 @@ MIM4DD_SIMD void write_second(
   }
 }
 
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 void fill_second(
     const Block<S>& block,
     const SecondArguments<S>& args,
@@ -201,7 +200,7 @@ void fill_second(
 
 template <typename S>
 void second_block(const Block<S>& block, const SecondArguments<S>& args) {
-  Arrays<Wide<S>> rows(block.channels, kSecondRows);
+  Arrays<Arithmetic<S>> rows(block.channels, kSecondRows);
   Arrays<double> sums(block.channels, 5);
   const S *const input = block.pixels(args.input), *const tangent = block.pixels(args.tangent);
   const S* const upstream = block.out_pixels(args.grad_out);

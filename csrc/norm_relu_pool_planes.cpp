@@ -8,13 +8,11 @@
 #include <cmath>
 #include <vector>
 
-#include "simd.h"
-
 namespace mim4dd {
 namespace planes {
 namespace {
 
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void write_forward(
     const PoolShape& shape,
     const Affine<T>& affine,
@@ -47,8 +45,8 @@ MIM4DD_SIMD void forward_group(
     const PoolShape& shape,
     const ForwardArguments<S>& args,
     int64_t unit,
-    Wide<S>* scratch) {
-  using T = Wide<S>;
+    Arithmetic<S>* scratch) {
+  using T = Arithmetic<S>;
   const int64_t channels = shape.group_channels(), n = shape.group_size();
   const int64_t first = unit * channels;
   const S* const input = args.input + first * shape.pixels();
@@ -69,9 +67,9 @@ MIM4DD_SIMD void backward_group(
     const PoolShape& shape,
     const BackwardArguments<S>& args,
     int64_t unit,
-    FirstSums<Wide<S>>* sums,
-    Wide<S>* g) {
-  using T = Wide<S>;
+    FirstSums<Arithmetic<S>>* sums,
+    Arithmetic<S>* g) {
+  using T = Arithmetic<S>;
   const int64_t channels = shape.group_channels(), first = unit * channels;
   const T rstd = args.rstd[unit];
   for (int64_t i = 0; i < channels; ++i) {
@@ -125,15 +123,15 @@ MIM4DD_SIMD void backward_group(
 
 template <typename S>
 void forward_planes(const PoolShape& shape, const ForwardArguments<S>& args) {
-  planes::for_each_group<Wide<S>>(shape, [&](int64_t unit, Wide<S>* scratch) {
+  planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
     planes::forward_group<S>(shape, args, unit, scratch);
   });
 }
 
 template <typename S>
 void backward_planes(const PoolShape& shape, const BackwardArguments<S>& args) {
-  planes::for_each_group<Wide<S>>(shape, [&](int64_t unit, Wide<S>* scratch) {
-    std::vector<FirstSums<Wide<S>>> sums(shape.group_channels());
+  planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
+    std::vector<FirstSums<Arithmetic<S>>> sums(shape.group_channels());
     planes::backward_group<S>(shape, args, unit, sums.data(), scratch);
   });
 }

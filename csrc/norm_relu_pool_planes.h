@@ -204,13 +204,13 @@ struct Affine {
   MIM4DD_INLINE T operator()(T d) const { return d * scale + shift; }
 };
 
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE Affine<T> affine_of(const NormInputs<S>& args, int64_t channel, T mean, T rstd) {
   return {mean, args.weight_of(channel) * rstd, args.bias_of(channel)};
 }
 
 // The upstream gradient behind the ReLU, of the pixels of a chunk.
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void load_gradient(
     const PoolShape& shape,
     const Chunk& chunk,

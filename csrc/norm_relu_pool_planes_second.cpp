@@ -5,13 +5,12 @@
 #include <vector>
 
 #include "norm_relu_pool_planes.h"
-#include "simd.h"
 
 namespace mim4dd {
 namespace planes {
 namespace {
 
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE SecondSums<T> second_sums(
     const PoolShape& shape,
     const Affine<T>& affine,
@@ -48,7 +47,7 @@ MIM4DD_INLINE SecondSums<T> second_sums(
   return sums;
 }
 
-template <typename S, typename T = Wide<S>>
+template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void write_second(
     const PoolShape& shape,
     const Affine<T>& affine,
@@ -103,9 +102,9 @@ MIM4DD_SIMD void second_group(
     const PoolShape& shape,
     const SecondArguments<S>& args,
     int64_t unit,
-    SecondSums<Wide<S>>* sums,
-    Wide<S>* g) {
-  using T = Wide<S>;
+    SecondSums<Arithmetic<S>>* sums,
+    Arithmetic<S>* g) {
+  using T = Arithmetic<S>;
   const int64_t channels = shape.group_channels(), first = unit * channels;
   const T rstd = args.rstd[unit];
   const auto channel = [&](int64_t i) { return (first + i) % shape.channels; };
@@ -144,8 +143,8 @@ MIM4DD_SIMD void second_group(
 
 template <typename S>
 void second_planes(const PoolShape& shape, const SecondArguments<S>& args) {
-  planes::for_each_group<Wide<S>>(shape, [&](int64_t unit, Wide<S>* scratch) {
-    std::vector<SecondSums<Wide<S>>> sums(shape.group_channels());
+  planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
+    std::vector<SecondSums<Arithmetic<S>>> sums(shape.group_channels());
     planes::second_group<S>(shape, args, unit, sums.data(), scratch);
   });
 }

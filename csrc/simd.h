@@ -12,6 +12,15 @@
 #define MIM4DD_SIMD
 #endif
 
+// What is called inside code for one CPU must become part of it, or it is baseline code.
+#if defined(__GNUC__)
+#define MIM4DD_INLINE inline __attribute__((always_inline))
+#define MIM4DD_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define MIM4DD_INLINE inline
+#define MIM4DD_INLINE_LAMBDA
+#endif
+
 namespace mim4dd {
 
 template <typename To, typename From>
