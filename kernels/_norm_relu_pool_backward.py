@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 
 from mim4dd.kernels._norm_relu_pool_layout import (
-    group_of,
     is_rest,
     locate,
     numbers,
     over_group,
     pixel_of,
     plane_offsets,
+    statistics,
 )
 
 
@@ -54,11 +54,7 @@ def backward_kernel(
     grad_out_ptr += sample * C * windows
     offs_p = tl.arange(0, BLOCK_P)
     count = pixels.to(dtype) if OWN else (pixels * (end - first)).to(dtype)
-    lanes = first + tl.arange(0, BLOCK_C)
-    statistic = sample * groups + group_of(lanes, first, C, groups, OWN)
-    known = lanes < C  # of a group all lanes are known, and the same
-    mean = tl.load(mean_ptr + statistic, mask=known | (not OWN), other=0.0)
-    rstd = tl.load(rstd_ptr + statistic, mask=known | (not OWN), other=0.0)
+    mean, rstd, _ = statistics(mean_ptr, rstd_ptr, sample, first, C, groups, OWN, BLOCK_C)
 
     a = tl.zeros((BLOCK_C,), dtype)  # of weight·g
     ad = tl.zeros((BLOCK_C,), dtype)

@@ -31,6 +31,19 @@ def group_of(channels, first, C, groups, OWN: tl.constexpr):
 
 
 @triton.jit
+def statistics(
+    mean_ptr, rstd_ptr, sample, first, C, groups, OWN: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Mean and rstd of each lane, and where they are."""
+    lanes = first + tl.arange(0, BLOCK_C)
+    at = sample * groups + group_of(lanes, first, C, groups, OWN)
+    known = (lanes < C) | (not OWN)  # of a group all lanes are known, and the same
+    mean = tl.load(mean_ptr + at, mask=known, other=0.0)
+    rstd = tl.load(rstd_ptr + at, mask=known, other=0.0)
+    return mean, rstd, at
+
+
+@triton.jit
 def numbers(ptr, channels, mask, PRESENT: tl.constexpr, other: tl.constexpr, dtype: tl.constexpr):
     """One per channel, ``other`` where there are none."""
     if PRESENT:

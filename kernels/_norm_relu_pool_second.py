@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from mim4dd.kernels._norm_relu_pool_layout import (
-    group_of,
     is_rest,
     locate,
     numbers,
     over_group,
     pixel_of,
     plane_offsets,
+    statistics,
 )
 
 
@@ -64,11 +64,7 @@ def second_kernel(
     grad_out_ptr += sample * C * windows
     offs_p = tl.arange(0, BLOCK_P)
     count = pixels.to(dtype) if OWN else (pixels * (end - first)).to(dtype)
-    lanes = first + tl.arange(0, BLOCK_C)
-    statistic = sample * groups + group_of(lanes, first, C, groups, OWN)
-    known = lanes < C  # of a group all lanes are known, and the same
-    mean = tl.load(mean_ptr + statistic, mask=known | (not OWN), other=0.0)
-    rstd = tl.load(rstd_ptr + statistic, mask=known | (not OWN), other=0.0)
+    mean, rstd, statistic = statistics(mean_ptr, rstd_ptr, sample, first, C, groups, OWN, BLOCK_C)
 
     # By channel: of u, u·d; with a = weight·g of a, a·d, a·u; with b = weight tangent·g of b, b·d.
     m_u = tl.zeros((BLOCK_C,), dtype)
@@ -129,6 +125,7 @@ def second_kernel(
     m_au = over_group(m_au, OWN) / count
     m_b = over_group(m_b, OWN) / count
     m_bx = rstd * over_group(m_bd, OWN) / count
+    lanes = first + tl.arange(0, BLOCK_C)
     stored = (lanes < end) & (OWN | (lanes == first))
     tl.store(means_ptr + statistic, m_u, mask=stored)
     tl.store(means_ptr + B * groups + statistic, m_ux, mask=stored)
