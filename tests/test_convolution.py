@@ -14,6 +14,7 @@ GEOMETRIES = {
     "dilated": ((4, 6, 3, 2), {"padding": 2, "dilation": (2, 1)}),
     "grouped": ((6, 2, 3, 3), {"padding": 1, "groups": 3}),
     "1x1": ((20, 17, 1, 1), {}),
+    "beyond the border": ((2, 3, 1, 1), {"padding": 1, "stride": 2, "dilation": 2}),
 }
 
 
@@ -139,3 +140,16 @@ def test_a_convolution_that_is_batched_by_its_images_alone(device):
     with Convolutions([]):
         found = torch.vmap(lambda each: F.conv2d(each, weight))(images)
     torch.testing.assert_close(found[:, 0], F.conv2d(images[:, 0], weight))
+
+
+def test_padding_beyond_the_kernel_crashes_nothing(device):
+    """oneDNN does, on channels-last images of one column."""
+    weight, bias = torch.randn(2, 3, 1, 1, device=device), torch.randn(2, device=device)
+    for _ in range(100):
+        images = torch.randn(2, 3, 6, 1, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with Convolutions([images]):
+            found = F.conv2d(images, weight, bias, 2, 1, 2)
+        torch.testing.assert_close(
+            found, F.conv2d(images.clone().contiguous(), weight, bias, 2, 1, 2)
+        )

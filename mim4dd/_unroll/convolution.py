@@ -19,7 +19,6 @@ Kernels = Literal["library", "winograd", "narrow"]
 _CHANNELS = 16  # with fewer, vectors of channels are not full and oneDNN is faster
 _NARROW = 8  # with more, a product per pixel is not faster than oneDNN
 
-
 # On a CPU their backward (PyTorch 2.13) takes a gradient for channels-last that is not, or the
 # other way round, where the sizes allow for both: it reads beyond it, or gives wrong numbers.
 _MISTAKEN = (F.group_norm, F.instance_norm)
@@ -119,7 +118,7 @@ class Convolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.conv2d:
             return self._conv2d(*args, **kwargs)
-        if func in _MISTAKEN and isinstance(args[0], Tensor):
+        if func in _MISTAKEN:  # F's functions hand their input on by place
             return _contiguously(func, *args, **kwargs)
         return func(*args, **kwargs)
 
@@ -134,9 +133,11 @@ class Convolutions(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         transformed = torch._C._are_functorch_transforms_active()
-        if transformed or isinstance(padding, str) or not _may_be_laid_out(input):
+        if transformed or isinstance(padding, str) or input.dim() != 4:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         layout = _pair(stride), _pair(padding), _pair(dilation), groups
+        if not _reaches_inside(weight, *layout[1:3]):
+            return torch.conv2d(_canonical(input), weight, bias, stride, padding, dilation, groups)
         is_plain = layout == ([1, 1], [1, 1], [1, 1], 1)
         geometry = Geometry(*layout, _fastest_kernels(input, weight) if is_plain else "library")
         return _Convolution.apply(input, weight, bias, geometry, self)
@@ -156,6 +157,14 @@ def _canonical(tensor: Tensor) -> Tensor:
 
 def _pair(value: int | tuple[int, ...]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
+
+
+def _reaches_inside(weight: Tensor, padding: list[int], dilation: list[int]) -> bool:
+    """Whether every output reads a pixel: else oneDNN crashes on channels-last images (2.13)."""
+    return all(
+        pad <= step * (size - 1)
+        for pad, step, size in zip(padding, dilation, weight.shape[2:], strict=True)
+    )
 
 
 def _fastest_kernels(images: Tensor, weight: Tensor) -> Kernels:
@@ -178,14 +187,9 @@ def fastest_layout(images: Tensor) -> Tensor:
 
     On CPUs oneDNN's channels-last kernels reach nearly twice the rate of its others.
     """
-    if _may_be_laid_out(images) and images.device.type == "cpu":
+    if images.dim() == 4 and images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
     return images
-
-
-def _may_be_laid_out(images: Tensor) -> bool:
-    """Not one image alone, of which PyTorch's CPU kernels mistake one layout for the other."""
-    return images.dim() == 4 and images.shape[0] > 1
 
 
 def _laid_out(images: Tensor | None) -> Tensor | None:
