@@ -12,8 +12,8 @@ from tiny import make_data, make_experts, make_network
 from mim4dd import MIM4DDLoss
 from mim4dd.distill.evaluate import Accuracy
 from mim4dd.distill.loop import Interrupted, LoopSettings, distill
-from mim4dd.distill.method import BaseLoss
-from mim4dd.distill.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.base import BaseLoss
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.mutual_information import MIM4DD
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tiny import make_data, make_experts, make_network
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.method import RealData
-from mim4dd.distill.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.base import RealData
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
 
 SETTINGS = MTTSettings(syn_steps=5, expert_epochs=2, max_start_epoch=3, batch_syn=2)
 

@@ -5,7 +5,7 @@ import torch
 from tiny import make_data, make_network
 
 from mim4dd import MIM4DDLoss, flatten_parameters
-from mim4dd.distill.method import BaseLoss, ComparedNetwork, RealData
+from mim4dd.distill.methods.base import BaseLoss, ComparedNetwork, RealData
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings, layer_features
 
 

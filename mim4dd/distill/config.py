@@ -11,8 +11,8 @@ from mim4dd.distill.data import ImageData, load_data
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.loop import LoopSettings
-from mim4dd.distill.method import BaseMethod
-from mim4dd.distill.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.base import BaseMethod
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
 from mim4dd.distill.networks import ConvNet, Norm
 from mim4dd.distill.settings import Settings

@@ -17,7 +17,7 @@ from mim4dd._checks import check_choice, check_positive
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy
-from mim4dd.distill.method import BaseMethod, RealData
+from mim4dd.distill.methods.base import BaseMethod, RealData
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.settings import Settings

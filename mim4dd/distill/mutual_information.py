@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.method import BaseLoss, BaseMethod, ComparedNetwork, RealData
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork, RealData
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training import seeded_network
 from mim4dd.losses import MIM4DDLoss, pooled_rows

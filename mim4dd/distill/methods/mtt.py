@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mim4dd.distill.augment import augmentation
 from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.method import BaseLoss, ComparedNetwork, RealData
+from mim4dd.distill.methods.base import BaseLoss, ComparedNetwork, RealData
 from mim4dd.distill.settings import Settings
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd

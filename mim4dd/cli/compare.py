@@ -1,0 +1,29 @@
+"""mim4dd compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mim4dd.cli.options import with_options
+from mim4dd.distill.config import CompareConfig
+
+__all__ = ["compare"]
+
+
+@with_options(CompareConfig)
+def compare(
+    config: CompareConfig,
+    out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/compare"),
+    install_seconds: Annotated[
+        float | None, typer.Option(help="What installing took, for the summary.", hidden=True)
+    ] = None,
+) -> None:
+    """Train experts, distil by MTT and by MTT + MIM4DD, and compare both with the baselines."""
+    from mim4dd.distill.compare import compare as run_comparison
+    from mim4dd.distill.compare import comparison_table
+
+    summary = run_comparison(config, out, install_seconds)
+    typer.echo(comparison_table(summary))
+    for picture in summary["pictures"]:
+        typer.echo(picture)

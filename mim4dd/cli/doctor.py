@@ -1,0 +1,14 @@
+"""mim4dd doctor."""
+
+import typer
+
+__all__ = ["doctor"]
+
+
+def doctor() -> None:
+    """Report what is built, for which GPUs, and why something is not."""
+    from mim4dd.doctor import report
+
+    text, healthy = report()
+    typer.echo(text)
+    raise typer.Exit(0 if healthy else 1)

@@ -1,0 +1,30 @@
+"""mim4dd experts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mim4dd.cli.options import with_options
+from mim4dd.distill.config import ExpertsConfig
+
+__all__ = ["experts"]
+
+
+@with_options(ExpertsConfig)
+def experts(
+    config: ExpertsConfig,
+    out: Annotated[Path, typer.Option(help="Folder for the trajectories.")] = Path("runs/experts"),
+) -> None:
+    """Train expert trajectories on the real data; continue where a former call stopped."""
+    from mim4dd.distill.experts import train_experts
+
+    data = config.load_data()
+    buffer = train_experts(
+        lambda: config.make_network(data), config.network_name, data, config, out
+    )
+    accuracies = [header["accuracy"] for header in buffer.headers]
+    typer.echo(
+        f"{len(buffer)} experts of {buffer.num_epochs} epochs in {out}, "
+        f"test accuracy {min(accuracies):.3f} to {max(accuracies):.3f}"
+    )

@@ -1,0 +1,92 @@
+"""Commands whose options are the fields of a configuration."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from mim4dd.distill.config import TaskSettings, check_options
+from mim4dd.distill.settings import field_help
+
+__all__ = ["on_command_line", "with_options"]
+
+
+def _config_file_reader(
+    kind: type[TaskSettings],
+) -> Callable[[typer.Context, Path | None], Path | None]:
+    def read(context: typer.Context, path: Path | None) -> Path | None:
+        """Make the file's values the defaults, which the command line overrides."""
+        if path is not None:
+            from mim4dd.distill.storage import read_json
+
+            values = read_json(path)
+            check_options(values, kind, str(path))
+            context.default_map = {**(context.default_map or {}), **values}
+        return path
+
+    return read
+
+
+def on_command_line(context: typer.Context, name: str) -> bool:
+    """Whether the option was typed, not left to its default or to a configuration file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every field of a configuration as an option, and the filled-in configuration.
+
+    The dataclass stays the only place where an option, its default and its help are written.
+    """
+    hints, texts = get_type_hints(kind), field_help(kind)
+    names = [option.name for option in fields(kind)]
+    options = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=Annotated[hints[option.name], typer.Option(help=texts[option.name])],
+        )
+        for option in fields(kind)
+    ]
+    options.append(
+        inspect.Parameter(
+            "config_file",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None,
+                typer.Option(
+                    "--config",
+                    help="JSON file of options, such as a run's config.json.",
+                    is_eager=True,
+                    callback=_config_file_reader(kind),
+                ),
+            ],
+        )
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "config"
+        ]
+
+        def run(**values: Any) -> None:
+            del values["config_file"]  # its callback has read it
+            config = kind(**{name: values.pop(name) for name in names})
+            command(config=config, **values)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        # Typer reads the options from the signature, which types say a function has not.
+        run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {
+            parameter.name: parameter.annotation for parameter in [*own, *options]
+        }
+        return run
+
+    return decorate

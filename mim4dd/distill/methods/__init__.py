@@ -1,0 +1,1 @@
+"""Base methods of dataset distillation, each one object."""
