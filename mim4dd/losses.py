@@ -293,14 +293,18 @@ class MIM4DDLoss(nn.Module):
             labels=labels_syn,
             key_labels=labels_real,
         )
-        self.loss_per_layer = per_layer.detach()
-        exponents = torch.arange(num_layers - 1, -1, -1).to(per_layer)
-        return (per_layer * self.layer_decay**exponents).sum()
+        return self._weigh(per_layer)
 
     @property
     def mi_lower_bound(self) -> Tensor:
         """Of every layer in the last call, (K,), in nats."""
         return self.critic.mi_lower_bound
+
+    def _weigh(self, per_layer: Tensor) -> Tensor:
+        """The sum over the layers, each counting γ times the one after it; keeps them apart too."""
+        self.loss_per_layer = per_layer.detach()
+        exponents = torch.arange(len(per_layer) - 1, -1, -1).to(per_layer)
+        return (per_layer * self.layer_decay**exponents).sum()
 
     def _embed(self, layer: int, features: Tensor) -> Tensor:
         """Features of one layer as rows of the contrastive space, not yet normalised."""

@@ -17,7 +17,7 @@ from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
-    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --batch-real 40 "
+    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 "
     "--num-eval 2 --eval-steps 10"
 )
 
@@ -119,7 +119,7 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--width 16", "experts must be of the network 'ConvNet width=16"),
         ("--experts none", "experts must be a folder of expert_*.safetensors files, none holds"),
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
-        ("--batch-real 0", "batch_real must be at least 1"),
+        ("--num-keys 0", "num_keys must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
         ("--data nowhere", "data must be 'digits' or an existing folder"),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),

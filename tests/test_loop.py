@@ -29,7 +29,7 @@ def task(tmp_path):
         experts,
         MTTSettings(syn_steps=4, max_start_epoch=3, dsa_strategy="crop_scale"),
     )
-    return data, MIM4DD(base, MIM4DDLoss(), weight=0.1, batch_real=12)
+    return data, MIM4DD(base, MIM4DDLoss(), weight=0.1, num_keys=12)
 
 
 def start(path, settings=SETTINGS):
@@ -38,14 +38,15 @@ def start(path, settings=SETTINGS):
     return run
 
 
-class Stops:
+class Stops(MIM4DD):
     """A method that does something at one iteration."""
 
     def __init__(self, method, iteration, action):
-        self.method, self.iteration, self.action, self.calls = method, iteration, action, 0
+        super().__init__(method, MIM4DDLoss(), weight=0)
+        self.iteration, self.action, self.calls = iteration, action, 0
 
     def loss(self, *arguments):
-        outcome = self.method.loss(*arguments)
+        outcome = self.base.loss(*arguments)
         self.calls += 1
         return self.action(outcome) if self.calls == self.iteration + 1 else outcome
 

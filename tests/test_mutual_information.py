@@ -47,7 +47,7 @@ def test_the_total_is_base_plus_weight_times_contrast(task):
     data, base, image_syn, label_syn = task
     syn_lr = torch.tensor(0.1, requires_grad=True)
     criterion = MIM4DDLoss(layer_decay=0.5)
-    method = MIM4DD(base, criterion, weight=0.25, batch_real=12)
+    method = MIM4DD(base, criterion, weight=0.25, num_keys=12)
     outcome = method.loss(image_syn, label_syn, syn_lr, RealData(data, torch.Generator()))
 
     image_real, label_real = RealData(data, torch.Generator()).sample(12)
@@ -73,7 +73,7 @@ def test_the_total_is_base_plus_weight_times_contrast(task):
 
 def test_layers_and_projection_from_settings(task):
     data, base, image_syn, label_syn = task
-    settings = MIM4DDSettings(layers="blocks.1", projection=5, critic="nce", batch_real=9)
+    settings = MIM4DDSettings(layers="blocks.1", projection=5, critic="nce", num_keys=9)
     method = MIM4DD.from_settings(base, settings, base.network, data.image_train, seed=1)
     (head,) = method.criterion.projection
     assert (head.in_features, head.out_features) == (8 * 2 * 2, 5)
@@ -103,7 +103,7 @@ def test_the_real_batch_is_drawn_independently():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"critic": "clip"}, "critic must be one of"),
         ({"layer_decay": 2.0}, "layer_decay must lie in"),
-        ({"batch_real": 0}, "batch_real must be at least 1"),
+        ({"num_keys": 0}, "num_keys must be at least 1"),
     ],
 )
 def test_bad_settings(change, message):

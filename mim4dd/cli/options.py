@@ -32,8 +32,23 @@ def _config_file_reader(
 
 def on_command_line(context: typer.Context, name: str) -> bool:
     """Whether the option was typed, not left to its default or to a configuration file."""
+    return _source(context, name) == "COMMANDLINE"
+
+
+def _source(context: typer.Context, name: str) -> str | None:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return None if source is None else source.name
+
+
+def _presets_of(
+    kind: type[TaskSettings], options: dict[str, Any], context: typer.Context
+) -> dict[str, Any]:
+    """The tabulated defaults of the options that were neither typed nor read from a file."""
+    return {
+        name: value
+        for name, value in kind.preset(options).items()
+        if _source(context, name) == "DEFAULT"
+    }
 
 
 def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -76,9 +91,19 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
             if parameter.name != "config"
         ]
 
+        wants_context = any(parameter.annotation is typer.Context for parameter in own)
+        if not wants_context:
+            own.append(
+                inspect.Parameter(
+                    "context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+                )
+            )
+
         def run(**values: Any) -> None:
             del values["config_file"]  # its callback has read it
-            config = kind(**{name: values.pop(name) for name in names})
+            options = {name: values.pop(name) for name in names}
+            context = values["context"] if wants_context else values.pop("context")
+            config = kind(**options | _presets_of(kind, options, context))
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__

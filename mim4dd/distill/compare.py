@@ -79,9 +79,9 @@ def draw_run(run: RunDirectory, data_name: str) -> list[Path]:
     if not rows:
         raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
     grid, curves = run.pictures / "synthetic.png", run.pictures / "curves.png"
-    ipc = len(synthetic.label_syn) // len(synthetic.class_names)
+    ipc = len(synthetic.class_syn) // len(synthetic.class_names)
     title = f"{data_name}, ipc {ipc}: synthetic images after {rows[-1]['iteration']} iterations"
-    save_grid(grid, synthetic.pixels, synthetic.label_syn, synthetic.class_names, title)
+    save_grid(grid, synthetic.pixels, synthetic.class_syn, synthetic.class_names, title)
     save_curves(curves, {run.path.name: rows}, len(synthetic.class_names))
     return [grid, curves]
 
@@ -201,7 +201,7 @@ def _draw(
     grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
     for method, title in _METHODS.items():
         first = sets[method][0]
-        grids[method] = (title, first.pixels, first.label_syn)
+        grids[method] = (title, first.pixels, first.class_syn)
     paths = []
     for name, (title, pixels, shown_labels) in grids.items():
         paths.append(folder / f"{name}.png")

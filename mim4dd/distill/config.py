@@ -1,8 +1,9 @@
 """Configurations of whole commands: every option of the parts, flat, under the field's names."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 
@@ -11,13 +12,14 @@ from mim4dd.distill.data import ImageData, load_data
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.loop import LoopSettings
-from mim4dd.distill.methods.base import BaseMethod
-from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.methods import METHODS
+from mim4dd.distill.methods.base import BaseMethod, Ingredients
+from mim4dd.distill.methods.mtt import MTTSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
 from mim4dd.distill.networks import ConvNet, Norm
+from mim4dd.distill.presets import expert_preset, preset
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.storage import read_json
-from mim4dd.distill.training import seeded_network
 
 __all__ = [
     "CompareConfig",
@@ -73,6 +75,15 @@ class TaskSettings(Settings):
             data.num_classes, data.channels, self.width, self.depth, data.image_size, self.norm
         )
 
+    @classmethod
+    def preset(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The tabulated defaults of other options beside these: published ones, or measured."""
+        found: dict[str, Any] = {}
+        if issubclass(cls, ExpertTraining):
+            found |= expert_preset(options["data"])
+        found |= preset(options["data"], options.get("method"), options.get("ipc"))
+        return {name: value for name, value in found.items() if name in option_names(cls)}
+
     @property
     def network_name(self) -> str:
         """What experts are told apart by."""
@@ -89,25 +100,45 @@ class DistillConfig(TaskSettings, MTTSettings, MIM4DDSettings, LoopSettings, Eva
     """What `mim4dd distill` takes.
 
     Args:
-        experts: Folder of the expert trajectories.
+        method: The base method.
+        experts: Folder of the expert trajectories, for methods that match them.
     """
 
+    method: Literal["mtt", "tesla"] = "mtt"
     experts: str = "runs/experts"
 
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        check_choice("method", self.method, tuple(METHODS))
+        own = option_names(METHODS[self.method].settings)
+        others = set().union(*(option_names(kind.settings) for kind in METHODS.values())) - own
+        for option in fields(self):
+            if option.name in others and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"{option.name} has no effect on method {self.method!r}: leave it at "
+                    f"{option.default!r}, got {getattr(self, option.name)!r}"
+                )
+
     def make_method(self, data: ImageData) -> BaseMethod:
-        """MTT, with the MIM4DD add-on unless its weight is 0.
+        """The base method, with the MIM4DD add-on unless its weight is 0.
 
         Raises:
             ValueError: If the options do not fit the data, the network or the experts.
         """
         data.require(self.ipc)
-        network = seeded_network(lambda: self.make_network(data), self.seed).to(self.device)
-        experts = ExpertBuffer(self.experts)
-        experts.require(network=self.network_name, data=data.name)
-        method = MTT(network, experts, self)
+        ingredients = Ingredients(
+            data, lambda: self.make_network(data), lambda: self._open_experts(data), self.seed
+        )
+        method = METHODS[self.method].make(ingredients, self)
         if self.weight == 0:
             return method
+        network = ingredients.new_network()
         return MIM4DD.from_settings(method, self, network, data.image_train, self.seed)
+
+    def _open_experts(self, data: ImageData) -> ExpertBuffer:
+        experts = ExpertBuffer(self.experts)
+        experts.require(network=self.network_name, data=data.name)
+        return experts
 
 
 @dataclass(frozen=True)
@@ -167,6 +198,7 @@ def check_options(values: dict[str, Any], kind: type[TaskSettings], source: str)
             raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
 
 
-def option_names(kind: type[TaskSettings] | type[Evaluation]) -> set[str]:
+def option_names(kind: type[Settings]) -> set[str]:
     """Names of all options."""
-    return {option.name for option in fields(kind)}
+    # Every settings class is a dataclass, which the type of their base can not say.
+    return {option.name for option in fields(kind)}  # type: ignore[arg-type]

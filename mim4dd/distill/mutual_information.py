@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork, RealData
+from mim4dd.distill.feature_matching import FeatureMatchingLoss
+from mim4dd.distill.methods.base import (
+    BaseLoss,
+    BaseMethod,
+    ComparedNetwork,
+    Initial,
+    RealData,
+)
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training import seeded_network
 from mim4dd.losses import MIM4DDLoss, pooled_rows
@@ -24,28 +31,34 @@ class MIM4DDSettings(Settings):
     Args:
         weight: Weight of the mutual-information loss; 0 leaves it out.
         temperature: Temperature of its logits.
-        critic: "info_nce", or "nce" as in CRD and CMIM.
+        critic: "info_nce"; "nce" as in CRD and CMIM; "l2", without negatives, to compare with.
         layer_decay: Each layer counts this times the one after it.
         layers: Comma-separated names of the submodules to compare; by default all blocks.
         projection: Dimension of a frozen random projection of every layer; by default none.
-        batch_real: Real images in the contrastive batch, drawn independently, as the bound needs.
+        num_keys: Real images in the contrastive batch, so the negatives of each class and its own.
     """
 
     weight: float = 0.1
     temperature: float = 0.1
-    critic: Literal["info_nce", "nce"] = "info_nce"
+    critic: Literal["info_nce", "nce", "l2"] = "info_nce"
     layer_decay: float = 0.5
     layers: str | None = None
     projection: int | None = None
-    batch_real: int = 200
+    num_keys: int = 200
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(weight=0, projection=1, batch_real=1)
-        MIM4DDLoss(self.temperature, self.critic, self.layer_decay)
+        self.require_at_least(weight=0, projection=1, num_keys=1)
+        self.make_criterion()
+
+    def make_criterion(self, projection: Sequence[nn.Module] | None = None) -> MIM4DDLoss:
+        """The loss over the layers."""
+        if self.critic == "l2":
+            return FeatureMatchingLoss(self.temperature, self.layer_decay, projection)
+        return MIM4DDLoss(self.temperature, self.critic, self.layer_decay, projection)
 
 
-class MIM4DD:
+class MIM4DD(BaseMethod):
     """Add ``weight`` times the contrastive loss of all layers to a base method.
 
     The features of the synthetic samples come from the network trained on them, those of a fresh
@@ -58,7 +71,7 @@ class MIM4DD:
         weight: What it counts.
         layers: Names of the submodules whose outputs are compared, early to late; None takes the
             network's ``feature_layers``.
-        batch_real: Real samples in a step, drawn independently, as the bound needs.
+        num_keys: Real samples in a step, drawn independently, as the bound needs.
 
     Raises:
         ValueError: If the weight is negative or not finite.
@@ -74,7 +87,7 @@ class MIM4DD:
         *,
         weight: float,
         layers: Sequence[str] | None = None,
-        batch_real: int = 200,
+        num_keys: int = 200,
     ) -> None:
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight must be at least 0 and finite, got {weight}")
@@ -82,7 +95,7 @@ class MIM4DD:
         self.criterion = criterion
         self.weight = weight
         self.layers = layers
-        self.batch_real = batch_real
+        self.num_keys = num_keys
 
     @staticmethod
     def from_settings(
@@ -105,15 +118,12 @@ class MIM4DD:
                 lambda: nn.ModuleList([nn.Linear(size, dimension) for size in sizes]), seed
             )
             projection = list(heads.to(images.device).requires_grad_(False))
-        criterion = MIM4DDLoss(
-            settings.temperature, settings.critic, settings.layer_decay, projection
-        )
         return MIM4DD(
             base,
-            criterion,
+            settings.make_criterion(projection),
             weight=settings.weight,
             layers=layers,
-            batch_real=settings.batch_real,
+            num_keys=settings.num_keys,
         )
 
     def loss(
@@ -121,11 +131,12 @@ class MIM4DD:
     ) -> BaseLoss:
         """The base method's loss plus the weighted contrastive loss."""
         base = self.base.loss(image_syn, label_syn, syn_lr, real)
-        image_real, label_real = real.sample(self.batch_real)
+        class_syn = real.class_syn(len(image_syn))
+        image_real, label_real = real.sample(self.num_keys)
         losses, bounds = [], []
         for compared in base.compared:
             features_syn, features_real = self._features(compared, image_syn, image_real)
-            losses.append(self.criterion(features_syn, features_real, label_syn, label_real))
+            losses.append(self.criterion(features_syn, features_real, class_syn, label_real))
             bounds.append(self.criterion.mi_lower_bound)
         contrastive = torch.stack(losses).mean()
         per_layer = torch.stack(bounds).mean(0).tolist()
@@ -135,6 +146,18 @@ class MIM4DD:
         return BaseLoss(
             base.value + self.weight * contrastive, base.compared, base.metrics | metrics
         )
+
+    def initial(self, real: RealData, ipc: int) -> Initial | None:
+        """Where the base method starts."""
+        return self.base.initial(real, ipc)
+
+    def state(self) -> dict[str, Tensor]:
+        """The base method's; the add-on has none."""
+        return self.base.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up the base method's state."""
+        self.base.restore(state)
 
     def _features(
         self, compared: ComparedNetwork, image_syn: Tensor, image_real: Tensor

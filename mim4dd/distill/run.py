@@ -17,7 +17,7 @@ from mim4dd.distill.storage import (
 
 __all__ = ["RunDirectory", "SyntheticSet"]
 
-_FORMAT = "mim4dd.synthetic.1"
+_FORMAT = "mim4dd.synthetic.2"
 
 
 class SyntheticSet:
@@ -26,13 +26,15 @@ class SyntheticSet:
     def __init__(
         self,
         image_syn: Tensor,  # (n, channels, H, W), normalised
-        label_syn: Tensor,  # (n,)
+        label_syn: Tensor,  # (n,) classes, or (n, C) probabilities
+        class_syn: Tensor,  # (n,), the class that each image was made for
         syn_lr: Tensor,  # ()
         pixels: Tensor,  # (n, channels, H, W), for pictures
         class_names: Iterable[str],
     ) -> None:
         self.image_syn = image_syn
         self.label_syn = label_syn
+        self.class_syn = class_syn
         self.syn_lr = syn_lr
         self.pixels = pixels
         self.class_names = tuple(class_names)
@@ -42,6 +44,7 @@ class SyntheticSet:
         return SyntheticSet(
             self.image_syn.to(device),
             self.label_syn.to(device),
+            self.class_syn.to(device),
             self.syn_lr.to(device),
             self.pixels.to(device),
             self.class_names,
@@ -52,6 +55,7 @@ class SyntheticSet:
         tensors = {
             "image_syn": self.image_syn,
             "label_syn": self.label_syn,
+            "class_syn": self.class_syn,
             "syn_lr": self.syn_lr,
             "pixels": self.pixels,
         }
@@ -71,13 +75,20 @@ class SyntheticSet:
 
 
 class RunDirectory:
-    """Paths of a run and the reading and writing of what they hold."""
+    """Paths of a run and the reading and writing of what they hold.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: The directory.
+        read_only: Write nothing, as the ranks beside the first.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False) -> None:
         self.path = Path(path)
+        self.read_only = read_only
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
         self.pictures = self.path / "pictures"
 
@@ -88,6 +99,8 @@ class RunDirectory:
             ValueError: If the directory already holds a run.
         """
         self.require_new()
+        if self.read_only:
+            return
         write_json(self.config, config)
 
     def require_new(self) -> None:
@@ -109,6 +122,8 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics."""
+        if self.read_only:
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -126,13 +141,21 @@ class RunDirectory:
 
     def rewind_metrics(self, iteration: int) -> None:
         """Drop the rows from ``iteration`` on, which a resumed run writes again."""
+        if self.read_only:
+            return
         rows = [row for row in self.read_metrics() if row["iteration"] < iteration]
         content = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.metrics, content.encode())
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
-        save_tensors(self.checkpoint, tensors, header)
+        if not self.read_only:
+            save_tensors(self.checkpoint, tensors, header)
+
+    def save_set(self, path: Path, synthetic: SyntheticSet) -> None:
+        """Write a synthetic set to one of the run's files."""
+        if not self.read_only:
+            synthetic.save(path)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The last checkpoint's tensors and header."""

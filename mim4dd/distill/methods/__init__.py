@@ -1,1 +1,25 @@
-"""Base methods of dataset distillation, each one object."""
+"""Base methods of dataset distillation, each one object: what a configuration can name."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mim4dd.distill.methods.base import BaseMethod, Ingredients
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.tesla import TESLA
+from mim4dd.distill.settings import Settings
+
+__all__ = ["METHODS", "MethodKind"]
+
+
+class MethodKind(NamedTuple):
+    """How a method is made of a configuration."""
+
+    title: str
+    settings: type[Settings]
+    make: Callable[[Ingredients, Any], BaseMethod]  # from its settings
+
+
+METHODS = {
+    "mtt": MethodKind("MTT", MTTSettings, MTT.make),
+    "tesla": MethodKind("TESLA", MTTSettings, TESLA.make),
+}

@@ -1,26 +1,38 @@
 """What a base method and an add-on agree on."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.training import seeded_network
 
-__all__ = ["BaseLoss", "BaseMethod", "ComparedNetwork", "RealData"]
+__all__ = ["BaseLoss", "BaseMethod", "ComparedNetwork", "Ingredients", "Initial", "RealData"]
 
 
 @dataclass(frozen=True)
 class RealData:
-    """The real side of a step: the images, and the random stream that every draw comes from."""
+    """The real side of an outer iteration, and the random stream of every draw in it.
+
+    The stream is new in every iteration and on every rank, so no state of it has to be kept.
+    """
 
     data: ImageData
     generator: torch.Generator  # on the CPU
+    iteration: int = 0
 
     def integer(self, below: int) -> int:
         """A number in [0, below)."""
         return int(torch.randint(below, (), generator=self.generator))
+
+    def seed(self) -> int:
+        """A seed for another stream, such as a new network's or an augmentation's."""
+        return self.integer(2**31)
 
     def sample(self, batch: int) -> tuple[Tensor, Tensor]:
         """``batch`` training images and their labels, each drawn independently of the others."""
@@ -28,6 +40,32 @@ class RealData:
         rows = torch.randint(size, (batch,), generator=self.generator)
         rows = rows.to(self.data.image_train.device)
         return self.data.image_train[rows], self.data.label_train[rows]
+
+    def class_syn(self, num_images: int) -> Tensor:
+        """The class that every synthetic image is made for: as many of each, in order. (n,)"""
+        classes = torch.arange(self.data.num_classes, device=self.data.image_train.device)
+        return classes.repeat_interleave(num_images // self.data.num_classes)
+
+    def sample_class(self, label: int, batch: int) -> Tensor:
+        """Up to ``batch`` different training images of one class."""
+        members = torch.where(self.data.label_train == label)[0]
+        order = torch.randperm(len(members), generator=self.generator)[:batch]
+        return self.data.image_train[members[order.to(members.device)]]
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a method may be made of."""
+
+    data: ImageData
+    make_network: Callable[[], nn.Module]
+    experts: Callable[[], ExpertBuffer]  # opens them, or raises ValueError where there are none
+    seed: int
+
+    def new_network(self, seed: int | None = None) -> nn.Module:
+        """A fresh network on the device of the data; by default that of the run's own seed."""
+        network = seeded_network(self.make_network, self.seed if seed is None else seed)
+        return network.to(self.data.image_train.device)
 
 
 class ComparedNetwork(NamedTuple):
@@ -41,6 +79,13 @@ class ComparedNetwork(NamedTuple):
     theta_real: Tensor  # (P,)
 
 
+class Initial(NamedTuple):
+    """Where a synthetic set starts from."""
+
+    image_syn: Tensor  # (n, channels, H, W), n = classes × ipc, ordered by class
+    label_logits: Tensor | None = None  # (n, C), the soft labels before their softmax
+
+
 @dataclass(frozen=True)
 class BaseLoss:
     """A method's loss of one outer step, and the networks that an add-on may look into."""
@@ -50,15 +95,34 @@ class BaseLoss:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class BaseMethod(Protocol):
-    """A distillation objective. It knows nothing of the loop, the optimisers or the files."""
+class BaseMethod(ABC):
+    """A distillation objective. It knows nothing of the loop, the optimisers or the files.
 
+    A method of one's own needs :meth:`loss` alone; docs/methods.md shows one.
+    """
+
+    @abstractmethod
     def loss(
         self,
         image_syn: Tensor,  # (n, channels, H, W)
-        label_syn: Tensor,  # (n,)
+        label_syn: Tensor,  # (n,) classes, or (n, C) probabilities
         syn_lr: Tensor,  # ()
         real: RealData,
     ) -> BaseLoss:
-        """The loss of one outer step, differentiable in images, labels and step size."""
-        ...
+        """The loss of one outer step, differentiable in images, soft labels and step size."""
+
+    def initial(self, real: RealData, ipc: int) -> Initial | None:
+        """Where the set starts, for methods that choose it; None leaves that to the loop."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """What the method carries from one outer step to the next, for checkpoints."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a state that :meth:`state` gave."""
+        if state:
+            raise ValueError(
+                f"the checkpoint must hold no state for {type(self).__name__}, "
+                f"got {', '.join(state)}"
+            )

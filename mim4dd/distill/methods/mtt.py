@@ -1,13 +1,20 @@
 """Matching Training Trajectories (MTT)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.augment import augmentation
 from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.methods.base import BaseLoss, ComparedNetwork, RealData
+from mim4dd.distill.methods.base import (
+    BaseLoss,
+    BaseMethod,
+    ComparedNetwork,
+    Ingredients,
+    RealData,
+)
 from mim4dd.distill.settings import Settings
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd
@@ -43,7 +50,7 @@ class MTTSettings(Settings):
         augmentation(self.dsa_strategy)
 
 
-class MTT:
+class MTT(BaseMethod):
     """Match where a student, trained on the synthetic set, ends to where an expert got.
 
     Every step draws an expert and a start epoch, trains the student from there for ``syn_steps``
@@ -61,6 +68,8 @@ class MTT:
     References:
         Cazenavette et al. Dataset Distillation by Matching Training Trajectories. arXiv:2203.11932.
     """
+
+    gradient: Literal["exact", "tesla"] = "exact"
 
     def __init__(self, network: nn.Module, experts: ExpertBuffer, settings: MTTSettings) -> None:
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -80,6 +89,11 @@ class MTT:
         self.settings = settings
         self.augment = augmentation(settings.dsa_strategy)
 
+    @classmethod
+    def make(cls, ingredients: Ingredients, settings: MTTSettings) -> "MTT":
+        """From what a configuration holds."""
+        return cls(ingredients.new_network(), ingredients.experts(), settings)
+
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> BaseLoss:
@@ -96,7 +110,8 @@ class MTT:
             self._schedule(len(image_syn), real.generator).to(device),
             lr=syn_lr,
             augment=self.augment,
-            seed=real.integer(2**31),
+            seed=real.seed(),
+            method=self.gradient,
             memory_budget=settings.memory_budget,
         )
         value = trajectory_loss(theta_T, theta_0, theta_target)

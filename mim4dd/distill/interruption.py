@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM as requests that a loop answers between two steps."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupted", "Stop", "interruptible"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved where it is."""
+
+
+@dataclass
+class Stop:
+    """Whether the run was asked to stop."""
+
+    requested: bool = False
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request, so that no step is cut in half."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    previous: dict[int, Any] = {}
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, previous[number])  # a second one stops at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number)
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for known, handler in previous.items():
+            signal.signal(known, handler)

@@ -1,0 +1,53 @@
+"""How a synthetic set is initialised and optimised."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mim4dd._checks import check_choice, check_positive
+from mim4dd.distill.settings import Settings
+
+__all__ = ["LoopSettings"]
+
+
+@dataclass(frozen=True)
+class LoopSettings(Settings):
+    """How the synthetic set is initialised and optimised.
+
+    Args:
+        ipc: Synthetic images per class.
+        iterations: Outer steps.
+        optimizer_img: The images' optimiser: "sgd", with momentum 0.5 as in MTT, or "adam".
+        lr_img: Step size of the images' optimiser.
+        lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
+        lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
+        lr_teacher: Initial value of the learned step size syn_lr.
+        init: Start from "real" training images or from Gaussian "noise".
+        ema_decay: Keep an exponential moving average of the images as the result, as FTD; 0: none.
+        seed: Seed of everything random in the run.
+        checkpoint_every: Iterations between checkpoints.
+        eval_every: Iterations between evaluations for the curves; 0 leaves them out.
+    """
+
+    ipc: int = 1
+    iterations: int = 150
+    optimizer_img: Literal["sgd", "adam"] = "sgd"
+    lr_img: float = 5.0
+    lr_lr: float = 1e-4
+    lr_y: float = 2.0
+    lr_teacher: float = 0.03
+    init: Literal["real", "noise"] = "real"
+    ema_decay: float = 0.0
+    seed: int = 0
+    checkpoint_every: int = 20
+    eval_every: int = 50
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(
+            ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0, checkpoint_every=1, eval_every=0
+        )
+        check_positive("lr_teacher", self.lr_teacher)
+        check_choice("optimizer_img", self.optimizer_img, ("sgd", "adam"))
+        check_choice("init", self.init, ("real", "noise"))
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")

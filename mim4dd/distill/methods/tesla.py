@@ -1,0 +1,21 @@
+"""Trajectory matching with constant memory by TESLA's approximate gradient."""
+
+from typing import Literal
+
+from mim4dd.distill.methods.mtt import MTT
+
+__all__ = ["TESLA"]
+
+
+class TESLA(MTT):
+    """:class:`MTT` with the gradient that TESLA takes: θ_t is a constant in every inner step.
+
+    The terms of later steps, which hold the Hessians, are left out, so the images' gradient is not
+    that of the loss: docs/math.md tells how far off it is. MTT here needs no more memory.
+
+    References:
+        Cui et al. Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory.
+        arXiv:2211.10586.
+    """
+
+    gradient: Literal["exact", "tesla"] = "tesla"
