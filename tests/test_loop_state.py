@@ -1,0 +1,114 @@
+"""What methods may ask of the loop: own starting points, soft labels, state, averaged images."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import make_data
+
+from mim4dd.distill.loop import LoopSettings, distill
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
+from mim4dd.distill.run import RunDirectory, SyntheticSet
+
+SETTINGS = LoopSettings(
+    ipc=2, iterations=9, lr_img=0.1, lr_y=0.5, ema_decay=0.8, checkpoint_every=4
+)
+
+
+class Learner(BaseMethod):
+    """Pulls images to a target that it moves, and labels to the second class."""
+
+    def __init__(self, die_at=None):
+        self.target, self.die_at, self.seen = torch.zeros(()), die_at, []
+
+    def initial(self, real, ipc):
+        images, labels = real.data.sample(ipc, real.generator)
+        return Initial(images, 3.0 * torch.nn.functional.one_hot(labels).float())
+
+    def state(self):
+        return {"target": self.target}
+
+    def restore(self, state):
+        self.target = state["target"]
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        if real.iteration == self.die_at:
+            raise KeyboardInterrupt
+        self.seen.append((real.iteration, image_syn.detach().clone(), label_syn.detach().clone()))
+        self.target = self.target + torch.rand((), generator=real.generator)
+        value = (image_syn - self.target).square().mean() - label_syn[:, 1].log().mean()
+        return BaseLoss(value, [], {"target": self.target.item()})
+
+
+def run_in(path, method, settings=SETTINGS):
+    run = RunDirectory(path)
+    if not run.config.exists():
+        run.create(dataclasses.asdict(settings))
+    return run, distill(method, make_data_once(), settings, run)
+
+
+def make_data_once():
+    torch.manual_seed(0)
+    return make_data()
+
+
+def test_soft_labels_are_learned(tmp_path):
+    learner = Learner()
+    run, result = run_in(tmp_path / "run", learner)
+    first, last = learner.seen[0][2], result.label_syn
+    torch.testing.assert_close(last.sum(1), torch.ones(6))
+    assert first.argmax(1).tolist() == result.class_syn.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (last[:, 1] > first[:, 1]).all()
+    stored = SyntheticSet.load(run.synthetic)
+    assert torch.equal(stored.label_syn, last)
+    assert torch.equal(SyntheticSet.load(run.initial).label_syn, first)
+
+
+def test_the_result_is_the_moving_average_of_the_images(tmp_path):
+    learner = Learner()
+    _, result = run_in(tmp_path / "averaged", learner)
+    _, last = run_in(tmp_path / "last", Learner(), dataclasses.replace(SETTINGS, ema_decay=0.0))
+    images = [images for _, images, _ in learner.seen] + [last.image_syn]
+    average = images[0]
+    for image in images[1:]:
+        average = 0.8 * average + 0.2 * image
+    torch.testing.assert_close(result.image_syn, average)
+
+
+@pytest.mark.parametrize("optimizer_img", ["sgd", "adam"])
+@pytest.mark.parametrize("die_at", [1, 4, 7])
+def test_state_labels_and_averages_continue_bit_for_bit(optimizer_img, die_at, tmp_path):
+    settings = dataclasses.replace(SETTINGS, optimizer_img=optimizer_img)
+    whole, _ = run_in(tmp_path / "whole", Learner(), settings)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path / "parts", Learner(die_at), settings)
+    parts, _ = run_in(tmp_path / "parts", Learner(), settings)
+    for name in ("synthetic.safetensors", "initial.safetensors", "metrics.jsonl"):
+        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+
+
+def test_iterations_draw_from_streams_of_their_own(tmp_path):
+    _, result = run_in(tmp_path / "one", Learner())
+    _, other = run_in(tmp_path / "two", Learner(), dataclasses.replace(SETTINGS, seed=1))
+    run = RunDirectory(tmp_path / "one")
+    targets = [row["target"] for row in run.read_metrics()[:-1]]
+    steps = torch.tensor(targets).diff()
+    assert len(set(steps.tolist())) == len(steps)
+    assert not torch.equal(result.image_syn, other.image_syn)
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    class Stateless(BaseMethod):
+        def loss(self, image_syn, label_syn, syn_lr, real):
+            return BaseLoss(image_syn.square().mean(), [])
+
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_in(path, Learner(die_at=6))
+    with pytest.raises(ValueError, match="must hold no state for Stateless, got target"):
+        run_in(path, Stateless())
+    without = tmp_path / "without"
+    run, _ = run_in(without, Stateless())
+    run.synthetic.unlink()
+    with pytest.raises(ValueError, match=r"must hold label_logits of shape \(6, 3\).*got none"):
+        run_in(without, Learner())
