@@ -1,0 +1,53 @@
+"""Commands killed at any moment: children that die by SIGKILL, started fast."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+
+# Children are forked from a server that has imported everything, and so start within milliseconds.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["mim4dd.__main__", "mim4dd.cli"])
+
+
+def _run(folder, command):
+    import torch
+
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    sys.argv = ["mim4dd", *command.split()]
+    from mim4dd.__main__ import main
+
+    main()
+
+
+def start(folder, command):
+    """A child that runs ``mim4dd command`` in a folder."""
+    child = _SERVER.Process(target=_run, args=(str(folder), command))
+    child.start()
+    return child
+
+
+def finish(folder, command):
+    """Run a command to its end."""
+    child = start(folder, command)
+    child.join()
+    assert child.exitcode == 0
+
+
+def kill_again_and_again(folder, command, *, kills, longest):
+    """Start a command and kill it, ``kills`` times, up to ``longest`` seconds in; then finish it.
+
+    ``command()`` is what a user would type next. Returns how many of the children were still at
+    work when they were killed.
+    """
+    alive = 0
+    for _ in range(kills):
+        child = start(folder, command())
+        child.join(random.uniform(0, longest))
+        alive += child.is_alive()
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    finish(folder, command())
+    return alive

@@ -1,0 +1,51 @@
+"""SIGKILL at any moment, again and again, changes nothing about what a command leaves."""
+
+import pytest
+from killing import finish, kill_again_and_again
+
+from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.storage import read_json
+
+EXPERTS = "--width 8 --num-experts 2 --train-epochs 3"
+DISTILL = (
+    "--width 8 --syn-steps 3 --max-start-epoch 2 --num-keys 40 --num-eval 2 --eval-steps 10 "
+    "--iterations 60 --checkpoint-every 7 --eval-every 20"
+)
+
+
+def leavings(folder):
+    """What a run leaves, but for its options and the seconds it took."""
+    run = RunDirectory(folder)
+    return [path.read_bytes() for path in (run.initial, run.synthetic, run.metrics)]
+
+
+@pytest.fixture
+def experts(tmp_path):
+    finish(tmp_path, f"experts {EXPERTS} --out experts")
+    return tmp_path
+
+
+def test_distill(experts):
+    begin, parts = f"distill --experts experts {DISTILL} --out", RunDirectory(experts / "parts")
+    finish(experts, f"{begin} whole")
+    kills = kill_again_and_again(
+        experts,
+        lambda: "distill --resume parts" if parts.config.exists() else f"{begin} parts",
+        kills=20,
+        longest=1,
+    )
+    assert kills > 10
+    assert leavings(experts / "whole") == leavings(parts.path)
+
+
+def test_compare(tmp_path):
+    command = f"compare {EXPERTS} {DISTILL} --num-distill 1 --out"
+    finish(tmp_path, f"{command} whole")
+    kills = kill_again_and_again(tmp_path, lambda: f"{command} parts", kills=20, longest=2)
+    assert kills > 10
+    summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "parts")]
+    assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
+    for method in ("mtt", "mtt+mim4dd"):
+        assert leavings(tmp_path / "whole" / method / "seed0") == leavings(
+            tmp_path / "parts" / method / "seed0"
+        )
