@@ -51,7 +51,7 @@ def test_experts_of_another_kind_are_not_mixed(tmp_path):
     data = make_data()
     make_experts(data, tmp_path)
     with pytest.raises(ValueError, match="experts of another kind: training"):
-        make_experts(data, tmp_path, dataclasses.replace(TRAINING, lr_teacher=0.1))
+        make_experts(data, tmp_path, dataclasses.replace(TRAINING, lr_expert=0.1))
     with pytest.raises(ValueError, match="experts of another kind: network is tiny there"):
         make_experts(data, tmp_path, network_name="large")
     buffer = ExpertBuffer(tmp_path)
@@ -75,8 +75,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_a_diverging_expert_is_not_stored(tmp_path):
-    training = dataclasses.replace(TRAINING, lr_teacher=1e30)
-    with pytest.raises(FloatingPointError, match="expert 0 diverged in epoch 1: lower lr_teacher"):
+    training = dataclasses.replace(TRAINING, lr_expert=1e30)
+    with pytest.raises(FloatingPointError, match="expert 0 diverged in epoch 1: lower lr_expert"):
         make_experts(make_data(), tmp_path, training)
     assert list(tmp_path.iterdir()) == []
 
@@ -85,7 +85,7 @@ def test_a_diverging_expert_is_not_stored(tmp_path):
     ("change", "message"),
     [
         ({"num_experts": 0}, "num_experts must be at least 1"),
-        ({"lr_teacher": 0.0}, "lr_teacher must be positive"),
+        ({"lr_expert": 0.0}, "lr_expert must be positive"),
         ({"dsa_strategy": "blur"}, "strategy must join"),
     ],
 )

@@ -6,7 +6,7 @@ from mim4dd.distill.data import from_tensors
 from mim4dd.distill.experts import ExpertTraining, train_experts
 from mim4dd.distill.networks import ConvNet
 
-TRAINING = ExpertTraining(num_experts=2, train_epochs=4, lr_teacher=0.05, batch_train=16)
+TRAINING = ExpertTraining(num_experts=2, train_epochs=4, lr_expert=0.05, batch_train=16)
 
 
 def make_data(num_classes=3, per_class=15, size=8):

@@ -146,7 +146,6 @@ class CompareConfig(DistillConfig, ExpertTraining):
     """What `mim4dd compare` takes.
 
     Args:
-        lr_teacher: Step size of the experts, and initial value of the learned step size.
         dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
         num_distill: Distillations by each method, with different seeds.
         seed: Seed of the first distillation and expert; the others follow.

@@ -30,7 +30,7 @@ class ExpertTraining(Settings):
     Args:
         num_experts: Number of expert trajectories.
         train_epochs: Epochs of each; a distillation uses max_start_epoch + expert_epochs of them.
-        lr_teacher: Step size of the experts.
+        lr_expert: Step size of the experts.
         batch_train: Real images per step of an expert.
         dsa_strategy: Augmentation in training: families joined by "_", or "none".
         seed: Seed of the first expert; the others follow.
@@ -38,7 +38,7 @@ class ExpertTraining(Settings):
 
     num_experts: int = 10
     train_epochs: int = 10
-    lr_teacher: float = 0.03
+    lr_expert: float = 0.03
     batch_train: int = 64
     dsa_strategy: str = "none"
     seed: int = 0
@@ -46,7 +46,7 @@ class ExpertTraining(Settings):
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(num_experts=1, train_epochs=1, batch_train=1, seed=0)
-        check_positive("lr_teacher", self.lr_teacher)
+        check_positive("lr_expert", self.lr_expert)
         augmentation(self.dsa_strategy)
 
 
@@ -115,7 +115,7 @@ def _train_expert(
         data.image_train,
         data.label_train,
         num_steps=training.train_epochs * steps_per_epoch,
-        lr=training.lr_teacher,
+        lr=training.lr_expert,
         momentum=0.0,
         weight_decay=0.0,
         batch_size=training.batch_train,
@@ -127,7 +127,7 @@ def _train_expert(
     if not stacked.isfinite().all():
         epoch = int((~stacked.isfinite().all(1)).int().argmax())
         raise FloatingPointError(
-            f"expert {index} diverged in epoch {epoch}: lower lr_teacher {training.lr_teacher}"
+            f"expert {index} diverged in epoch {epoch}: lower lr_expert {training.lr_expert}"
         )
     save_tensors(
         path,
