@@ -25,23 +25,29 @@ def make_synthetic(data):
     return images.clone().requires_grad_(), labels, torch.tensor(0.05, requires_grad=True)
 
 
-def test_the_loss_is_the_definition(task):
-    """‖θ_T − θ*‖² / ‖θ_0 − θ*‖² for the segment and the batches that the stream draws."""
+@pytest.mark.parametrize("num_networks", [1, 2, 3])
+def test_the_loss_is_the_definition(num_networks, task):
+    """The mean of ‖θ_T − θ*‖² / ‖θ_0 − θ*‖² for the segments and batches that the stream draws."""
     data, network, experts = task
     image_syn, label_syn, syn_lr = make_synthetic(data)
-    method = MTT(network, experts, SETTINGS)
+    method = MTT(network, experts, dataclasses.replace(SETTINGS, num_networks=num_networks))
     outcome = method.loss(image_syn, label_syn, syn_lr, RealData(data, torch.Generator()))
 
     stream = RealData(data, torch.Generator())
-    expert, start = stream.integer(2), stream.integer(3)
-    theta, target = experts.segment(expert, start, 2)
-    first, call = theta, FunctionalModel(network)
-    theta = theta.clone().requires_grad_()
-    for _ in range(5):  # 3 samples hold one whole batch of 2, so every step is a new permutation
-        rows = torch.randperm(3, generator=stream.generator)[:2]
-        loss = F.cross_entropy(call(theta, image_syn[rows]), label_syn[rows])
-        theta = theta - syn_lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
-    expected = (theta - target).square().sum() / (first - target).square().sum()
+    call, values = FunctionalModel(network), []
+    assert len(outcome.compared) == num_networks
+    for compared in outcome.compared:
+        expert, start = stream.integer(2), stream.integer(3)
+        first, target = experts.segment(expert, start, 2)
+        theta = first.clone().requires_grad_()
+        for _ in range(5):  # 3 samples hold one whole batch of 2: every step is a new permutation
+            rows = torch.randperm(3, generator=stream.generator)[:2]
+            loss = F.cross_entropy(call(theta, image_syn[rows]), label_syn[rows])
+            theta = theta - syn_lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
+        values.append((theta - target).square().sum() / (first - target).square().sum())
+        assert torch.equal(compared.theta_real, target)
+        torch.testing.assert_close(compared.theta_syn, theta)
+    expected = torch.stack(values).mean()
     torch.testing.assert_close(outcome.value, expected)
     torch.testing.assert_close(
         torch.autograd.grad(outcome.value, (image_syn, syn_lr)),
@@ -49,9 +55,19 @@ def test_the_loss_is_the_definition(task):
         rtol=1e-4,
         atol=1e-6,
     )
-    (compared,) = outcome.compared
-    assert torch.equal(compared.theta_real, target)
-    torch.testing.assert_close(compared.theta_syn, theta)
+
+
+def test_networks_side_by_side_send_gradients_through_their_features(task):
+    """What an add-on reads of each network reaches the images, too."""
+    data, network, experts = task
+    image_syn, label_syn, syn_lr = make_synthetic(data)
+    method = MTT(network, experts, dataclasses.replace(SETTINGS, num_networks=2))
+    outcome = method.loss(image_syn, label_syn, syn_lr, RealData(data, torch.Generator()))
+    for compared in outcome.compared:
+        (gradient,) = torch.autograd.grad(
+            compared.theta_syn.square().sum(), image_syn, retain_graph=True
+        )
+        assert gradient.abs().max() > 0
 
 
 def test_batches_cover_the_set_before_they_repeat(task):

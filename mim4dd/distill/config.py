@@ -14,7 +14,7 @@ from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
-from mim4dd.distill.methods.mtt import MTTSettings
+from mim4dd.distill.methods.datm import DATMSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
 from mim4dd.distill.networks import ConvNet, Norm
 from mim4dd.distill.presets import expert_preset, preset
@@ -96,7 +96,7 @@ class ExpertsConfig(TaskSettings, ExpertTraining):
 
 
 @dataclass(frozen=True)
-class DistillConfig(TaskSettings, MTTSettings, MIM4DDSettings, LoopSettings, Evaluation):
+class DistillConfig(TaskSettings, DATMSettings, MIM4DDSettings, LoopSettings, Evaluation):
     """What `mim4dd distill` takes.
 
     Args:
@@ -104,7 +104,7 @@ class DistillConfig(TaskSettings, MTTSettings, MIM4DDSettings, LoopSettings, Eva
         experts: Folder of the expert trajectories, for methods that match them.
     """
 
-    method: Literal["mtt", "tesla"] = "mtt"
+    method: Literal["mtt", "tesla", "datm"] = "mtt"
     experts: str = "runs/experts"
 
     def check(self) -> None:

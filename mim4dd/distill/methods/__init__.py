@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
+from mim4dd.distill.methods.datm import DATM, DATMSettings
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.tesla import TESLA
 from mim4dd.distill.settings import Settings
@@ -22,4 +23,5 @@ class MethodKind(NamedTuple):
 METHODS = {
     "mtt": MethodKind("MTT", MTTSettings, MTT.make),
     "tesla": MethodKind("TESLA", MTTSettings, TESLA.make),
+    "datm": MethodKind("DATM", DATMSettings, DATM.make),
 }

@@ -15,7 +15,7 @@ from mim4dd.distill.methods.base import (
     Ingredients,
     RealData,
 )
-from mim4dd.distill.settings import Settings
+from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd
 
@@ -23,7 +23,7 @@ __all__ = ["MTT", "MTTSettings"]
 
 
 @dataclass(frozen=True)
-class MTTSettings(Settings):
+class MTTSettings(NetworksSettings):
     """What trajectory matching matches.
 
     Args:
@@ -55,7 +55,7 @@ class MTT(BaseMethod):
 
     Every step draws an expert and a start epoch, trains the student from there for ``syn_steps``
     steps, and compares with the expert ``expert_epochs`` epochs later by
-    :func:`mim4dd.trajectory_loss`.
+    :func:`mim4dd.trajectory_loss`; or does so for ``num_networks`` of them, side by side.
 
     Args:
         network: The network that the experts are; its own parameters are not used.
@@ -97,26 +97,44 @@ class MTT(BaseMethod):
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> BaseLoss:
-        """The trajectory loss of one drawn segment."""
+        """The trajectory loss, the mean over the drawn segments."""
         device, settings = image_syn.device, self.settings
-        expert, start = real.integer(len(self.experts)), real.integer(settings.max_start_epoch)
-        segment = self.experts.segment(expert, start, settings.expert_epochs)
-        theta_0, theta_target = (theta.to(device) for theta in segment)
+        drawn = [self._draw(len(image_syn), real) for _ in range(settings.num_networks)]
+        starts, targets, schedules = zip(*drawn, strict=True)
+        theta_0, theta_target = torch.stack(starts).to(device), torch.stack(targets).to(device)
+        batches = torch.stack(schedules, 1).to(device)  # (T, K, B)
+        if settings.num_networks == 1:
+            theta_0, theta_target, batches = theta_0[0], theta_target[0], batches[:, 0]
         theta_T = unroll_sgd(
             self.network,
             theta_0,
             image_syn,
             label_syn,
-            self._schedule(len(image_syn), real.generator).to(device),
+            batches,
             lr=syn_lr,
             augment=self.augment,
             seed=real.seed(),
             method=self.gradient,
             memory_budget=settings.memory_budget,
         )
-        value = trajectory_loss(theta_T, theta_0, theta_target)
-        compared = ComparedNetwork(self.network, theta_syn=theta_T, theta_real=theta_target)
-        return BaseLoss(value, [compared], {"trajectory_loss": value.item()})
+        value = trajectory_loss(theta_T, theta_0, theta_target).mean()
+        compared = [
+            ComparedNetwork(self.network, theta_syn=end, theta_real=target)
+            for end, target in zip(
+                torch.atleast_2d(theta_T), torch.atleast_2d(theta_target), strict=True
+            )
+        ]
+        return BaseLoss(value, compared, {"trajectory_loss": value.item()})
+
+    def _draw(self, num_samples: int, real: RealData) -> tuple[Tensor, Tensor, Tensor]:
+        """An expert's parameters at start and target, (P,) each, and a schedule (T, B)."""
+        expert, start = real.integer(len(self.experts)), self._start_epoch(real)
+        theta_0, theta_target = self.experts.segment(expert, start, self.settings.expert_epochs)
+        return theta_0, theta_target, self._schedule(num_samples, real.generator)
+
+    def _start_epoch(self, real: RealData) -> int:
+        """Where on the expert's trajectory the student starts."""
+        return real.integer(self.settings.max_start_epoch)
 
     def _schedule(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Batches (T, B) that walk through one random permutation of the samples after another."""

@@ -1,0 +1,119 @@
+"""Difficulty-aligned trajectory matching (DATM)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd._unroll.functional import FunctionalModel
+from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.methods.base import Initial, RealData
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
+
+__all__ = ["DATM", "DATMSettings"]
+
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class DATMSettings(MTTSettings):
+    """What trajectory matching matches, and which start epochs at which iteration.
+
+    Args:
+        min_start_epoch: Start epochs are drawn from it on.
+        initial_max_start_epoch: What max_start_epoch grows from; by default it is there at once.
+        expansion_end: Iteration by which max_start_epoch is reached.
+    """
+
+    min_start_epoch: int = 0
+    initial_max_start_epoch: int | None = None
+    expansion_end: int = 1000
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(min_start_epoch=0, expansion_end=1)
+        first = self.initial_max_start_epoch
+        bounds = {"max_start_epoch": self.max_start_epoch, "initial_max_start_epoch": first}
+        for name, bound in bounds.items():
+            if bound is not None and bound <= self.min_start_epoch:
+                raise ValueError(
+                    f"{name} must be above min_start_epoch {self.min_start_epoch}, got {bound}"
+                )
+        if first is not None and first > self.max_start_epoch:
+            raise ValueError(
+                f"initial_max_start_epoch must be at most max_start_epoch {self.max_start_epoch}, "
+                f"got {first}"
+            )
+
+    def start_epochs(self, iteration: int) -> range:
+        """The start epochs that an iteration draws from."""
+        first = self.max_start_epoch
+        if self.initial_max_start_epoch is not None:
+            first = self.initial_max_start_epoch
+        grown = (self.max_start_epoch - first) * iteration // self.expansion_end
+        return range(self.min_start_epoch, min(first + grown, self.max_start_epoch))
+
+
+class DATM(MTT):
+    """:class:`MTT` from easy to hard, with soft labels that are learned with the images.
+
+    Start epochs come from a window that grows with the iteration. The set starts from real images
+    that an expert gets right; their labels from the experts' mean logits.
+
+    Args:
+        network: The network that the experts are; its own parameters are not used.
+        experts: Their trajectories.
+        settings: What to match.
+
+    Raises:
+        ValueError: If the experts are of another network or too short.
+
+    References:
+        Guo et al. Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching.
+        arXiv:2310.05773. docs/methods.md tells where the published code differs.
+    """
+
+    settings: DATMSettings
+
+    def __init__(self, network: nn.Module, experts: ExpertBuffer, settings: DATMSettings) -> None:
+        super().__init__(network, experts, settings)
+
+    def initial(self, real: RealData, ipc: int) -> Initial:
+        """Real images that a drawn expert gets right, and the experts' logits for them.
+
+        Of a class with fewer than ``ipc`` such images, the likeliest others fill up.
+        """
+        images, labels = real.data.image_train, real.data.label_train
+        order = torch.randperm(len(images), generator=real.generator).to(images.device)
+        logits = self._logits(real.integer(len(self.experts)), images, order)
+        chosen = []
+        for label in range(real.data.num_classes):
+            members = labels[order] == label
+            rows, scores = order[members], logits[members]
+            likelihood = scores.log_softmax(1)[:, label]
+            # Stable, so that those it gets right stay in the order drawn.
+            key = torch.where(scores.argmax(1) == label, torch.ones_like(likelihood), likelihood)
+            chosen.append(rows[key.sort(descending=True, stable=True).indices[:ipc]])
+        rows = torch.cat(chosen)
+        return Initial(images[rows], self._mean_logits(images, rows, labels[rows]))
+
+    def _mean_logits(self, images: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Logits averaged over the experts that get an image right; over all where none does."""
+        logits = torch.stack(
+            [self._logits(expert, images, rows) for expert in range(len(self.experts))]
+        )
+        counts = logits.argmax(2) == labels  # (experts, n)
+        counts |= ~counts.any(0)
+        weights = counts.to(logits.dtype)
+        return torch.einsum("en,enc->nc", weights, logits) / weights.sum(0)[:, None]
+
+    @torch.no_grad()
+    def _logits(self, expert: int, images: Tensor, rows: Tensor) -> Tensor:
+        """What a fully trained expert says of some images. (len(rows), C)"""
+        theta, _ = self.experts.segment(expert, self.experts.num_epochs, 0)
+        theta, call = theta.to(images.device), FunctionalModel(self.network)
+        return torch.cat([call(theta, images[part]) for part in rows.split(_BATCH)])
+
+    def _start_epoch(self, real: RealData) -> int:
+        epochs = self.settings.start_epochs(real.iteration)
+        return epochs[real.integer(len(epochs))]
