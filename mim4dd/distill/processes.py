@@ -1,0 +1,221 @@
+"""Independent tasks over worker processes, which end with the process that started them."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+import torch.multiprocessing  # teaches the pickler of processes to share memory of tensors
+
+__all__ = ["WorkerError", "run_parallel", "threads_per_worker"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+# A task that saves its state on SIGTERM, as a distillation does, needs a moment for it.
+_GRACE_SECONDS = 5.0
+
+
+class WorkerError(RuntimeError):
+    """A worker died, or what happened in it: the cause of the exception that is raised here."""
+
+
+def threads_per_worker(workers: int) -> int:
+    """This process's threads, shared out evenly; a worker has at least one."""
+    return max(1, torch.get_num_threads() // workers)
+
+
+def run_parallel(
+    start: Callable[[int], Callable[[Task], Result]],
+    tasks: Sequence[Task],
+    workers: int = 1,
+    threads: int | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Run every task once and yield its index and result, in the order in which they end.
+
+    Each worker process calls ``start`` once, with its number from 0 up to ``workers`` - 1, for what
+    all its tasks need, such as data on a device; what that returns is called with one task after
+    another. With one worker all happens in this process.
+
+    When a task fails, the caller stops iterating, or Ctrl-C is pressed, the workers are stopped:
+    asked by SIGTERM, and killed five seconds later. When this process is killed, they exit.
+
+    Args:
+        start: Makes the function that runs tasks. Workers are started afresh, so it is pickled: a
+            function of a module, a bound method, or a :func:`functools.partial` of one. Like all
+            of :mod:`multiprocessing`, a script needs ``if __name__ == "__main__"`` around the call.
+        tasks: What each call gets; pickled too, as are the results.
+        workers: Number of processes.
+        threads: Threads of torch's operators in each, by default an even share of this process's.
+            The last bits of sums may depend on it, but on nothing else here.
+
+    Raises:
+        ValueError: If ``workers`` or ``threads`` is below 1.
+        TypeError: If ``start`` cannot be pickled.
+        WorkerError: If a worker dies, with its signal or exit status.
+        Exception: What a task raised; its cause holds the traceback of the worker.
+
+    Example:
+        >>> from mim4dd.distill.processes import run_parallel
+        >>> def start(worker):
+        ...     return lambda task: task**2
+        >>> list(run_parallel(start, [3, 4]))
+        [(0, 9), (1, 16)]
+    """
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    threads = threads_per_worker(workers) if threads is None else threads
+    if workers == 1:
+        return _run_here(start, tasks, threads)
+    return _run_in_workers(start, tasks, workers, threads)
+
+
+def _run_here(
+    start: Callable[[int], Callable[[Task], Result]], tasks: Sequence[Task], threads: int
+) -> Iterator[tuple[int, Result]]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        function = start(0)
+        for index, task in enumerate(tasks):
+            yield index, function(task)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_in_workers(
+    start: Callable[[int], Callable[[Task], Result]],
+    tasks: Sequence[Task],
+    workers: int,
+    threads: int,
+) -> Iterator[tuple[int, Result]]:
+    pool: list[_Worker] = []
+    try:
+        # As many threads for the last task as for the first: the count follows what was asked for.
+        for number in range(min(workers, len(tasks))):
+            pool.append(_Worker(number, start, threads))
+        waiting = list(enumerate(tasks))[::-1]
+        busy = {worker.connection: worker for worker in pool}
+        for worker in pool:
+            worker.send(*waiting.pop())
+        while busy:
+            for ready in wait(list(busy)):
+                worker = busy[cast(Connection, ready)]
+                index, result = worker.receive()
+                if waiting:
+                    worker.send(*waiting.pop())
+                else:
+                    del busy[worker.connection]
+                yield index, result
+    finally:
+        _stop(pool)
+
+
+class _Worker:
+    """A process, this end of the pipe to it, and the task it is at."""
+
+    def __init__(self, number: int, start: Callable[[int], Any], threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.number, self.index = number, -1
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_work, args=(number, start, threads, theirs), daemon=True
+        )
+        # A terminal sends Ctrl-C to all: blocked in the worker from its birth on, as the mask is
+        # inherited, so that this process alone decides and no worker prints a traceback.
+        resource_tracker.ensure_running()  # its own start, else within ours, would unblock it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                f"start must be picklable to be run by workers, as functions of a module are: "
+                f"{error}"
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()  # else the end of the worker would not end the pipe
+
+    def send(self, index: int, task: object) -> None:
+        self.index = index
+        # To a dead worker: receive reads what it left behind, and says that it died.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(task)
+
+    def receive(self) -> tuple[int, Any]:
+        try:
+            value, failure = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._report_death()
+        if failure is not None:
+            raise value from WorkerError(f"in worker {self.number}, task {self.index}:\n{failure}")
+        return self.index, value
+
+    def _report_death(self) -> NoReturn:
+        self.process.join()
+        status = self.process.exitcode
+        if status is not None and status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+            if -status == signal.SIGKILL:
+                how += ", as the system does when memory runs out"
+        else:
+            how = f"exited with status {status}; what it printed says why"
+        raise WorkerError(f"worker {self.number} {how}, at task {self.index}")
+
+
+def _stop(pool: list[_Worker]) -> None:
+    """End all workers: those without a task at once, the others as the signal finds them."""
+    for worker in pool:
+        worker.connection.close()
+        worker.process.terminate()
+    for worker in pool:
+        worker.process.join(_GRACE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+
+
+def _work(
+    number: int, start: Callable[[int], Callable[[Any], Any]], threads: int, connection: Connection
+) -> None:
+    """What a worker does: run tasks until the pipe ends."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        function = start(number)
+        while True:
+            try:
+                task = connection.recv()
+            except EOFError:
+                return
+            connection.send((function(task), None))
+    except Exception as error:
+        connection.send((_portable(error), traceback.format_exc()))
+
+
+def _exit_with_parent() -> None:
+    """Leave no worker behind a parent that was killed and could not stop it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or what it said where it does not survive pickling."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
