@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from mim4dd.distill.storage import (
     load_tensors,
     read_json,
+    replacing,
     save_tensors,
     write_atomically,
     write_json,
@@ -61,6 +64,27 @@ def test_the_content_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     write_atomically(tmp_path / "folder" / "file", b"content")
     assert order == ["fsync", "replace", "fsync"]
     assert (tmp_path / "folder" / "file").read_bytes() == b"content"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    path = tmp_path / "a.json"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from mim4dd.distill.storage import replacing\n"
+        "with replacing(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    assert not path.exists()
+    with replacing(path) as file:  # at work while another process writes the same name
+        assert len(os.listdir(tmp_path)) == 1
+        write_json(path, {"version": 1})
+        assert len(os.listdir(tmp_path)) == 2
+        file.write(b'{"version": 2}')
+    assert read_json(path) == {"version": 2}
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -3])

@@ -1,10 +1,14 @@
 """Files that are either whole or not there: atomic writes, and tensors without pickles."""
 
+import fcntl
+import glob
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -15,6 +19,7 @@ __all__ = [
     "open_tensors",
     "read_header",
     "read_json",
+    "replacing",
     "save_tensors",
     "write_atomically",
     "write_json",
@@ -23,20 +28,25 @@ __all__ = [
 _HEADER = "mim4dd"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment, crash or full disk included, it is the old or the new.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name ``path`` at the end of the block, whole and on disk.
+
+    At any moment, crash or full disk included, ``path`` is the old file or the new one. What a
+    killed process left of an earlier try is removed.
 
     Raises:
         OSError: If it cannot be written; what stood at ``path`` before still does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        with _locked(temporary) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -50,6 +60,37 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _locked(temporary: Path) -> BinaryIO:
+    """A new file under a lock, which ends with this process however that ends."""
+    while True:
+        file = temporary.open("wb")
+        # Without locks, as on some network file systems, nothing is ever taken for abandoned.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return file
+        file.close()  # removed between its making and its locking
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove unfinished files for ``path`` whose writers live no more."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}"):
+        # One that cannot be locked is being written; one that cannot be opened is gone.
+        with suppress(OSError), temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment, crash or full disk included, it is the old or the new.
+
+    Raises:
+        OSError: If it cannot be written; what stood at ``path`` before still does.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
