@@ -134,6 +134,39 @@ def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, messag
     assert not Path("run").exists()
 
 
+def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
+    mim4dd = with_experts
+    assert mim4dd("buffer experts buffer")[:2] == (0, "buffer/replay_buffer_0.pt\n")
+    assert mim4dd("buffer buffer again --width 8")[:2] == (0, "2 experts of 4 epochs in again\n")
+    options = DISTILL.replace("--experts experts", "--experts again")
+    assert mim4dd(f"distill {options} --iterations 1 --eval-every 0 --out run")[0] == 0
+    for command, message in (
+        ("buffer buffer wide", "parameter 0 is (8, 1, 3, 3), and (32, 1, 3, 3) in the network"),
+        ("buffer experts other --width 8", "experts says itself what its experts are, got --width"),
+        ("buffer run other", "run holds neither"),
+    ):
+        status, _, err = mim4dd(command)
+        assert status == 1
+        assert message in err
+    assert not Path("wide").exists()
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--workers 0", "workers must be at least 1"),
+        ("--devices cpu,cpu", "workers must be at least the number of devices, got 1 for cpu,cpu"),
+        ("--devices cpu,gpu", "devices must be one of PyTorch's, got 'gpu'"),
+    ],
+)
+def test_workers_and_devices_that_cannot_be_are_refused(options, message, mim4dd):
+    status, _, err = mim4dd(f"experts {EXPERTS} {options} --out experts")
+    assert status == 1
+    assert message in err
+    assert not Path("experts").exists()
+
+
 def test_a_missing_package_is_named(with_experts, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia.enhance", None)
     monkeypatch.setitem(sys.modules, "kornia", None)

@@ -4,10 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import TRAINING, make_data, make_experts, make_network
 
 from mim4dd import flatten_parameters
 from mim4dd.distill.evaluate import Evaluation, evaluate_full
+from mim4dd.distill.expert_buffer import (
+    expert_header,
+    expert_path,
+    parameter_shapes,
+    save_expert,
+)
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.storage import save_tensors
 
@@ -45,6 +52,73 @@ def test_interrupted_training_continues_with_the_same_result(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random stream is left alone
     for expert in range(2):
         assert torch.equal(whole.segment(expert, 4, 0)[0], parts.segment(expert, 4, 0)[0])
+
+
+def test_workers_train_what_one_process_trains(tmp_path):
+    """Bit for bit with one thread each; what is there already is kept."""
+    data = make_data()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        three = dataclasses.replace(TRAINING, num_experts=3, dsa_strategy="crop_scale")
+        whole = make_experts(data, tmp_path / "whole", three)
+        make_experts(data, tmp_path / "parts", dataclasses.replace(three, num_experts=1))
+        kept = (tmp_path / "parts" / "expert_0000.safetensors").stat().st_mtime_ns
+        parts = make_experts(data, tmp_path / "parts", three, workers=2, devices=["cpu", "cpu:0"])
+    finally:
+        torch.set_num_threads(threads)
+    for expert in range(3):
+        assert torch.equal(whole.trajectory(expert), parts.trajectory(expert))
+    assert (tmp_path / "parts" / "expert_0000.safetensors").stat().st_mtime_ns == kept
+
+
+def test_momentum_weight_decay_and_decay_are_those_of_sgd(tmp_path):
+    data = make_data()
+    training = ExpertTraining(
+        num_experts=1,
+        train_epochs=6,
+        lr_expert=0.1,
+        batch_train=len(data.image_train),  # so that the order of the images does not matter
+        momentum=0.9,
+        weight_decay=0.01,
+        decay=True,
+    )
+    buffer = make_experts(data, tmp_path, training)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        network = make_network(data)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    for epoch in range(6):
+        # MTT's buffer.py lowers it once the epoch numbered train_epochs // 2 + 1 has ended.
+        optimizer.param_groups[0]["lr"] = 0.1 if epoch <= 6 // 2 + 1 else 0.01
+        optimizer.zero_grad()
+        F.cross_entropy(network(data.image_train), data.label_train).backward()
+        optimizer.step()
+        expected = flatten_parameters(network)
+        torch.testing.assert_close(buffer.segment(0, epoch + 1, 0)[0], expected)
+
+
+def test_experts_fit_a_network_whose_every_parameter_has_their_shape(tmp_path):
+    wide, tall = (torch.nn.Linear(*size, bias=False) for size in ((4, 6), (6, 4)))
+    trajectory = torch.rand(3, 24)
+    header = expert_header("linear", "none")
+    save_expert(expert_path(tmp_path, 0), trajectory, parameter_shapes(wide), header)
+    buffer = ExpertBuffer(tmp_path)
+    buffer.require_parameters_of(wide)
+    with pytest.raises(
+        ValueError,
+        match=r"the network to distil for: parameter 0 is \(6, 4\), and \(4, 6\) in the network, "
+        "which calls it weight",
+    ):
+        buffer.require_parameters_of(tall)
+    with pytest.raises(ValueError, match="there are 1 parameters, and 2 in the network"):
+        buffer.require_parameters_of(torch.nn.Linear(4, 6))
+    save_expert(expert_path(tmp_path, 1), trajectory, parameter_shapes(tall), header)
+    with pytest.raises(ValueError, match="must be of networks with equal parameters"):
+        ExpertBuffer(tmp_path)
+    save_expert(expert_path(tmp_path, 0), trajectory, [(4, 5)], header)
+    with pytest.raises(ValueError, match="do not have the parameters that they list"):
+        ExpertBuffer(tmp_path, 1)
 
 
 def test_experts_of_another_kind_are_not_mixed(tmp_path):
@@ -86,6 +160,9 @@ def test_a_diverging_expert_is_not_stored(tmp_path):
     [
         ({"num_experts": 0}, "num_experts must be at least 1"),
         ({"lr_expert": 0.0}, "lr_expert must be positive"),
+        ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
+        ({"momentum": -0.1}, "momentum must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"dsa_strategy": "blur"}, "strategy must join"),
     ],
 )

@@ -22,5 +22,5 @@ def make_network(data):
     return ConvNet(data.num_classes, data.channels, 8, 2, data.image_size)
 
 
-def make_experts(data, folder, training=TRAINING, network_name="tiny"):
-    return train_experts(lambda: make_network(data), network_name, data, training, folder)
+def make_experts(data, folder, training=TRAINING, network_name="tiny", **options):
+    return train_experts(make_network, network_name, data, training, folder, **options)

@@ -1,7 +1,8 @@
-"""The command line: mim4dd experts | distill | evaluate | compare | show | doctor."""
+"""The command line: mim4dd experts | buffer | distill | evaluate | compare | show | doctor."""
 
 import typer
 
+from mim4dd.cli.buffer import buffer
 from mim4dd.cli.compare import compare
 from mim4dd.cli.distill import distill
 from mim4dd.cli.doctor import doctor
@@ -17,5 +18,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (experts, distill, evaluate, compare, show, doctor):
+for command in (experts, buffer, distill, evaluate, compare, show, doctor):
     app.command()(command)

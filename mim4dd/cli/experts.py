@@ -21,7 +21,13 @@ def experts(
 
     data = config.load_data()
     buffer = train_experts(
-        lambda: config.make_network(data), config.network_name, data, config, out
+        config.make_network,
+        config.network_name,
+        data,
+        config,
+        out,
+        workers=config.workers,
+        devices=config.worker_devices,
     )
     accuracies = [header["accuracy"] for header in buffer.headers]
     typer.echo(

@@ -101,9 +101,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         The summary, as the file holds it.
     """
     data = config.load_data()
-    experts = train_experts(
-        lambda: config.make_network(data), config.network_name, data, config, out / "experts"
-    )
+    experts = train_experts(config.make_network, config.network_name, data, config, out / "experts")
     runs: dict[str, list[RunDirectory]] = {method: [] for method in _METHODS}
     sets: dict[str, list[SyntheticSet]] = {method: [] for method in _METHODS}
     for seed in range(config.seed, config.seed + config.num_distill):

@@ -58,12 +58,7 @@ class TaskSettings(Settings):
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(image_size=1, width=1, depth=1)
         check_choice("norm", self.norm, ("instance", "group", "layer", "batch", "none"))
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device must be one of PyTorch's, got {self.device!r}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r} was asked for, but PyTorch sees no CUDA GPU")
+        check_device("device", self.device)
 
     def load_data(self) -> ImageData:
         """The data set, on the device."""
@@ -92,7 +87,31 @@ class TaskSettings(Settings):
 
 @dataclass(frozen=True)
 class ExpertsConfig(TaskSettings, ExpertTraining):
-    """What `mim4dd experts` takes."""
+    """What `mim4dd experts` takes.
+
+    Args:
+        workers: Processes that train an expert each; they share the CPU's threads.
+        devices: Devices that the workers take turns over, as in cuda:0,cuda:1; by default device.
+    """
+
+    workers: int = 1
+    devices: str | None = None
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(workers=1)
+        for device in self.worker_devices:
+            check_device("devices", device)
+        if len(self.worker_devices) > self.workers:
+            raise ValueError(
+                f"workers must be at least the number of devices, got {self.workers} for "
+                f"{self.devices}"
+            )
+
+    @property
+    def worker_devices(self) -> list[str]:
+        """The devices to train on."""
+        return [self.device] if self.devices is None else self.devices.split(",")
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,18 @@ def part(config: TaskSettings, kind: type[Config], **changes: Any) -> Config:
     """The part of a configuration that another command takes, with some options changed."""
     values = {name: value for name, value in asdict(config).items() if name in option_names(kind)}
     return kind(**(values | changes))
+
+
+def check_device(name: str, value: str) -> None:
+    """Require a device that this machine has."""
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{name} must be one of PyTorch's, got {value!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name} {value!r} was asked for, but PyTorch sees no CUDA GPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{name} must be below cuda:{torch.cuda.device_count()}, got {value!r}")
 
 
 def read_config(path: str | Path, kind: type[Config]) -> Config:

@@ -72,12 +72,7 @@ class MTT(BaseMethod):
     gradient: Literal["exact", "tesla"] = "exact"
 
     def __init__(self, network: nn.Module, experts: ExpertBuffer, settings: MTTSettings) -> None:
-        num_parameters = sum(parameter.numel() for parameter in network.parameters())
-        if experts.num_parameters != num_parameters:
-            raise ValueError(
-                f"experts must be of the network to distil for, with {num_parameters} parameters; "
-                f"these have {experts.num_parameters}"
-            )
+        experts.require_parameters_of(network)
         last_target = settings.max_start_epoch - 1 + settings.expert_epochs
         if last_target > experts.num_epochs:
             raise ValueError(

@@ -1,0 +1,46 @@
+"""mim4dd buffer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mim4dd.cli.options import on_command_line, with_options
+from mim4dd.distill.config import TaskSettings
+
+__all__ = ["buffer"]
+
+
+@with_options(TaskSettings)
+def buffer(
+    config: TaskSettings,
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="Folder of replay_buffer_*.pt or of expert_*.safetensors files.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the other kind.")],
+) -> None:
+    """Convert experts from MTT's files, checked against the network of the options, or to them."""
+    from mim4dd.distill.replay_buffer import export_replay_buffers, import_replay_buffers
+
+    theirs, ours = any(source.glob("replay_buffer_*.pt")), any(source.glob("expert_*.safetensors"))
+    if theirs == ours:
+        raise ValueError(
+            "source must be a folder of replay_buffer_*.pt or of expert_*.safetensors files, "
+            f"{source} holds {'both' if ours else 'neither'}"
+        )
+    if theirs:
+        data = config.load_data()
+        network = config.make_network(data)
+        experts = import_replay_buffers(source, out, network, config.network_name, data.name)
+        typer.echo(f"{len(experts)} experts of {experts.num_epochs} epochs in {out}")
+        return
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in ("source", "out") and on_command_line(context, name)
+    ]
+    if given:
+        raise ValueError(f"{source} says itself what its experts are, got {', '.join(given)}")
+    for path in export_replay_buffers(source, out):
+        typer.echo(str(path))
