@@ -1,6 +1,6 @@
-"""What test_processes runs in workers, which import it: functions of a module are pickled by name.
+"""What tests run in other processes, which import it: functions of a module are pickled by name.
 
-Run as a script, it starts workers, says which, and waits for them.
+Run as a script, it starts workers, which leave their numbers in a folder, and waits for them.
 """
 
 import functools
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mim4dd.__main__ import main
 from mim4dd.distill.processes import run_parallel
 
 
@@ -19,16 +20,14 @@ def squares(worker):
     return lambda task: task**2
 
 
-def where(worker):
-    def function(seconds):
-        time.sleep(seconds)
-        return worker, os.getpid(), torch.get_num_threads()
+def scaled(factor, worker):
+    """What comes in and goes out: a tensor for all tasks, one for each, and where it ran."""
+
+    def function(task):
+        time.sleep(0.5)  # so that both workers get one
+        return (factor * task).sum(), worker, os.getpid(), torch.get_num_threads()
 
     return function
-
-
-def scale(factor, worker):
-    return lambda task: (factor * task).sum()
 
 
 class Awkward(Exception):
@@ -50,7 +49,8 @@ def failing(worker):
             sys.exit(3)
         if task == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(task)
+        return task
 
     return function
 
@@ -65,11 +65,18 @@ def stubborn(folder, worker):
     def function(task):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (folder / str(os.getpid())).touch()
-        time.sleep(120)
+        time.sleep(900)
 
     return function
 
 
+def command(line, threads):
+    """`mim4dd`, with this many threads as OMP_NUM_THREADS gives it."""
+    torch.set_num_threads(threads)
+    sys.argv = ["mim4dd", *line.split()]
+    main()
+
+
 if __name__ == "__main__":
-    for _ in run_parallel(functools.partial(stubborn, Path(sys.argv[1])), range(2), workers=2):
+    for _ in run_parallel(functools.partial(stubborn, Path(sys.argv[1])), [0], workers=2):
         pass

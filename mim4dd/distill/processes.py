@@ -201,7 +201,8 @@ def _work(
                 return
             connection.send((function(task), None))
     except Exception as error:
-        connection.send((_portable(error), traceback.format_exc()))
+        with contextlib.suppress(BrokenPipeError):  # to a parent that was killed
+            connection.send((_portable(error), traceback.format_exc()))
 
 
 def _exit_with_parent() -> None:
