@@ -121,7 +121,7 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
         ("--num-keys 0", "num_keys must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
-        ("--data nowhere", "data must be 'digits' or an existing folder"),
+        ("--data nowhere", "data must be one of digits, wine, breast_cancer, shapes, mnist"),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
         ("--resume run --ipc 2", "--resume takes the run's own options, got"),
     ],

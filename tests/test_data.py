@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from labelled_images import make_images
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from mim4dd.distill.data import from_dataset, from_folder, from_tensors, load_data
-
-
-def make_images(per_class=10, num_classes=3, size=6, channels=1):
-    labels = torch.arange(num_classes).repeat(per_class)
-    return torch.rand(len(labels), channels, size, size), labels
+from mim4dd.distill.data import from_dataset, from_tensors, load_data
+from mim4dd.distill.normalization import fixed_normalization
 
 
 def test_digits_have_a_fixed_stratified_split():
@@ -78,40 +75,7 @@ def test_any_dataset_of_pairs():
     torch.testing.assert_close(from_dataset(pil).image_train, bytes_data.image_train)
 
 
-def write_folder(root, images, labels, names=("ant", "bee", "cat")):
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        folder = root / names[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = (image.permute(1, 2, 0).squeeze(2).numpy() * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_folder_of_class_folders(channels, tmp_path):
-    images, labels = make_images(channels=channels)
-    write_folder(tmp_path, images, labels)
-    data = load_data(str(tmp_path))
-    assert data.class_names == ("ant", "bee", "cat")
-    assert data.name == tmp_path.name
-    assert data.image_train.shape == (24, channels, 6, 6)
-    assert load_data(str(tmp_path), image_size=4).image_train.shape == (24, channels, 4, 4)
-
-
-def test_grey_and_coloured_images_share_a_folder(tmp_path):
-    grey, labels = make_images()
-    write_folder(tmp_path, grey, labels)
-    Image.new("RGB", (6, 6), (255, 0, 0)).save(tmp_path / "ant" / "red.png")
-    data = from_folder(tmp_path)
-    assert data.channels == 3
-    assert len(data.image_train) + len(data.image_test) == 31
-
-
-def test_deep_images_are_refused_and_palettes_resolved(tmp_path):
-    images, labels = make_images()
-    write_folder(tmp_path, images, labels)
-    Image.new("I;16", (6, 6), 40_000).save(tmp_path / "bee" / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png must have 8 bits per channel.*got I;16"):
-        from_folder(tmp_path)
+def test_palettes_are_resolved():
     red = Image.new("RGB", (6, 6), (255, 0, 0)).convert("P")
     blue = Image.new("RGB", (6, 6), (0, 128, 255)).convert("P")
     data = from_dataset([(red, 0), (blue, 1)] * 5)
@@ -123,14 +87,6 @@ def test_every_class_has_held_out_images_or_is_refused():
     labels = torch.tensor([0] * 100 + [1] * 2 + [2] * 2)
     with pytest.raises(ValueError, match="gets none; pass test explicitly"):
         from_tensors(images, labels)
-
-
-def test_a_folder_with_its_own_split(tmp_path):
-    images, labels = make_images()
-    write_folder(tmp_path / "train", images, labels)
-    write_folder(tmp_path / "val", images[:6], labels[:6])
-    data = from_folder(tmp_path)
-    assert (len(data.image_train), len(data.image_test)) == (30, 6)
 
 
 def test_sampling_is_balanced_without_replacement_and_seeded():
@@ -158,7 +114,12 @@ BAD_IMAGES[3, 0, 2, 2] = math.nan
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (IMAGES[0], LABELS, ValueError, "images must be 4-d"),
+        (
+            IMAGES[0],
+            LABELS,
+            ValueError,
+            r"images must have shape \(N, channels, H, W\), or \(N, D\)",
+        ),
         (IMAGES, LABELS[:-1], ValueError, "equally many"),
         (IMAGES[:0], LABELS[:0], ValueError, "equally many and not none"),
         (IMAGES.long(), LABELS, TypeError, "images must be floating point or uint8"),
@@ -188,20 +149,55 @@ def test_bad_test_parts(test, message):
         from_tensors(IMAGES, LABELS, test)
 
 
-def test_bad_folders(tmp_path):
-    with pytest.raises(ValueError, match="data must be 'digits' or an existing folder"):
+def test_names_and_what_does_not_apply_to_them():
+    with pytest.raises(
+        ValueError, match=r"data must be one of digits, .*, imageyellow, or an exist"
+    ):
         load_data("cifar11")
-    with pytest.raises(ValueError, match="one sub-folder of images per class"):
-        load_data(str(tmp_path))
-    write_folder(tmp_path, IMAGES, LABELS)
-    (tmp_path / "dog").mkdir()
-    with pytest.raises(ValueError, match="class 'dog' must have at least one image"):
-        load_data(str(tmp_path))
-    (tmp_path / "dog" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
-        load_data(str(tmp_path))
-    Image.new("L", (9, 9)).save(tmp_path / "dog" / "0.png")
-    with pytest.raises(ValueError, match="all images must have one size"):
-        load_data(str(tmp_path))
-    with pytest.raises(ValueError, match="image_size does not apply to digits"):
-        load_data("digits", image_size=16)
+    for name in ("digits", "wine", "cifar10"):
+        with pytest.raises(ValueError, match=f"image_size does not apply to {name}, got 16"):
+            load_data(name, image_size=16)
+
+
+def test_a_given_normalisation_is_taken():
+    images, labels = make_images(channels=2)
+    mean, std = torch.tensor([0.3, 0.6]), torch.tensor([0.5, 0.25])
+    data = from_tensors(
+        images, labels, (images, labels), normalization=fixed_normalization(mean, std)
+    )
+    expected = (images - mean.view(1, 2, 1, 1)) / std.view(1, 2, 1, 1)
+    torch.testing.assert_close(data.image_train, expected)
+    torch.testing.assert_close(data.image_test, expected)
+    with pytest.raises(ValueError, match="zca fits a normalization of its own, got both"):
+        from_tensors(images, labels, zca=True, normalization=data.normalization)
+
+
+def test_a_part_held_out_for_choosing_is_stratified_and_of_training_images_alone():
+    images, labels = make_images(per_class=10)
+    images = torch.cat([images, torch.rand(5, 1, 6, 6)])
+    labels = torch.cat([labels, torch.zeros(5, dtype=torch.int64)])  # 15, 10, 10
+    test = (images[:3] + 7, labels[:3])
+    data = from_tensors(images, labels, test, name="few")
+    held = data.hold_out(0.3, seed=4)
+    assert held.label_test.bincount().tolist() == [4, 3, 3]
+    assert held.label_train.bincount().tolist() == [11, 7, 7]
+    both = torch.cat([held.image_train, held.image_test]).flatten(1)
+    assert sorted(both.tolist()) == sorted(data.image_train.flatten(1).tolist())
+    for image, label in zip(held.image_test, held.label_test, strict=True):
+        same = (data.image_train == image).flatten(1).all(1)
+        assert data.label_train[same].unique().tolist() == [int(label)]
+    assert torch.equal(held.image_test, data.hold_out(0.3, seed=4).image_test)
+    assert not torch.equal(held.image_test, data.hold_out(0.3, seed=5).image_test)
+    assert held.name == "few hold_out=0.3 seed=4"
+    assert sorted(data.hold_out(0.01, 0).label_test.tolist()) == [0, 1, 2]
+    assert sorted(data.hold_out(0.99, 0).label_train.tolist()) == [0, 1, 2]
+
+
+def test_what_cannot_be_held_out():
+    data = from_tensors(*make_images())
+    for fraction in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+            data.hold_out(fraction, 0)
+    images, labels = make_images(per_class=1)
+    with pytest.raises(ValueError, match="smallest class: 2 images were asked for"):
+        from_tensors(images, labels, (images, labels)).hold_out(0.5, 0)

@@ -45,7 +45,16 @@ class DSA:
             )
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images; differentiable in ``images``. (B, C, H, W)"""
+        """Augmented images; differentiable in ``images``. (B, C, H, W)
+
+        Raises:
+            ValueError: If they are not images but rows.
+        """
+        if images.dim() != 4:
+            raise ValueError(
+                f"augmentation takes images (B, C, H, W), got {tuple(images.shape)}; "
+                'set the strategies of experts, students and evaluation to "none" for rows'
+            )
         draw = torch.randint(len(self.families), (), generator=generator, device=generator.device)
         for transform in FAMILIES[self.families[int(draw)]]:
             images = transform(images, generator)

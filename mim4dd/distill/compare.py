@@ -79,10 +79,12 @@ def draw_run(run: RunDirectory, data_name: str) -> list[Path]:
     if not rows:
         raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
     grid, curves = run.pictures / "synthetic.png", run.pictures / "curves.png"
+    save_curves(curves, {run.path.name: rows}, len(synthetic.class_names))
+    if synthetic.pixels.dim() != 4:
+        return [curves]  # rows have no picture
     ipc = len(synthetic.class_syn) // len(synthetic.class_names)
     title = f"{data_name}, ipc {ipc}: synthetic images after {rows[-1]['iteration']} iterations"
     save_grid(grid, synthetic.pixels, synthetic.class_syn, synthetic.class_names, title)
-    save_curves(curves, {run.path.name: rows}, len(synthetic.class_names))
     return [grid, curves]
 
 
@@ -201,7 +203,7 @@ def _draw(
         first = sets[method][0]
         grids[method] = (title, first.pixels, first.class_syn)
     paths = []
-    for name, (title, pixels, shown_labels) in grids.items():
+    for name, (title, pixels, shown_labels) in grids.items() if data.has_images else ():
         paths.append(folder / f"{name}.png")
         caption = f"{data.name}, ipc {config.ipc}: {title}"
         save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)

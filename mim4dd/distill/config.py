@@ -37,8 +37,10 @@ class TaskSettings(Settings):
     """Data, network and device.
 
     Args:
-        data: "digits", or a folder with one sub-folder of images per class.
-        image_size: Resize the images of a folder to this height and width.
+        data: Name of a data set ("digits", "shapes", "cifar10", …: docs/data.md), or a folder with
+            one sub-folder of images per class.
+        data_path: Where downloaded data sets lie.
+        image_size: Height and width to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
         width: Channels of every block of the ConvNet.
         depth: Blocks of the ConvNet; each halves the image.
@@ -47,6 +49,7 @@ class TaskSettings(Settings):
     """
 
     data: str = "digits"
+    data_path: str = "data"
     image_size: int | None = None
     zca: bool = False
     width: int = 32
@@ -62,7 +65,7 @@ class TaskSettings(Settings):
 
     def load_data(self) -> ImageData:
         """The data set, on the device."""
-        return load_data(self.data, self.image_size, self.zca).to(self.device)
+        return load_data(self.data, self.image_size, self.zca, self.data_path).to(self.device)
 
     def make_network(self, data: ImageData) -> ConvNet:
         """A freshly initialised network for ``data``."""

@@ -5,32 +5,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Normalization", "fit_zca", "standardize"]
+__all__ = ["Normalization", "fit_zca", "fixed_normalization", "standardize"]
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """An invertible affine map of whole images: x ↦ (x − mean) · whiten.
+    """An invertible affine map of whole images or rows: x ↦ (x − mean) · whiten.
 
-    ``whiten`` scales each channel (channels,) for standardisation, or is a matrix over all pixels
-    and channels (D, D) for ZCA; ``restore`` undoes it.
+    ``whiten`` scales each channel (channels, 1, 1) or column (D,) for standardisation, or is a
+    matrix over all pixels and channels (D, D) for ZCA; ``restore`` undoes it.
     """
 
-    mean: Tensor  # (channels, 1, 1), or (D,) for ZCA
+    mean: Tensor  # (channels, 1, 1), or (D,) for rows and for ZCA
     whiten: Tensor
     restore: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pixels to normalised images. (N, channels, H, W)"""
+        """Normalise pixels (N, channels, H, W), or features (N, D)."""
         if self.whiten.dim() == 2:
             return ((images.flatten(1) - self.mean) @ self.whiten).view_as(images)
         return (images - self.mean) * self.whiten
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images to pixels. (N, channels, H, W)"""
+        """From normalised to pixels (N, channels, H, W), or to features (N, D)."""
         if self.whiten.dim() == 2:
             return (images.flatten(1) @ self.restore + self.mean).view_as(images)
         return images * self.restore + self.mean
+
+    def float(self) -> "Normalization":
+        """The same map in float32."""
+        return Normalization(self.mean.float(), self.whiten.float(), self.restore.float())
 
     def to(self, device: torch.device | str) -> "Normalization":
         """The same map on another device."""
@@ -38,11 +42,26 @@ class Normalization:
 
 
 def standardize(images: Tensor) -> Normalization:
-    """Zero mean and unit deviation of every channel over ``images``."""
-    mean = images.mean((0, 2, 3)).view(-1, 1, 1)
-    std = images.std((0, 2, 3)).view(-1, 1, 1)
-    if not (std > 0).all():
-        raise ValueError("images must vary in every channel to be standardised")
+    """Zero mean and unit deviation of every channel (N, channels, H, W), or column (N, D).
+
+    Raises:
+        ValueError: If one does not vary.
+    """
+    kind = "channel" if images.dim() == 4 else "column"
+    over = (0, 2, 3) if kind == "channel" else (0,)
+    # By their ends: of a constant that float32 cannot hold, the deviation is not quite 0.
+    constant = torch.where(images.amax(over) == images.amin(over))[0].tolist()
+    if constant:
+        raise ValueError(
+            f"images must vary in every {kind} to be standardised, {kind} {constant} does not"
+        )
+    return fixed_normalization(images.mean(over), images.std(over), kind == "channel")
+
+
+def fixed_normalization(mean: Tensor, std: Tensor, of_images: bool = True) -> Normalization:
+    """The map to zero mean and unit deviation of channels, or columns, that have these. (C,)"""
+    if of_images:
+        mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
     return Normalization(mean, 1 / std, std)
 
 

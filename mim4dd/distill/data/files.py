@@ -1,0 +1,58 @@
+"""Files of downloaded data sets: where they must lie, and what to say where they do not.
+
+torchvision, which reads the same layouts, cannot be used: each of its releases pins one release of
+torch, and would replace the one that the extension was built against.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+
+__all__ = ["first_present", "missing_file", "read_bytes", "require_file"]
+
+
+def missing_file(path: Path, what: str, url: str) -> ValueError:
+    """The error for a file or folder that is not there."""
+    return ValueError(f"{path} is missing: {what} expects it there, as downloaded from {url}")
+
+
+def require_file(path: Path, what: str, url: str) -> Path:
+    """``path``, if it is a file.
+
+    Raises:
+        ValueError: If it is not, saying what it is expected to hold and where to get it.
+    """
+    if not path.is_file():
+        raise missing_file(path, what, url)
+    return path
+
+
+def first_present(paths: list[Path], what: str, url: str) -> Path:
+    """The first of the places that exists.
+
+    Raises:
+        ValueError: If none does, naming all.
+    """
+    for path in paths:
+        if path.exists():
+            return path
+    first, *others = paths
+    suffix = "".join(f" (or {other.name})" for other in others)
+    raise ValueError(
+        f"{first}{suffix} is missing: {what} expects it there, as downloaded from {url}"
+    )
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds, unpacked where its name ends in .gz.
+
+    Raises:
+        ValueError: If it cannot be unpacked.
+    """
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or not a gzip file: {error}") from error

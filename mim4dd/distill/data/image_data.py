@@ -1,0 +1,141 @@
+"""What every data set becomes: normalised samples of C classes in a training and a test part."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mim4dd.distill.data.split import stratified
+from mim4dd.distill.normalization import Normalization
+
+__all__ = ["ImageData"]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images of C classes, normalised, in a training and a test part.
+
+    Where the samples are not images but rows of D features, ``image_train`` and ``image_test`` are
+    (N, D), and all but ``channels`` and ``image_size`` works as it does for images.
+    """
+
+    name: str
+    image_train: Tensor  # (N, channels, H, W) float32, or (N, D)
+    label_train: Tensor  # (N,) int64
+    image_test: Tensor
+    label_test: Tensor
+    class_names: tuple[str, ...]
+    normalization: Normalization
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the samples are images, not rows."""
+        return self.image_train.dim() == 4
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image.
+
+        Raises:
+            ValueError: If the samples are rows.
+        """
+        self._require_images("channels")
+        return self.image_train.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image.
+
+        Raises:
+            ValueError: If the samples are rows.
+        """
+        self._require_images("image_size")
+        return self.image_train.shape[2]
+
+    def _require_images(self, name: str) -> None:
+        if not self.has_images:
+            raise ValueError(
+                f"{self.name} holds rows of {self.image_train.shape[1]} features, which have no "
+                f"{name}: choose a network for rows"
+            )
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """The same data on another device."""
+        return ImageData(
+            self.name,
+            self.image_train.to(device),
+            self.label_train.to(device),
+            self.image_test.to(device),
+            self.label_test.to(device),
+            self.class_names,
+            self.normalization.to(device),
+        )
+
+    def require(self, ipc: int) -> None:
+        """Raise ValueError unless every class has ``ipc`` training images."""
+        if ipc < 1:
+            raise ValueError(f"ipc must be at least 1, got {ipc}")
+        counts = self.label_train.bincount(minlength=self.num_classes).tolist()
+        for class_name, count in zip(self.class_names, counts, strict=True):
+            if count < ipc:
+                raise ValueError(
+                    f"ipc must be at most the size of the smallest class: {ipc} images "
+                    f"were asked for and class {class_name!r} has {count}"
+                )
+
+    def sample(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``ipc`` different training images of every class, ordered by class.
+
+        Args:
+            ipc: How many of each class.
+            generator: Where the draw comes from, on the CPU.
+
+        Raises:
+            ValueError: If a class has fewer images.
+        """
+        self.require(ipc)
+        labels = self.label_train.cpu()
+        chosen = []
+        for label in range(self.num_classes):
+            members = torch.where(labels == label)[0]
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
+        rows = torch.cat(chosen).to(self.label_train.device)
+        return self.image_train[rows], self.label_train[rows]
+
+    def hold_out(self, fraction: float, seed: int) -> "ImageData":
+        """The training images alone, a stratified part of them as the test part.
+
+        For choosing hyper-parameters: what is chosen here has not seen the test images. The name
+        says what was held out, so that experts of the two are not mixed up. The normalisation stays
+        the one of all training images.
+
+        Args:
+            fraction: Share of every class to test on, at least one image of each.
+            seed: Seed of the draw.
+
+        Raises:
+            ValueError: If ``fraction`` is not between 0 and 1, or a class has a single image.
+
+        Example:
+            >>> from mim4dd.distill.data import load_data
+            >>> data = load_data("digits").hold_out(0.25, seed=0)
+            >>> data.name, len(data.image_train), len(data.image_test)
+            ('digits hold_out=0.25 seed=0', 1078, 360)
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        self.require(2)
+        train, test = stratified(self.label_train, fraction, seed)
+        return replace(
+            self,
+            name=f"{self.name} hold_out={fraction:g} seed={seed}",
+            image_train=self.image_train[train],
+            label_train=self.label_train[train],
+            image_test=self.image_train[test],
+            label_test=self.label_train[test],
+        )

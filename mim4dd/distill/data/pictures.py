@@ -1,0 +1,70 @@
+"""Image files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mim4dd.distill.progress import progress_bar
+
+__all__ = ["image_files", "read_image", "read_squares"]
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+
+_Read = TypeVar("_Read")
+
+
+def read_image(file: Path, use: Callable[[Any], _Read]) -> _Read:
+    """What ``use`` makes of an opened image of 8 bits per channel.
+
+    Raises:
+        ValueError: If the file is no image, or one of more bits.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            if opened.mode in _MODES:
+                return use(opened)
+            mode = opened.mode
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    # Pillow would clip 16 bits to 8 without a word.
+    raise ValueError(f"{file} must have 8 bits per channel, mode {', '.join(_MODES)}, got {mode}")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in and below a folder, in alphabetical order."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+
+
+def read_squares(files: Sequence[Path], size: int, name: str) -> Tensor:
+    """Colour images as bytes (N, 3, size, size): the shorter side resized, the middle cut out.
+
+    With the roundings of torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
+
+    Raises:
+        ValueError: If one cannot be read.
+    """
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    with progress_bar(total=len(files), desc=f"reading {name}") as progress:
+        for image, file in zip(images, files, strict=True):
+            square = read_image(file, lambda opened: _square(opened.convert("RGB"), size))
+            pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+            image.copy_(pixels.view(size, size, 3).permute(2, 0, 1))
+            progress.update()
+    return images
+
+
+def _square(image: Any, size: int) -> Any:
+    from PIL import Image
+
+    shorter = min(image.size)
+    if shorter != size:
+        sides = tuple(int(size * side / shorter) for side in image.size)
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))

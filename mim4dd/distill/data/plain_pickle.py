@@ -1,0 +1,93 @@
+"""Reading the one kind of pickle that CIFAR comes in, without ever running what a pickle says.
+
+A pickle may name any function to call. Here it gets stand-ins for the few that NumPy's arrays name,
+and for no other; NumPy's own are not called either, since they trust what they are given. What
+comes out is arrays of bytes in lists and dictionaries.
+"""
+
+import io
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["load_plain_pickle"]
+
+
+class _Bytes:
+    """Stand-in for numpy.dtype: bytes only."""
+
+    def __init__(self, kind: Any, *_flags: Any) -> None:
+        if kind != "u1":
+            raise pickle.UnpicklingError(f"arrays must be of bytes, got {kind!r}")
+
+    def __setstate__(self, _state: Any) -> None:
+        """Alignment and byte order, which bytes have none of."""
+
+
+class _Array:
+    """Stand-in for numpy.ndarray, filled in by its state."""
+
+    tensor: Tensor
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, kind, column_major, content = state
+        if isinstance(content, str):  # Python 2's strings of bytes
+            content = content.encode("latin1")
+        sizes_fit = all(type(size) is int and size > 0 for size in shape)
+        if type(kind) is not _Bytes or not sizes_fit:
+            raise pickle.UnpicklingError("arrays must be of bytes and not empty")
+        if len(content) != math.prod(shape):
+            raise pickle.UnpicklingError(f"{len(content)} bytes do not fill {tuple(shape)}")
+        flat = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if column_major:
+            self.tensor = flat.view(*reversed(shape)).permute(*reversed(range(len(shape))))
+        else:
+            self.tensor = flat.view(*shape)
+
+
+def _reconstruct(*_arguments: Any) -> _Array:
+    """Stand-in for NumPy's: an array that its state fills."""
+    return _Array()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand-in for _codecs.encode, by which Python 3 writes bytes in Python 2's protocol."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes must be written as latin1, got {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # before NumPy 2
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Bytes,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+        return _STAND_INS[module, name]
+
+
+def load_plain_pickle(path: Path) -> dict[str, Any]:
+    """A dictionary of lists, strings, numbers and arrays of bytes, the arrays as tensors.
+
+    Raises:
+        ValueError: If the file is truncated, or holds or asks for anything else.
+    """
+    try:
+        # latin1 reads the strings of Python 2, text and bytes alike.
+        value = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # pickle's documentation: a broken one may raise any
+        raise ValueError(f"{path} is truncated or not a plain pickle: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a dictionary, got {type(value).__name__}")
+    return {key: item.tensor if isinstance(item, _Array) else item for key, item in value.items()}
