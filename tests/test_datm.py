@@ -85,10 +85,13 @@ def readable_task(images_by_class, experts):
 class ScalingExperts:
     """Experts whose weights are their diagonal."""
 
-    num_parameters, num_epochs = 9, 4
+    num_epochs = 4
 
     def __init__(self, diagonals):
         self.diagonals = diagonals
+
+    def require_parameters_of(self, network):
+        assert [parameter.numel() for parameter in network.parameters()] == [9]
 
     def __len__(self):
         return len(self.diagonals)
