@@ -118,7 +118,8 @@ def test_no_worker_outlives_its_parent(number, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: any(tmp_path.iterdir()))
+    wait_until(lambda: any(tmp_path.iterdir()) or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
     (worker,) = [int(path.name) for path in tmp_path.iterdir()]
     assert alive(worker)
     if number == signal.SIGINT:
