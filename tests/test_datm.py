@@ -19,7 +19,8 @@ class DoubleExperts:
     """The same experts in float64."""
 
     def __init__(self, experts):
-        self.num_parameters, self.num_epochs = experts.num_parameters, experts.num_epochs
+        self.num_epochs = experts.num_epochs
+        self.require_parameters_of = experts.require_parameters_of
         self.experts = experts
 
     def __len__(self):
