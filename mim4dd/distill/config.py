@@ -1,11 +1,12 @@
 """Configurations of whole commands: every option of the parts, flat, under the field's names."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
+from torch import nn
 
 from mim4dd._checks import check_choice
 from mim4dd.distill.data import ImageData, load_data
@@ -16,7 +17,14 @@ from mim4dd.distill.methods import METHODS
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
 from mim4dd.distill.methods.datm import DATMSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
-from mim4dd.distill.networks import ConvNet, Norm
+from mim4dd.distill.networks import (
+    NetworkName,
+    Norm,
+    Pooling,
+    check_network,
+    make_network,
+    network_title,
+)
 from mim4dd.distill.presets import expert_preset, preset
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.storage import read_json
@@ -31,6 +39,8 @@ __all__ = [
     "read_config",
 ]
 
+Config = TypeVar("Config", bound="TaskSettings")
+
 
 @dataclass(frozen=True)
 class TaskSettings(Settings):
@@ -42,9 +52,11 @@ class TaskSettings(Settings):
         data_path: Where downloaded data sets lie.
         image_size: Height and width to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
-        width: Channels of every block of the ConvNet.
+        network: Architecture of experts and students.
+        width: Channels of every block of the ConvNet, units of the MLP's layers.
         depth: Blocks of the ConvNet; each halves the image.
-        norm: Norm of the ConvNet.
+        norm: Norm of the network; by default what the field gives it.
+        pooling: Pooling of the ConvNet; for resnet18 "avg" halves by pooling in place of strides.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
 
@@ -52,26 +64,46 @@ class TaskSettings(Settings):
     data_path: str = "data"
     image_size: int | None = None
     zca: bool = False
+    network: NetworkName = "convnet"
     width: int = 32
     depth: int = 2
-    norm: Norm = "instance"
+    norm: Norm | None = None
+    pooling: Pooling | None = None
     device: str = "cpu"
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(image_size=1, width=1, depth=1)
-        check_choice("norm", self.norm, ("instance", "group", "layer", "batch", "none"))
+        check_network(self.network, norm=self.norm, pooling=self.pooling)
         check_device("device", self.device)
 
     def load_data(self) -> ImageData:
         """The data set, on the device."""
         return load_data(self.data, self.image_size, self.zca, self.data_path).to(self.device)
 
-    def make_network(self, data: ImageData) -> ConvNet:
-        """A freshly initialised network for ``data``."""
-        return ConvNet(
-            data.num_classes, data.channels, self.width, self.depth, data.image_size, self.norm
+    def make_network(self, data: ImageData) -> nn.Module:
+        """A freshly initialised network for ``data``.
+
+        Raises:
+            ValueError: If the data are rows, which only the MLP takes, or images too small.
+        """
+        takes_rows = self.network == "mlp"
+        return make_network(
+            self.network,
+            num_classes=data.num_classes,
+            channels=data.image_train[0].numel() if takes_rows else data.channels,
+            image_size=1 if takes_rows else data.image_size,
+            width=self.width,
+            depth=self.depth,
+            norm=self.norm,
+            pooling=self.pooling,
         )
+
+    def on_network(self: Config, network: NetworkName) -> Config:
+        """The same task on another network, with the norm and pooling that the field gives it."""
+        if network == self.network:
+            return self
+        return replace(self, network=network, norm=None, pooling=None)
 
     @classmethod
     def preset(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +117,10 @@ class TaskSettings(Settings):
     @property
     def network_name(self) -> str:
         """What experts are told apart by."""
-        return f"ConvNet width={self.width} depth={self.depth} norm={self.norm} zca={self.zca}"
+        title = network_title(
+            self.network, width=self.width, depth=self.depth, norm=self.norm, pooling=self.pooling
+        )
+        return f"{title} zca={self.zca}"
 
 
 @dataclass(frozen=True)
@@ -182,9 +217,6 @@ class CompareConfig(DistillConfig, ExpertTraining):
             raise ValueError("weight must be above 0 to compare MTT + MIM4DD with MTT alone")
 
 
-Config = TypeVar("Config", bound=TaskSettings)
-
-
 def part(config: TaskSettings, kind: type[Config], **changes: Any) -> Config:
     """The part of a configuration that another command takes, with some options changed."""
     values = {name: value for name, value in asdict(config).items() if name in option_names(kind)}
@@ -221,14 +253,20 @@ def check_options(values: dict[str, Any], kind: type[TaskSettings], source: str)
         raise ValueError(f"{source} names unknown options: {', '.join(unknown)}")
     hints = get_type_hints(kind)
     for name, value in values.items():
-        # The parts of X | None are types, those of Literal["a", "b"] values.
-        parts = get_args(hints[name]) or (hints[name],)
-        allowed = {part if isinstance(part, type) else type(part) for part in parts}
+        allowed = _types(hints[name])
         if float in allowed:
             allowed.add(int)  # JSON writes 1.0 as 1
         if type(value) not in allowed:  # not isinstance, which takes True for an int
             names = " or ".join(sorted(each.__name__ for each in allowed))
             raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
+
+
+def _types(hint: Any) -> set[type]:
+    """The types that X, X | None or Literal["a", "b"] allow, however they are nested."""
+    parts = get_args(hint)
+    if not parts:
+        return {hint if isinstance(hint, type) else type(hint)}
+    return {each for part in parts for each in _types(part)}
 
 
 def option_names(kind: type[Settings]) -> set[str]:

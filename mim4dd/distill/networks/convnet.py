@@ -1,19 +1,21 @@
-"""The networks of the field, for small images."""
-
-from typing import Literal
+"""The network that the field distils with."""
 
 from torch import Tensor, nn
 
-from mim4dd._checks import check_choice
-from mim4dd.fused import NormReLUPool2d
+from mim4dd.distill.networks._layers import (
+    Norm,
+    Pooling,
+    check_images,
+    check_sizes,
+    norm_relu_pool,
+    padding_to_32,
+)
 
 __all__ = ["ConvNet"]
 
-Norm = Literal["instance", "group", "layer", "batch", "none"]
-
 
 class ConvNet(nn.Module):
-    """The field's ConvNet: blocks of convolution, norm, ReLU, average pooling; then a linear map.
+    """The field's ConvNet: blocks of convolution, norm, ReLU, pooling; then a linear map.
 
     Parameters come in the order of MTT's ConvNet, so that their trajectories fit. Images of 28
     pixels are padded to 32, as there.
@@ -22,13 +24,15 @@ class ConvNet(nn.Module):
         num_classes: Number of classes C.
         channels: Channels of the images.
         width: Channels of every block.
-        depth: Number of blocks; each halves the image.
+        depth: Number of blocks; each halves the image, unless there is no pooling.
         image_size: Height and width of the images, in pixels.
         norm: ``"instance"`` (the field's default), ``"group"`` (4 groups), ``"layer"``,
             ``"batch"`` or ``"none"``.
+        pooling: ``"avg"`` (the field's default), ``"max"`` or ``"none"``.
 
     Raises:
-        ValueError: If a size is not positive, or the image is too small for ``depth`` blocks.
+        ValueError: If a size is not positive, the image is too small for ``depth`` blocks, or
+            ``norm`` or ``pooling`` is unknown.
 
     Example:
         >>> import torch
@@ -48,20 +52,18 @@ class ConvNet(nn.Module):
         depth: int = 3,
         image_size: int = 32,
         norm: Norm = "instance",
+        pooling: Pooling = "avg",
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("num_classes", num_classes),
-            ("channels", channels),
-            ("width", width),
-            ("depth", depth),
-            ("image_size", image_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        padding = 3 if image_size == 28 else 1
-        size = image_size + 2 * padding - 2
-        if size < 2**depth:
+        check_sizes(
+            num_classes=num_classes,
+            channels=channels,
+            width=width,
+            depth=depth,
+            image_size=image_size,
+        )
+        padding, size = padding_to_32(image_size, 1)
+        if pooling != "none" and size < 2**depth:
             raise ValueError(
                 f"depth must be at most {size.bit_length() - 1} for image_size {image_size}, "
                 f"got {depth}"
@@ -77,10 +79,10 @@ class ConvNet(nn.Module):
                         kernel_size=3,
                         padding=padding if block == 0 else 1,
                     ),
-                    *_norm_relu_pool(norm, width),
+                    *norm_relu_pool(norm, width, pooling),
                 )
             )
-            size //= 2
+            size //= 1 if pooling == "none" else 2
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * size * size, num_classes)
 
@@ -91,16 +93,5 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
-        expected = (self.channels, self.image_size, self.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images must be (B, {expected}), got {tuple(images.shape)}")
+        check_images(images, self.channels, self.image_size)
         return self.classifier(self.blocks(images).flatten(1))
-
-
-def _norm_relu_pool(norm: Norm, width: int) -> list[nn.Module]:
-    check_choice("norm", norm, ("instance", "group", "layer", "batch", "none"))
-    if norm in ("batch", "none"):
-        first = nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
-        return [first, nn.ReLU(), nn.AvgPool2d(2)]
-    groups = {"instance": width, "group": min(4, width), "layer": 1}[norm]
-    return [NormReLUPool2d(groups, width)]

@@ -1,0 +1,77 @@
+"""AlexNet as the field cuts it for small images."""
+
+from torch import Tensor, nn
+
+from mim4dd._checks import check_choice
+from mim4dd.distill.networks._layers import (
+    Norm,
+    check_image_size,
+    check_images,
+    check_sizes,
+    norm_relu_pool,
+    padding_to_32,
+)
+
+__all__ = ["AlexNet"]
+
+_STAGES = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
+
+
+class AlexNet(nn.Module):
+    """AlexNet: five convolutions with ReLU, the first two of 5 × 5; then one linear map.
+
+    Max pooling halves the maps after the first, second and fifth. Parameters come in the order of
+    MTT's AlexNet, or, with ``norm="batch"``, of DC's AlexNetBN. Images of 28 pixels are padded to
+    32, as there; other sizes than those two have a classifier of their size.
+
+    Args:
+        num_classes: Number of classes C.
+        channels: Channels of the images.
+        image_size: Height and width of the images, in pixels; at least 8.
+        norm: ``"none"`` (the field's default), ``"instance"`` or ``"batch"``.
+
+    Raises:
+        ValueError: If a size is not positive, the image is too small, or ``norm`` is another.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.networks import AlexNet
+        >>> AlexNet(num_classes=10, channels=1, image_size=8)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+
+    References:
+        Krizhevsky, Sutskever, Hinton. ImageNet Classification with Deep Convolutional Neural
+        Networks. NeurIPS 2012; sizes as in the code of DC and MTT.
+    """
+
+    def __init__(
+        self, num_classes: int, channels: int = 3, image_size: int = 32, norm: Norm = "none"
+    ) -> None:
+        super().__init__()
+        check_sizes(num_classes=num_classes, channels=channels)
+        check_image_size("AlexNet", image_size, 8)
+        check_choice("norm", norm, ("none", "instance", "batch"))
+        self.channels, self.image_size = channels, image_size
+        first_padding, size = padding_to_32(image_size, 2)
+        before, stages = channels, []
+        for index, (width, kernel, is_pooled) in enumerate(_STAGES):
+            padding = first_padding if index == 0 else kernel // 2
+            stages.append(
+                nn.Sequential(
+                    nn.Conv2d(before, width, kernel, padding=padding),
+                    *norm_relu_pool(norm, width, "max" if is_pooled else "none"),
+                )
+            )
+            size, before = size // 2 if is_pooled else size, width
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(before * size * size, num_classes)
+
+    @property
+    def feature_layers(self) -> list[str]:
+        """Names of the submodules whose outputs are the features of the layers, early to late."""
+        return [f"stages.{stage}" for stage in range(len(self.stages))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, channels, image_size, image_size)."""
+        check_images(images, self.channels, self.image_size)
+        return self.classifier(self.stages(images).flatten(1))

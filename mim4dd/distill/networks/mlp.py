@@ -1,0 +1,58 @@
+"""A network for what is not an image."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from mim4dd.distill.networks._layers import check_sizes
+
+__all__ = ["MLP"]
+
+_DEPTH = 3
+
+
+class MLP(nn.Module):
+    """Multi-layer perceptron: three hidden layers with ReLU; then a linear map.
+
+    Args:
+        num_classes: Number of classes C.
+        num_features: Numbers in a sample, D.
+        width: Units of every hidden layer.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.networks import MLP
+        >>> MLP(num_classes=3, num_features=13)(torch.zeros(2, 13)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, num_classes: int, num_features: int, width: int = 128) -> None:
+        super().__init__()
+        check_sizes(num_classes=num_classes, num_features=num_features, width=width)
+        self.num_features = num_features
+        sizes = [num_features] + _DEPTH * [width]
+        self.hidden = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(before, after), nn.ReLU())
+                for before, after in pairwise(sizes)
+            )
+        )
+        self.classifier = nn.Linear(width, num_classes)
+
+    @property
+    def feature_layers(self) -> list[str]:
+        """Names of the submodules whose outputs are the features of the layers, early to late."""
+        return [f"hidden.{layer}" for layer in range(_DEPTH)]
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Logits (B, C) of samples (B, …) of D numbers each, such as rows or images."""
+        rows = samples.flatten(1) if samples.dim() > 2 else samples
+        if rows.dim() != 2 or rows.shape[1] != self.num_features:
+            raise ValueError(
+                f"samples must be (B, ...) of {self.num_features} numbers each, "
+                f"got {tuple(samples.shape)}"
+            )
+        return self.classifier(self.hidden(rows))
