@@ -1,5 +1,6 @@
 """The command line, as a user types it: every command, its files, its errors, Ctrl-C."""
 
+import csv
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from mim4dd.distill.run import RunDirectory, SyntheticSet
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
     "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 "
-    "--num-eval 2 --eval-steps 10"
+    "--num-eval 2 --eval-epochs 10"
 )
 
 
@@ -281,6 +282,87 @@ def test_runs_of_different_tasks_are_not_set_beside_one_baseline(with_experts):
     status, out, _ = mim4dd("evaluate ipc1 ipc2 --no-baselines")
     assert status == 0
     assert len(out.splitlines()) == 2
+
+
+def test_evaluation_across_architectures_and_recipes(with_experts):
+    mim4dd = with_experts
+    mim4dd(f"distill {DISTILL} --iterations 1 --out one")
+    mim4dd(f"distill {DISTILL} --iterations 1 --seed 1 --out two")
+    options = "one two --networks mlp,lenet,convnet --eval-epochs 3 --csv table.csv"
+    status, out, err = mim4dd(f"evaluate {options}")
+    assert status == 0, err
+    header, *lines = out.splitlines()
+    assert header.split() == ["%,", "of", "2", "networks", "each", "mlp", "lenet", "convnet"]
+    names = ["one", "two", "1 random real images per class", "whole training set"]
+    assert [line.split("  ")[0] for line in lines] == names
+    with open("table.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    for row in rows:
+        assert row.keys() == {"set", "network", "mean", "std", "seeds"}
+        shown = f"{100 * float(row['mean']):.1f} ± {100 * float(row['std']):4.1f}"
+        assert shown in lines[names.index(row["set"])]
+        assert (0 <= float(row["mean"]) <= 1, row["seeds"]) == (True, "2")
+    own = mim4dd("evaluate one --no-baselines --eval-epochs 3 --csv own.csv")[1]
+    assert own.split()[1:4] == lines[0].split()[-3:]  # on the run's own network
+    assert Path("own.csv").read_text().splitlines()[1].startswith("one,convnet,")
+
+    status, out, err = mim4dd("evaluate one --fairness --networks lenet,convnet --csv gains.csv")
+    assert status == 0, err
+    assert [line.split()[:4] for line in out.splitlines()] == [
+        ["set", "network", "labels", "augmentation"],
+        ["one", "lenet", "hard", "crop_scale_rotate"],
+        ["one", "lenet", "hard", "none"],
+        ["one", "convnet", "hard", "crop_scale_rotate"],
+        ["one", "convnet", "hard", "none"],
+    ]
+    with open("gains.csv") as file:
+        for row in csv.DictReader(file):
+            gain = float(row["mean"]) - float(row["random_real_mean"])
+            assert float(row["gain_mean"]) == pytest.approx(gain)
+
+    for networks in ("vit", "lenet,lenet", ""):
+        status, _, err = mim4dd(f"evaluate one --networks={networks}")
+        message = "networks must be different ones of convnet, lenet, alexnet, vgg11, resnet18, mlp"
+        assert status == 1
+        assert err.startswith(f"mim4dd: {message}, got {networks!r}")
+
+
+def test_soft_labels_are_evaluated_beside_soft_labels(with_experts):
+    mim4dd = with_experts
+    mim4dd(f"distill {DISTILL} --iterations 1 --out run")
+    run = RunDirectory("run")
+    synthetic = SyntheticSet.load(run.synthetic)
+    synthetic.label_syn = 0.5 * torch.eye(10) + 0.05
+    synthetic.save(run.synthetic)
+    status, out, err = mim4dd("evaluate run --fairness")
+    assert status == 0, err
+    _, *lines, note = out.splitlines()
+    assert [line.split()[2] for line in lines] == ["soft", "hard", "hard"]
+    assert note.startswith("soft labels of random real images: of a network trained on the whole")
+
+
+def test_runs_of_different_networks_share_a_baseline_on_a_third(mim4dd):
+    for network, options in (("convnet", "--width 8"), ("mlp", "--width 16")):
+        task = f"--network {network} {options}"
+        assert mim4dd(f"experts {EXPERTS} {task} --out experts-{network}")[0] == 0
+        status, _, err = mim4dd(
+            f"distill {DISTILL} {task} --experts experts-{network} --iterations 1 --out {network}"
+        )
+        assert status == 0, err
+    status, _, err = mim4dd("evaluate convnet mlp")
+    assert status == 1
+    assert "these differ in network, width" in err
+    status, out, err = mim4dd("evaluate convnet mlp --networks lenet --eval-epochs 3")
+    assert status == 0, err
+    assert len(out.splitlines()) == 5
+    status, _, err = mim4dd("evaluate convnet mlp --networks lenet,mlp")
+    assert status == 1
+    assert "these differ in width; --no-baselines" in err
+    status, _, err = mim4dd(f"distill {DISTILL} --experts experts-mlp --out other")
+    assert status == 1
+    assert "experts must be of the network 'ConvNet width=8" in err
+    assert "these are of 'MLP width=16 zca=False'" in err
 
 
 def test_doctor_and_help(mim4dd):

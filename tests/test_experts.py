@@ -89,8 +89,9 @@ def test_momentum_weight_decay_and_decay_are_those_of_sgd(tmp_path):
         network = make_network(data)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
     for epoch in range(6):
-        # MTT's buffer.py lowers it once the epoch numbered train_epochs // 2 + 1 has ended.
-        optimizer.param_groups[0]["lr"] = 0.1 if epoch <= 6 // 2 + 1 else 0.01
+        # MTT's buffer.py makes it again once the epoch numbered train_epochs // 2 + 1 has ended.
+        if epoch == 6 // 2 + 2:
+            optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=0.01)
         optimizer.zero_grad()
         F.cross_entropy(network(data.image_train), data.label_train).backward()
         optimizer.step()
@@ -173,10 +174,10 @@ def test_bad_settings(change, message):
 
 def test_evaluation_is_seeded_and_leaves_the_random_stream():
     data = make_data()
-    evaluation = Evaluation(num_eval=2, eval_steps=20, eval_dsa_strategy="crop")
+    evaluation = Evaluation(num_eval=2, eval_epochs=20, eval_dsa_strategy="crop")
     state = torch.get_rng_state()
     first, second = (
-        evaluate_full(lambda: make_network(data), 0.05, data, evaluation) for _ in range(2)
+        evaluate_full(lambda: make_network(data), 1, 0.05, data, evaluation) for _ in range(2)
     )
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)

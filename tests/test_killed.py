@@ -8,7 +8,7 @@ from mim4dd.distill.storage import read_json
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 3"
 DISTILL = (
-    "--width 8 --syn-steps 3 --max-start-epoch 2 --num-keys 40 --num-eval 2 --eval-steps 10 "
+    "--width 8 --syn-steps 3 --max-start-epoch 2 --num-keys 40 --num-eval 2 --eval-epochs 10 "
     "--iterations 60 --checkpoint-every 7 --eval-every 20"
 )
 

@@ -5,49 +5,69 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.distill.config import DistillConfig, TaskSettings, read_config
+from mim4dd.distill.networks import NETWORKS, NetworkName
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
-    num_eval: Annotated[int | None, typer.Option(help="Networks to train; else the run's.")] = None,
-    eval_steps: Annotated[
-        int | None, typer.Option(help="SGD steps of each; else the run's.")
+    networks: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Networks to train, as columns: some of {', '.join(NETWORKS)}, joined by commas; "
+            "else the run's."
+        ),
     ] = None,
+    fairness: Annotated[
+        bool,
+        typer.Option(
+            "--fairness",
+            help="Show what the sets gain over as many random real images instead: by their own "
+            "labels and hard ones, with augmentation and without.",
+        ),
+    ] = False,
+    num_eval: Annotated[int | None, typer.Option(help="Networks to train; else the run's.")] = None,
+    eval_epochs: Annotated[int | None, typer.Option(help="Epochs of each; else the run's.")] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also random real images, and the whole training set.")
     ] = True,
+    csv: Annotated[
+        Path | None, typer.Option(help="Also write the table to this CSV file, as fractions.")
+    ] = None,
 ) -> None:
     """Train fresh networks on distilled sets and test them on held-out real images."""
-    from mim4dd.distill.compare import accuracy_table, baseline_accuracies, judge
-    from mim4dd.distill.config import option_names, part
-    from mim4dd.distill.evaluate import Evaluation
-    from mim4dd.distill.run import RunDirectory, SyntheticSet
+    from mim4dd.distill import cross_evaluation as cross
+    from mim4dd.distill.compare import accuracy_table
 
-    given = {"num_eval": num_eval, "eval_steps": eval_steps}
+    columns = _columns(networks)
+    given = {"num_eval": num_eval, "eval_epochs": eval_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
-    configs = [
-        part(read_config(RunDirectory(path).config, DistillConfig), DistillConfig, **changes)
-        for path in runs
-    ]
-    shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
-    differing = [
-        name for name in sorted(shared) if len({getattr(config, name) for config in configs}) > 1
-    ]
-    if baselines and differing:
+    finished = [cross.load_finished(path, **changes) for path in runs]
+    if fairness:
+        gains = cross.cross_gains(finished, columns)
+        typer.echo(cross.gain_table(gains))
+        if csv is not None:
+            cross.save_gains(csv, gains)
+        return
+    table = cross.cross_evaluate(finished, columns, baselines)
+    if networks is None:
+        own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
+        typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))
+    else:
+        typer.echo(cross.cross_table(table))
+    if csv is not None:
+        cross.save_accuracies(csv, table)
+
+
+def _columns(networks: str | None) -> list[NetworkName | None]:
+    """The networks asked for, in their order; None stands for the run's own."""
+    if networks is None:
+        return [None]
+    asked = [name.strip() for name in networks.split(",")]
+    unknown = [name for name in asked if name not in NETWORKS]
+    if unknown or len(set(asked)) < len(asked):
         raise ValueError(
-            "runs must share what the baselines depend on to stand beside them, these differ in "
-            f"{', '.join(differing)}; --no-baselines leaves the baselines out"
+            f"networks must be different ones of {', '.join(NETWORKS)}, got {networks!r}"
         )
-    accuracies = {}
-    for path, config in zip(runs, configs, strict=True):
-        data = config.load_data()
-        synthetic = SyntheticSet.load(RunDirectory(path).synthetic)
-        accuracies[str(path)] = judge(synthetic, data, config)
-    if baselines:
-        random_real, full = baseline_accuracies(config, data)
-        accuracies[f"{config.ipc} random real images per class"] = random_real
-        accuracies["whole training set"] = full
-    typer.echo(accuracy_table({name: value.summary() for name, value in accuracies.items()}))
+    return [name for wanted in asked for name in NETWORKS if name == wanted]

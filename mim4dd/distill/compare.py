@@ -161,7 +161,7 @@ def baseline_accuracies(config: DistillConfig, data: ImageData) -> tuple[Accurac
 
     return (
         evaluate_random_real(make_network, config.ipc, config.lr_teacher, data, config),
-        evaluate_full(make_network, config.lr_teacher, data, config),
+        evaluate_full(make_network, config.ipc, config.lr_teacher, data, config),
     )
 
 
@@ -179,8 +179,7 @@ def _accuracies(
 
 def _gain(accuracies: dict[str, Accuracy]) -> dict[str, float | int]:
     """What MIM4DD adds, over pairs of networks with the same seeds."""
-    pairs = zip(accuracies["mtt+mim4dd"].values, accuracies["mtt"].values, strict=True)
-    return Accuracy(tuple(with_it - without for with_it, without in pairs)).summary()
+    return accuracies["mtt+mim4dd"].gain_over(accuracies["mtt"]).summary()
 
 
 def _final_bound(run: RunDirectory) -> float:

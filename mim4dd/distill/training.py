@@ -1,5 +1,6 @@
 """Making, training and testing a network on fixed images: what experts and evaluation share."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -49,12 +50,17 @@ def train_network(
         batch_size: Images per step; the last batch of an epoch may be smaller.
         generator: Source of every random draw, on the device of ``images``.
         augment: Applied to every batch.
-        lr_drop: Step at which ``lr`` falls to a tenth.
+        lr_drop: Step at which ``lr`` falls to a tenth and the momentum starts anew: the field makes
+            its optimiser again there.
         after_epoch: Called whenever all images have been seen once more.
     """
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
+
+    def make_optimizer(lr: float) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+
+    optimizer = make_optimizer(lr)
     network.train()
     order: list[Tensor] = []
     for step in range(num_steps):
@@ -62,7 +68,7 @@ def train_network(
             permutation = torch.randperm(len(images), generator=generator, device=images.device)
             order = list(permutation.split(batch_size))
         if step == lr_drop:
-            optimizer.param_groups[0]["lr"] = 0.1 * lr
+            optimizer = make_optimizer(0.1 * lr)
         rows = order.pop(0)
         batch = images[rows]
         if augment is not None:
@@ -76,10 +82,12 @@ def train_network(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of ``images`` whose most likely class is their label."""
+    """Fraction of ``images`` whose most likely class is their label; NaN if any logit is one."""
     network.eval()
-    hits = sum(
-        int((network(batch).argmax(1) == truth).sum())
-        for batch, truth in zip(images.split(1024), labels.split(1024), strict=True)
-    )
+    hits = 0
+    for batch, truth in zip(images.split(1024), labels.split(1024), strict=True):
+        logits = network(batch)
+        if logits.isnan().any():  # argmax would take them for the first class
+            return math.nan
+        hits += int((logits.argmax(1) == truth).sum())
     return hits / len(labels)

@@ -1,0 +1,221 @@
+"""Finished runs beside each other: on several networks, and against random real images."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mim4dd.distill.compare import baseline_accuracies, judge
+from mim4dd.distill.config import DistillConfig, TaskSettings, option_names, part, read_config
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluate import Accuracy, Evaluation
+from mim4dd.distill.fairness import Gain, fair_gains
+from mim4dd.distill.networks import NetworkName
+from mim4dd.distill.progress import progress_bar
+from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.storage import write_atomically
+
+__all__ = [
+    "FinishedRun",
+    "cross_evaluate",
+    "cross_gains",
+    "cross_table",
+    "gain_table",
+    "load_finished",
+    "require_same_task",
+    "save_accuracies",
+    "save_gains",
+]
+
+# By these a network is made; what they make is compared instead, since not every network has all.
+_NETWORK_OPTIONS = {"network", "width", "depth", "norm", "pooling"}
+
+
+class FinishedRun(NamedTuple):
+    """A distilled set, and the configuration that it is judged by."""
+
+    name: str
+    synthetic: SyntheticSet
+    config: DistillConfig
+
+    def on_network(self, network: NetworkName | None) -> DistillConfig:
+        """The configuration on another network; None stays on the run's own."""
+        return self.config if network is None else self.config.on_network(network)
+
+
+def load_finished(path: Path, **changes: int) -> FinishedRun:
+    """Read a finished run, with some options of its evaluation changed.
+
+    Raises:
+        ValueError: If there is no finished run, or a value cannot be used.
+    """
+    run = RunDirectory(path)
+    config = part(read_config(run.config, DistillConfig), DistillConfig, **changes)
+    return FinishedRun(str(path), SyntheticSet.load(run.synthetic), config)
+
+
+def require_same_task(
+    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None] = (None,)
+) -> None:
+    """Raise ValueError unless one baseline, on every network, serves all runs."""
+    shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
+    configs = [run.config for run in runs]
+    differing = {
+        name
+        for name in shared - _NETWORK_OPTIONS
+        if len({getattr(config, name) for config in configs}) > 1
+    }
+    for network in networks:
+        if len({run.on_network(network).network_name for run in runs}) > 1 and not differing:
+            differing = {
+                name
+                for name in _NETWORK_OPTIONS
+                if len({getattr(run.on_network(network), name) for run in runs}) > 1
+            }
+    if differing:
+        raise ValueError(
+            "runs must share what the baselines depend on to stand beside them, these differ in "
+            f"{', '.join(sorted(differing))}; --no-baselines leaves the baselines out"
+        )
+
+
+def cross_evaluate(
+    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None], baselines: bool
+) -> dict[str, dict[str, Accuracy]]:
+    """Judge every set on every network, by the recipe and the step size that it comes with.
+
+    Args:
+        runs: The sets.
+        networks: The columns; None is the network of each run.
+        baselines: Whether random real images and the whole training set are rows, too; the runs
+            then must be of one task.
+
+    Returns:
+        Accuracies by names of the row and of the network.
+    """
+    if baselines:
+        require_same_task(runs, networks)
+    table: dict[str, dict[str, Accuracy]] = {run.name: {} for run in runs}
+    with progress_bar(len(networks) * (len(runs) + baselines), "evaluate") as progress:
+        for run, data in _with_data(runs):
+            for network in networks:
+                config = run.on_network(network)
+                table[run.name][config.network] = judge(run.synthetic, data, config)
+                progress.update()
+        if baselines:
+            rows = (f"{run.config.ipc} random real images per class", "whole training set")
+            table |= {row: {} for row in rows}
+            for network in networks:
+                config = run.on_network(network)
+                for row, accuracy in zip(rows, baseline_accuracies(config, data), strict=True):
+                    table[row][config.network] = accuracy
+                progress.update()
+    return table
+
+
+def cross_gains(
+    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None]
+) -> dict[tuple[str, str], list[Gain]]:
+    """What every set gains over random real images, on every network by every recipe.
+
+    Returns:
+        Gains by names of the run and of the network.
+    """
+    gains: dict[tuple[str, str], list[Gain]] = {}
+    with progress_bar(len(networks) * len(runs), "evaluate") as progress:
+        for run, data in _with_data(runs):
+            for network in networks:
+                config = run.on_network(network)
+                gains[run.name, config.network] = _gains(run.synthetic, config, data)
+                progress.update()
+    return gains
+
+
+def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> list[Gain]:
+    synthetic = synthetic.to(config.device)
+    return fair_gains(
+        lambda: config.make_network(data),
+        synthetic.image_syn,
+        synthetic.label_syn,
+        synthetic.syn_lr.item(),
+        data,
+        config,
+        ipc=config.ipc,
+        lr_teacher=config.lr_teacher,
+        classes=synthetic.class_syn,
+    )
+
+
+def _with_data(runs: Sequence[FinishedRun]) -> Iterator[tuple[FinishedRun, ImageData]]:
+    for run in runs:
+        yield run, run.config.load_data()
+
+
+def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
+    """Sets by networks, mean ± std in percent."""
+    first = next(iter(table.values()))
+    num_eval = len(next(iter(first.values())).values)
+    rows = [[f"%, of {num_eval} networks each", *first]]
+    rows += [[name, *map(_percent, row.values())] for name, row in table.items()]
+    return _aligned(rows, num_names=1)
+
+
+def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
+    """A line for every set, network and recipe, mean ± std in percent."""
+    rows = [["set", "network", "labels", "augmentation", "accuracy", "random real", "gain"]]
+    for names, by_recipe in gains.items():
+        for each in by_recipe:
+            shown = (_percent(each.synthetic), _percent(each.random_real), _percent(each.gain, "+"))
+            rows.append([*names, *each.recipe, *shown])
+    text = _aligned(rows, num_names=4)
+    if any(each.recipe.labels == "soft" for by_recipe in gains.values() for each in by_recipe):
+        text += (
+            "\nsoft labels of random real images: of a network trained on the whole training set"
+        )
+    return text
+
+
+def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> None:
+    """Write a CSV file with a line for every set and network; accuracies are fractions."""
+    rows: list[Sequence[Any]] = [("set", "network", "mean", "std", "seeds")]
+    for name, row in table.items():
+        for network, accuracy in row.items():
+            rows.append((name, network, *accuracy.summary().values()))
+    _save_csv(path, rows)
+
+
+def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> None:
+    """Write a CSV file with a line for every set, network and recipe; accuracies are fractions."""
+    rows: list[Sequence[Any]] = [
+        ("set", "network", "labels", "augmentation", "mean", "std", "random_real_mean",
+         "random_real_std", "gain_mean", "gain_std", "seeds")
+    ]  # fmt: skip
+    for names, by_recipe in gains.items():
+        for each in by_recipe:
+            accuracies = (each.synthetic, each.random_real, each.gain)
+            moments = [moment for one in accuracies for moment in (one.mean, one.std)]
+            rows.append((*names, *each.recipe, *moments, len(each.gain.values)))
+    _save_csv(path, rows)
+
+
+def _percent(accuracy: Accuracy, sign: str = "") -> str:
+    return f"{100 * accuracy.mean:{sign}.1f} ± {100 * accuracy.std:4.1f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
+    """Columns with names to the left, those with numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < num_names else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _save_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
