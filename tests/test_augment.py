@@ -24,6 +24,26 @@ def test_replays_and_differs_between_images(family, channels, size, device):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_siamese_images_share_one_draw_whatever_their_number(family, device):
+    image = torch.rand(1, 3, 16, 16, device=device)
+    augment = DSA(family, siamese=True)
+    many = augment(image.expand(7, -1, -1, -1), generator(device))
+    for other in many[1:]:
+        assert torch.equal(other, many[0])
+    assert torch.equal(augment(image, generator(device)), many[:1])
+    assert len({augment(image, generator(device, seed)).sum().item() for seed in range(9)}) > 1
+
+
+def test_siamese_batches_draw_the_same_family_and_leave_the_stream_alike():
+    augment = DSA("color_crop_cutout_flip_scale_rotate", siamese=True)
+    image = torch.rand(1, 3, 16, 16)
+    few, many = generator(), generator()
+    for _ in range(12):
+        first = augment(image.expand(2, -1, -1, -1), few)
+        assert torch.equal(first[0], augment(image.expand(5, -1, -1, -1), many)[3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_derivatives(family):
     images = torch.rand(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: DSA(family)(x, generator()), images)
