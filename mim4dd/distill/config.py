@@ -15,7 +15,9 @@ from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
+from mim4dd.distill.methods.cafe import CAFESettings
 from mim4dd.distill.methods.datm import DATMSettings
+from mim4dd.distill.methods.dsa import DSASettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
 from mim4dd.distill.networks import (
     NetworkName,
@@ -153,7 +155,9 @@ class ExpertsConfig(TaskSettings, ExpertTraining):
 
 
 @dataclass(frozen=True)
-class DistillConfig(TaskSettings, DATMSettings, MIM4DDSettings, LoopSettings, Evaluation):
+class DistillConfig(
+    TaskSettings, DATMSettings, DSASettings, CAFESettings, MIM4DDSettings, LoopSettings, Evaluation
+):
     """What `mim4dd distill` takes.
 
     Args:
@@ -161,7 +165,7 @@ class DistillConfig(TaskSettings, DATMSettings, MIM4DDSettings, LoopSettings, Ev
         experts: Folder of the expert trajectories, for methods that match them.
     """
 
-    method: Literal["mtt", "tesla", "datm"] = "mtt"
+    method: Literal["mtt", "tesla", "datm", "dc", "dsa", "cafe"] = "mtt"
     experts: str = "runs/experts"
 
     def check(self) -> None:

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
+from mim4dd.distill.methods.cafe import CAFE, CAFESettings
 from mim4dd.distill.methods.datm import DATM, DATMSettings
+from mim4dd.distill.methods.dc import DC, DCSettings
+from mim4dd.distill.methods.dsa import DSA, DSASettings
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.tesla import TESLA
 from mim4dd.distill.settings import Settings
@@ -24,4 +27,7 @@ METHODS = {
     "mtt": MethodKind("MTT", MTTSettings, MTT.make),
     "tesla": MethodKind("TESLA", MTTSettings, TESLA.make),
     "datm": MethodKind("DATM", DATMSettings, DATM.make),
+    "dc": MethodKind("DC", DCSettings, DC.make),
+    "dsa": MethodKind("DSA", DSASettings, DSA.make),
+    "cafe": MethodKind("CAFE", CAFESettings, CAFE.make),
 }
