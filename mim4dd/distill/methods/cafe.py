@@ -128,8 +128,10 @@ class CAFE(BilevelMethod):
         theta, steps, accuracies = (
             self.carried[name][place] for name in ("theta", "image_steps", "accuracies")
         )
+        if steps >= self.settings.outer_loop:
+            return _Watched.fresh(self.fresh(real))
         accuracies = self._watch(accuracies, theta, real)
-        if steps >= self.settings.outer_loop or _moved(accuracies) < self.settings.lambda_1:
+        if _moved(accuracies) < self.settings.lambda_1:
             return _Watched.fresh(self.fresh(real))
         theta = self._train_until_it_moves(theta, images, labels, real)
         return _Watched(theta, int(steps) + 1, accuracies)
@@ -137,6 +139,8 @@ class CAFE(BilevelMethod):
     def _train_until_it_moves(
         self, theta: Tensor, images: Tensor, labels: Tensor, real: RealData
     ) -> Tensor:
+        if self.settings.inner_loop < _WINDOW:  # which would not fill
+            return self.train(theta[None], images, labels, real, self.settings.inner_loop)[0]
         accuracies = _empty_window()
         for _ in range(self.settings.inner_loop):
             theta = self.train(theta[None], images, labels, real, epochs=1)[0]
