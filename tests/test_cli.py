@@ -85,6 +85,20 @@ def test_from_experts_to_evaluation(with_experts):
     assert Path("both.png").exists()
 
 
+@pytest.mark.parametrize("options", ["dc", "dsa --dsa-strategy crop_scale", "cafe"])
+def test_methods_that_need_no_experts(options, mim4dd):
+    few = "--iterations 3 --outer-loop 2 --inner-loop 1 --batch-real 4 --num-networks 2"
+    status, out, err = mim4dd(
+        f"distill --method {options} {few} --width 8 --num-keys 20 --num-eval 1 --eval-steps 5"
+    )
+    assert status == 0, err
+    assert "runs/distill/synthetic.safetensors: test accuracy" in out
+    rows = RunDirectory("runs/distill").read_metrics()
+    assert [("mi_lower_bound" in row) for row in rows] == [True] * 3 + [False]
+    status, _, err = mim4dd(f"distill --method {options} --syn-steps 3 --out other")
+    assert (status, err.startswith("mim4dd: syn_steps has no effect on method")) == (1, True)
+
+
 def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
     mim4dd = with_experts
     mim4dd(f"distill {DISTILL} --iterations 1 --seed 7 --out first")
