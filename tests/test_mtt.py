@@ -70,14 +70,12 @@ def test_networks_side_by_side_send_gradients_through_their_features(task):
         assert gradient.abs().max() > 0
 
 
-def test_batches_cover_the_set_before_they_repeat(task):
-    _, network, experts = task
-    method = MTT(network, experts, SETTINGS)
-    schedule = method._schedule(6, torch.Generator().manual_seed(0))
+def test_batches_cover_the_set_before_they_repeat():
+    schedule = SETTINGS.schedule(6, 5, torch.Generator().manual_seed(0))
     assert schedule.shape == (5, 2)
     assert sorted(schedule[:3].flatten().tolist()) == list(range(6))
-    whole = MTT(network, experts, dataclasses.replace(SETTINGS, batch_syn=None))
-    assert whole._schedule(6, torch.Generator()).shape == (5, 6)
+    whole = dataclasses.replace(SETTINGS, batch_syn=None)
+    assert whole.schedule(6, 5, torch.Generator()).shape == (5, 6)
 
 
 def test_the_stream_alone_decides(task):

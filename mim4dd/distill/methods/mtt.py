@@ -15,6 +15,7 @@ from mim4dd.distill.methods.base import (
     Ingredients,
     RealData,
 )
+from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd
@@ -23,31 +24,20 @@ __all__ = ["MTT", "MTTSettings"]
 
 
 @dataclass(frozen=True)
-class MTTSettings(NetworksSettings):
+class MTTSettings(NetworksSettings, InnerSettings):
     """What trajectory matching matches.
 
     Args:
-        syn_steps: Inner steps T of the student.
         expert_epochs: Epochs of the expert between start and target.
         max_start_epoch: Start epochs are drawn from 0 up to, not including, it.
-        batch_syn: Synthetic samples per inner step; by default all of them.
-        dsa_strategy: Augmentation of the inner batches: families joined by "_", or "none".
-        memory_budget: Bytes that may be spent on recomputing less, see mim4dd.unroll_sgd.
     """
 
-    syn_steps: int = 20
     expert_epochs: int = 2
     max_start_epoch: int = 5
-    batch_syn: int | None = None
-    dsa_strategy: str = "none"
-    memory_budget: int = 2**30
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(
-            syn_steps=1, expert_epochs=1, max_start_epoch=1, batch_syn=1, memory_budget=0
-        )
-        augmentation(self.dsa_strategy)
+        self.require_at_least(expert_epochs=1, max_start_epoch=1)
 
 
 class MTT(BaseMethod):
@@ -125,18 +115,9 @@ class MTT(BaseMethod):
         """An expert's parameters at start and target, (P,) each, and a schedule (T, B)."""
         expert, start = real.integer(len(self.experts)), self._start_epoch(real)
         theta_0, theta_target = self.experts.segment(expert, start, self.settings.expert_epochs)
-        return theta_0, theta_target, self._schedule(num_samples, real.generator)
+        steps = self.settings.syn_steps
+        return theta_0, theta_target, self.settings.schedule(num_samples, steps, real.generator)
 
     def _start_epoch(self, real: RealData) -> int:
         """Where on the expert's trajectory the student starts."""
         return real.integer(self.settings.max_start_epoch)
-
-    def _schedule(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Batches (T, B) that walk through one random permutation of the samples after another."""
-        batch = min(self.settings.batch_syn or num_samples, num_samples)
-        per_permutation = num_samples // batch
-        rows = []
-        for _ in range(-(-self.settings.syn_steps // per_permutation)):
-            permutation = torch.randperm(num_samples, generator=generator)
-            rows.append(permutation[: per_permutation * batch].view(per_permutation, batch))
-        return torch.cat(rows)[: self.settings.syn_steps]
