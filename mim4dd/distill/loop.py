@@ -60,7 +60,7 @@ def distill(
 
     def judge(row: dict[str, Any]) -> None:
         if evaluate is not None and settings.eval_every and rank() == 0:
-            judged = evaluate(state.result(data))
+            judged = evaluate(state.result(data, method.relabel))
             row |= {"accuracy": judged.mean, "accuracy_std": judged.std}
 
     progress = progress_bar(
@@ -80,7 +80,7 @@ def distill(
         judge(final)
     run.save_checkpoint(*state.snapshot(method.state()))
     run.append_metrics(final)
-    result = state.result(data)
+    result = state.result(data, method.relabel)
     run.save_set(run.synthetic, result)
     return result
 

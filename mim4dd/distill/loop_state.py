@@ -1,6 +1,7 @@
 """All that an outer iteration changes: the synthetic set, its optimisers, and their copies."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -157,13 +158,16 @@ class LoopState:
             if key.startswith("method.")
         }
 
-    def result(self, data: ImageData) -> SyntheticSet:
+    def result(
+        self, data: ImageData, relabel: Callable[[Tensor], Tensor | None] | None = None
+    ) -> SyntheticSet:
         """The set as it is now; the averaged images where they are averaged."""
         images = self.image_syn if self.average_image is None else self.average_image
         images = images.detach().clone()
+        labels = None if relabel is None else relabel(images)
         return SyntheticSet(
             images,
-            self.label_syn().detach().clone(),
+            self.label_syn().detach().clone() if labels is None else labels,
             self.class_syn,
             self.syn_lr.detach().clone(),
             data.normalization.inverse(images),

@@ -151,6 +151,10 @@ class MIM4DD(BaseMethod):
         """Where the base method starts."""
         return self.base.initial(real, ipc)
 
+    def relabel(self, image_syn: Tensor) -> Tensor | None:
+        """The base method's labels of the result."""
+        return self.base.relabel(image_syn)
+
     def state(self) -> dict[str, Tensor]:
         """The base method's; the add-on has none."""
         return self.base.state()

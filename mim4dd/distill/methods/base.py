@@ -115,6 +115,10 @@ class BaseMethod(ABC):
         """Where the set starts, for methods that choose it; None leaves that to the loop."""
         return None
 
+    def relabel(self, image_syn: Tensor) -> Tensor | None:
+        """Probabilities (n, C) to label the result with; None keeps those of the distillation."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """What the method carries from one outer step to the next, for checkpoints."""
         return {}
