@@ -1,10 +1,16 @@
 """A data set, a network and experts small enough to distil in a second."""
 
+import os
+import signal
+
+import pytest
 import torch
 
 from mim4dd.distill.data import from_tensors
 from mim4dd.distill.experts import ExpertTraining, train_experts
+from mim4dd.distill.loop import Interrupted, distill
 from mim4dd.distill.networks import ConvNet
+from mim4dd.distill.run import RunDirectory
 
 TRAINING = ExpertTraining(num_experts=2, train_epochs=4, lr_expert=0.05, batch_train=16)
 
@@ -24,3 +30,40 @@ def make_network(data):
 
 def make_experts(data, folder, training=TRAINING, network_name="tiny", **options):
     return train_experts(make_network, network_name, data, training, folder, **options)
+
+
+def same_after_a_stop(make_method, data, settings, folder):
+    """Whether a run stopped after three steps leaves what an uninterrupted one leaves.
+
+    Either process has a method of its own: what it carries must be in the checkpoint.
+    """
+
+    def start(name):
+        run = RunDirectory(folder / name)
+        run.create({})
+        return run
+
+    whole, parts = start("whole"), start("parts")
+    distill(make_method(), data, settings, whole)
+    stopped = make_method()
+    loss, calls = stopped.loss, []
+
+    def loss_then_stop(*arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)
+
+    stopped.loss = loss_then_stop
+    with pytest.raises(Interrupted):
+        distill(stopped, data, settings, parts)
+    distill(make_method(), data, settings, parts)
+    return all(
+        (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+        for name in ("synthetic.safetensors", "metrics.jsonl")
+    )
+
+
+def at_once(function, state, images):
+    """What :func:`for_each_network` does on a GPU, on any device."""
+    return torch.vmap(function, in_dims=(0, None))(state, images)

@@ -17,7 +17,10 @@ from mim4dd.distill.methods import METHODS
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
 from mim4dd.distill.methods.cafe import CAFESettings
 from mim4dd.distill.methods.datm import DATMSettings
+from mim4dd.distill.methods.dm import DMSettings
 from mim4dd.distill.methods.dsa import DSASettings
+from mim4dd.distill.methods.rat_bptt import RaTBPTTSettings
+from mim4dd.distill.methods.sre2l import SRe2LSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
 from mim4dd.distill.networks import (
     NetworkName,
@@ -156,7 +159,16 @@ class ExpertsConfig(TaskSettings, ExpertTraining):
 
 @dataclass(frozen=True)
 class DistillConfig(
-    TaskSettings, DATMSettings, DSASettings, CAFESettings, MIM4DDSettings, LoopSettings, Evaluation
+    TaskSettings,
+    DATMSettings,
+    DSASettings,
+    CAFESettings,
+    DMSettings,
+    RaTBPTTSettings,
+    SRe2LSettings,
+    MIM4DDSettings,
+    LoopSettings,
+    Evaluation,
 ):
     """What `mim4dd distill` takes.
 
@@ -165,7 +177,7 @@ class DistillConfig(
         experts: Folder of the expert trajectories, for methods that match them.
     """
 
-    method: Literal["mtt", "tesla", "datm", "dc", "dsa", "cafe"] = "mtt"
+    method: Literal["mtt", "tesla", "datm", "dc", "dsa", "cafe", "dm", "rat_bptt", "sre2l"] = "mtt"
     experts: str = "runs/experts"
 
     def check(self) -> None:

@@ -35,7 +35,7 @@ def train_network(
     generator: torch.Generator,
     augment: Augment | None = None,
     lr_drop: int | None = None,
-    after_epoch: Callable[[], None] | None = None,
+    after_epoch: Callable[[], object] | None = None,
 ) -> None:
     """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
 

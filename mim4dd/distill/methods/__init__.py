@@ -7,8 +7,11 @@ from mim4dd.distill.methods.base import BaseMethod, Ingredients
 from mim4dd.distill.methods.cafe import CAFE, CAFESettings
 from mim4dd.distill.methods.datm import DATM, DATMSettings
 from mim4dd.distill.methods.dc import DC, DCSettings
+from mim4dd.distill.methods.dm import DM, DMSettings
 from mim4dd.distill.methods.dsa import DSA, DSASettings
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.rat_bptt import RaTBPTT, RaTBPTTSettings
+from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
 from mim4dd.distill.methods.tesla import TESLA
 from mim4dd.distill.settings import Settings
 
@@ -30,4 +33,7 @@ METHODS = {
     "dc": MethodKind("DC", DCSettings, DC.make),
     "dsa": MethodKind("DSA", DSASettings, DSA.make),
     "cafe": MethodKind("CAFE", CAFESettings, CAFE.make),
+    "dm": MethodKind("DM", DMSettings, DM.make),
+    "rat_bptt": MethodKind("RaT-BPTT", RaTBPTTSettings, RaTBPTT.make),
+    "sre2l": MethodKind("SRe2L", SRe2LSettings, SRe2L.make),
 }

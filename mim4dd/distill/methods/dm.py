@@ -1,0 +1,148 @@
+"""Distribution Matching (DM)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mim4dd.distill.augment import DSA
+from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
+from mim4dd.distill.methods.base import (
+    BaseLoss,
+    BaseMethod,
+    Ingredients,
+    RealData,
+)
+from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.side_by_side import (
+    State,
+    for_each_network,
+    has_batch_norm,
+    stack_networks,
+    unchanged,
+)
+
+__all__ = ["DM", "DMSettings"]
+
+_IMAGES_PER_PASS = 4096  # bounds the memory of real images, however many classes there are
+
+
+@dataclass(frozen=True)
+class DMSettings(NetworksSettings, AugmentationSettings):
+    """What distribution matching matches.
+
+    Args:
+        batch_real: Real images of every class in an outer step.
+    """
+
+    batch_real: int = 256
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(batch_real=1)
+
+
+class DM(BaseMethod):
+    r"""Match the mean embedding of every class in networks that were never trained.
+
+    .. math::
+        \sum_c \Big\| \mathrm{mean}_i\, \psi(A_c(x_{ci})) -
+            \mathrm{mean}_j\, \psi(A_c(s_{cj})) \Big\|^2
+
+    with ψ what the last linear layer of a fresh random network reads, and A_c one transformation
+    for the real x and the synthetic s of class c.
+
+    Args:
+        make_network: Makes a network with the initial weights of a seed.
+        settings: What to match.
+
+    Raises:
+        ValueError: If the network has no linear layer.
+
+    References:
+        Zhao, Bilen. Dataset Condensation with Distribution Matching. arXiv:2110.04181.
+    """
+
+    def __init__(self, make_network: Callable[[int], nn.Module], settings: DMSettings) -> None:
+        _last_linear(make_network(0))
+        self.make_network = make_network
+        self.settings = settings
+        strategy = settings.dsa_strategy
+        self.augment = None if strategy == "none" else DSA(strategy, siamese=True)
+
+    @classmethod
+    def make(cls, ingredients: Ingredients, settings: DMSettings) -> "DM":
+        """From what a configuration holds."""
+        return cls(ingredients.new_network, settings)
+
+    def loss(
+        self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
+    ) -> BaseLoss:
+        """The distance of the mean embeddings, in the mean over ``num_networks`` networks."""
+        networks = [
+            self.make_network(real.seed()).train() for _ in range(self.settings.num_networks)
+        ]
+        pairs = [
+            self._augmented_alike(
+                real.sample_class(label, self.settings.batch_real), samples, real.seed()
+            )
+            for label, samples in enumerate(image_syn.chunk(real.data.num_classes))
+        ]
+        with torch.no_grad():
+            mean_real = _mean_embeddings(networks, [image_real for image_real, _ in pairs])
+        mean_syn = _mean_embeddings(networks, [samples for _, samples in pairs])
+        value = (mean_real - mean_syn).square().sum((1, 2)).mean()
+        compared = [unchanged(network) for network in networks]
+        return BaseLoss(value, compared, {"embedding_distance": value.item()})
+
+    def _augmented_alike(
+        self, image_real: Tensor, samples: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Both under one transformation."""
+        if self.augment is None:
+            return image_real, samples
+        streams = [torch.Generator(samples.device).manual_seed(seed) for _ in range(2)]
+        return self.augment(image_real, streams[0]), self.augment(samples, streams[1])
+
+
+def _mean_embeddings(networks: list[nn.Module], groups: list[Tensor]) -> Tensor:
+    """The mean over every group of images, in each of K networks. (K, groups, D)"""
+    network, state = networks[0], stack_networks(networks)
+    images = torch.cat(groups)
+    passes = [images]
+    if not (has_batch_norm(network) or images.requires_grad):
+        passes = list(images.split(-(-_IMAGES_PER_PASS // len(networks))))
+    embedded = torch.cat(
+        [
+            for_each_network(lambda state, batch: _embed(network, state, batch), state, batch)
+            for batch in passes
+        ],
+        dim=1,
+    )
+    parts = embedded.split([len(group) for group in groups], dim=1)
+    return torch.stack([part.mean(1) for part in parts], dim=1)
+
+
+def _embed(network: nn.Module, state: State, images: Tensor) -> Tensor:
+    """What the last linear layer reads. (B, D)"""
+    read: list[Tensor] = []
+    handle = _last_linear(network).register_forward_pre_hook(
+        lambda _module, inputs: read.append(inputs[0])
+    )
+    try:
+        functional_call(network, state, (images,))
+    finally:
+        handle.remove()
+    return read[0].flatten(1)
+
+
+def _last_linear(network: nn.Module) -> nn.Linear:
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            "network must have a linear layer, whose input is its embedding, "
+            f"got a {type(network).__name__} without one"
+        )
+    return linear[-1]

@@ -1,0 +1,120 @@
+"""Random truncated back-propagation through time (RaT-BPTT)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim4dd._checks import check_positive
+from mim4dd._unroll.functional import FunctionalModel
+from mim4dd.distill.augment import augmentation
+from mim4dd.distill.methods.base import (
+    BaseLoss,
+    BaseMethod,
+    ComparedNetwork,
+    Ingredients,
+    RealData,
+)
+from mim4dd.distill.methods.inner_settings import InnerSettings
+from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.side_by_side import State, for_each_network
+from mim4dd.unroll import flatten_parameters, unroll_adam
+
+__all__ = ["RaTBPTT", "RaTBPTTSettings"]
+
+
+@dataclass(frozen=True)
+class RaTBPTTSettings(NetworksSettings, InnerSettings):
+    """How far RaT-BPTT trains, and how far back it differentiates.
+
+    Args:
+        window: Inner steps to go back through, from a random end between it and syn_steps; by
+            default all of syn_steps.
+        inner_lr: Step size of the inner Adam.
+        batch_target: Real images that the trained network is judged on in an outer step.
+    """
+
+    window: int | None = None
+    inner_lr: float = 0.001
+    batch_target: int = 1024
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(window=1, batch_target=1)
+        check_positive("inner_lr", self.inner_lr)
+
+
+class RaTBPTT(BaseMethod):
+    """Train fresh networks on the set by Adam; the loss is theirs on real images.
+
+    The number of inner steps is drawn from ``window`` to ``syn_steps``, and the gradient goes back
+    through the last ``window`` of them.
+
+    Args:
+        make_network: Makes a network with the initial weights of a seed.
+        settings: How far to train, and how far back to differentiate.
+
+    Raises:
+        ValueError: If the window is longer than the training.
+
+    References:
+        Feng, Vedantam, Kempe. Embarrassingly Simple Dataset Distillation. arXiv:2311.07025.
+    """
+
+    def __init__(self, make_network: Callable[[int], nn.Module], settings: RaTBPTTSettings) -> None:
+        if settings.window is not None and settings.window > settings.syn_steps:
+            raise ValueError(
+                f"window must be at most syn_steps, {settings.syn_steps}, got {settings.window}"
+            )
+        self.make_network = make_network
+        self.settings = settings
+        self.augment = augmentation(settings.dsa_strategy)
+
+    @classmethod
+    def make(cls, ingredients: Ingredients, settings: RaTBPTTSettings) -> "RaTBPTT":
+        """From what a configuration holds."""
+        return cls(ingredients.new_network, settings)
+
+    def loss(
+        self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
+    ) -> BaseLoss:
+        """Cross entropy on a real batch, in the mean over ``num_networks`` trained networks."""
+        settings = self.settings
+        networks = [self.make_network(real.seed()) for _ in range(settings.num_networks)]
+        window = settings.window or settings.syn_steps
+        num_steps = window + real.integer(settings.syn_steps - window + 1)
+        theta_T = unroll_adam(
+            networks[0],
+            torch.stack([flatten_parameters(network) for network in networks]),
+            image_syn,
+            label_syn,
+            settings.schedule(len(image_syn), num_steps, real.generator).to(image_syn.device),
+            lr=settings.inner_lr,
+            augment=self.augment,
+            seed=real.seed(),
+            window=window,
+            memory_budget=settings.memory_budget,
+        )
+        value = self._loss_on_real(networks[0], theta_T, real)
+        compared = [ComparedNetwork(networks[0], theta, theta) for theta in theta_T]
+        return BaseLoss(value, compared, {"target_loss": value.item()})
+
+    def _loss_on_real(self, network: nn.Module, theta: Tensor, real: RealData) -> Tensor:
+        """The mean cross entropy of networks at the rows of ``theta`` (K, P)."""
+        images, labels = real.sample(self.settings.batch_target)
+        if self.augment is not None:
+            generator = torch.Generator(images.device).manual_seed(real.seed())
+            images = self.augment(images, generator)
+        call = FunctionalModel(network)
+
+        def loss_of(state: State, images: Tensor) -> Tensor:
+            buffers = {name: tensor for name, tensor in state.items() if name != _THETA}
+            return F.cross_entropy(call(state[_THETA], images, buffers), labels)
+
+        state = {_THETA: theta} | call.buffers(copies=len(theta))
+        return for_each_network(loss_of, state, images).mean()
+
+
+_THETA = "θ"  # no buffer's name

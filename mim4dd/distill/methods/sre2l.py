@@ -1,0 +1,182 @@
+"""Matching the statistics of BatchNorm, after SRe2L: squeeze, recover and relabel."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mim4dd._checks import check_positive
+from mim4dd.distill.augment import augmentation
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
+from mim4dd.distill.methods.base import (
+    BaseLoss,
+    BaseMethod,
+    Ingredients,
+    RealData,
+)
+from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.side_by_side import (
+    State,
+    for_each_network,
+    stack_networks,
+    unchanged,
+)
+from mim4dd.distill.methods.teachers import Teachers
+
+__all__ = ["SRe2L", "SRe2LSettings"]
+
+
+@dataclass(frozen=True)
+class SRe2LSettings(NetworksSettings, AugmentationSettings):
+    """How SRe2L trains its teachers, and what it recovers from them.
+
+    Args:
+        squeeze_epochs: Epochs of a teacher on the real data, with the augmentation.
+        squeeze_lr: Initial step size of a teacher; after half of the steps a tenth of it.
+        squeeze_batch: Real images per step of a teacher.
+        r_bn: Weight of the BatchNorm statistics beside the cross entropy.
+        first_bn_multiplier: How often the first BatchNorm layer counts.
+        jitter: Pixels that the images are rolled by, at most, down and to the right.
+    """
+
+    squeeze_epochs: int = 20
+    squeeze_lr: float = 0.1
+    squeeze_batch: int = 128
+    r_bn: float = 0.05
+    first_bn_multiplier: float = 10.0
+    jitter: int = 4
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(
+            squeeze_epochs=1, squeeze_batch=1, r_bn=0, first_bn_multiplier=0, jitter=0
+        )
+        check_positive("squeeze_lr", self.squeeze_lr)
+
+
+class SRe2L(BaseMethod):
+    r"""Recover images that a trained BatchNorm network takes for its classes and for real data.
+
+    .. math::
+        \mathrm{CE} + r \sum_l c_l \left( \|\mu_l(s) - \mu_l\|_2 +
+            \|\sigma^2_l(s) - \sigma^2_l\|_2 \right)
+
+    with the mean and variance of the input of BatchNorm layer l, per channel, over one synthetic
+    image of every class, and the running ones of the teacher, which is in eval mode. Where there
+    are more images per class, the loss is the mean over such groups: each is recovered by itself.
+    The teachers are trained in the first step; in the end they label the images.
+
+    Args:
+        make_teacher: Makes an untrained teacher with the initial weights of a seed.
+        data: What the teachers are trained on.
+        seed: Seed of the first teacher; the others follow.
+        settings: How to train and what to match.
+
+    Raises:
+        ValueError: If the network has no BatchNorm with running statistics.
+
+    References:
+        Yin, Xing, Shen. Squeeze, Recover and Relabel. arXiv:2306.13092.
+    """
+
+    def __init__(
+        self,
+        make_teacher: Callable[[int], nn.Module],
+        data: ImageData,
+        seed: int,
+        settings: SRe2LSettings,
+    ) -> None:
+        networks = [make_teacher(seed + index) for index in range(settings.num_networks)]
+        if not _batch_norms(networks[0]):
+            raise ValueError("method 'sre2l' needs a network with BatchNorm: --norm batch")
+        self.data = data
+        self.settings = settings
+        self.augment = augmentation(settings.dsa_strategy)
+        self.teachers = Teachers(
+            networks,
+            seed=seed,
+            epochs=settings.squeeze_epochs,
+            lr=settings.squeeze_lr,
+            batch=settings.squeeze_batch,
+            augment=self.augment,
+        )
+
+    @classmethod
+    def make(cls, ingredients: Ingredients, settings: SRe2LSettings) -> "SRe2L":
+        """From what a configuration holds."""
+        return cls(ingredients.new_network, ingredients.data, ingredients.seed, settings)
+
+    def loss(
+        self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
+    ) -> BaseLoss:
+        """Cross entropy and distance of the statistics, in the mean over the teachers."""
+        teachers = self.teachers.trained_on(self.data)
+        shifts = [real.integer(self.settings.jitter + 1) for _ in range(2)]
+
+        def parts(state: State, images: Tensor) -> Tensor:
+            logits, distance = self._recovery(teachers[0], state, images)
+            return torch.stack([F.cross_entropy(logits, label_syn), distance])
+
+        images = image_syn.roll(shifts, dims=(2, 3))
+        if self.augment is not None:
+            generator = torch.Generator(images.device).manual_seed(real.seed())
+            images = self.augment(images, generator)
+        per_teacher = for_each_network(parts, stack_networks(teachers), images)
+        cross_entropy, distance = per_teacher.mean(0)
+        value = cross_entropy + self.settings.r_bn * distance
+        metrics = {"cross_entropy": cross_entropy.item(), "batch_norm_distance": distance.item()}
+        return BaseLoss(value, [unchanged(teacher) for teacher in teachers], metrics)
+
+    def relabel(self, image_syn: Tensor) -> Tensor:
+        """What the teachers take the images for, in the mean. (n, C)"""
+        teachers = self.teachers.trained_on(self.data)
+        with torch.no_grad():
+            return torch.stack([teacher(image_syn).softmax(1) for teacher in teachers]).mean(0)
+
+    def state(self) -> dict[str, Tensor]:
+        """The teachers, once they are trained."""
+        return self.teachers.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up the teachers."""
+        self.teachers.restore(state)
+
+    def _recovery(self, teacher: nn.Module, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, C), and how far the inputs of all BatchNorm layers are from their own ()."""
+        distances: list[Tensor] = []
+
+        def measure(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            distances.append(self._distance(module, inputs[0]))
+
+        handles = [norm.register_forward_pre_hook(measure) for norm in _batch_norms(teacher)]
+        try:
+            logits = functional_call(teacher, state, (images,))
+        finally:
+            for handle in handles:
+                handle.remove()
+        first, *others = distances
+        return logits, sum(others, self.settings.first_bn_multiplier * first)
+
+    def _distance(self, norm: nn.Module, inputs: Tensor) -> Tensor:
+        """Mean over the groups of one image per class of the distances of mean and variance."""
+        # The set is ordered by class: (C, ipc, channels, ...).
+        groups = inputs.unflatten(0, (self.data.num_classes, -1))
+        axes = (0, *range(3, groups.dim()))
+        mean, variance = groups.mean(axes), groups.var(axes, correction=0)
+        return (
+            torch.linalg.vector_norm(mean - norm.running_mean, dim=1)
+            + torch.linalg.vector_norm(variance - norm.running_var, dim=1)
+        ).mean()
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Its BatchNorm layers that have statistics."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]

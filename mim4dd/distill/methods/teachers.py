@@ -1,0 +1,109 @@
+"""Networks that a method trains on the real data before it distils."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd._unroll.steps import Augment
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.progress import progress_bar
+from mim4dd.distill.training import train_network
+
+__all__ = ["Teachers"]
+
+
+class Teachers:
+    """Networks in eval mode that are trained when they are first asked for.
+
+    Args:
+        networks: What to train, in place.
+        seed: Of the draws of the first one's training; the others' follow.
+        epochs, lr, batch: Of the training, by SGD with momentum 0.9 and weight decay 5e-4, with a
+            tenth of ``lr`` after half of the steps.
+        augment: Of the training.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        seed: int,
+        epochs: int,
+        lr: float,
+        batch: int,
+        augment: Augment | None,
+    ) -> None:
+        self.networks = list(networks)
+        self.seed = seed
+        self.epochs = epochs
+        self.lr = lr
+        self.batch = batch
+        self.augment = augment
+        self.trained = False
+
+    def trained_on(self, data: ImageData) -> list[nn.Module]:
+        """The networks, trained.
+
+        Raises:
+            FloatingPointError: If one diverges.
+        """
+        if not self.trained:
+            total = self.epochs * len(self.networks)
+            with progress_bar(total=total, desc="teachers") as progress:
+                for index, network in enumerate(self.networks):
+                    self._train(index, network, data, progress.update)
+            self.trained = True
+        return self.networks
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all; nothing before they are trained."""
+        if not self.trained:
+            return {}
+        return {
+            f"{index}.{name}": tensor
+            for index, network in enumerate(self.networks)
+            for name, tensor in network.state_dict().items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a state that :meth:`state` gave.
+
+        Raises:
+            ValueError: If it is of other networks, or of more or fewer.
+        """
+        if not state:
+            return
+        own = nn.ModuleList(self.networks)
+        expected = {name: tensor.shape for name, tensor in own.state_dict().items()}
+        if expected != {name: tensor.shape for name, tensor in state.items()}:
+            raise ValueError(
+                f"the checkpoint must hold {len(self.networks)} teachers of the network to "
+                "distil for, as the settings ask for"
+            )
+        own.load_state_dict(state)
+        own.eval()
+        self.trained = True
+
+    def _train(
+        self, index: int, network: nn.Module, data: ImageData, after_epoch: Callable[[], object]
+    ) -> None:
+        images = data.image_train
+        num_steps = self.epochs * -(-len(images) // self.batch)
+        train_network(
+            network,
+            images,
+            data.label_train,
+            num_steps=num_steps,
+            lr=self.lr,
+            momentum=0.9,
+            weight_decay=5e-4,
+            batch_size=self.batch,
+            generator=torch.Generator(images.device).manual_seed(self.seed + index),
+            augment=self.augment,
+            lr_drop=num_steps // 2,
+            after_epoch=after_epoch,
+        )
+        network.eval()
+        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+            raise FloatingPointError(f"teacher {index} diverged: lower its step size {self.lr}")
