@@ -49,6 +49,7 @@ def embeddings(network, images):
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
     """Σ_c ‖mean ψ(real_c) − mean ψ(syn_c)‖², in the mean over the networks."""
+    monkeypatch.setattr("mim4dd.distill.methods.dm._IMAGES_PER_PASS", 4)
     if as_on_gpu:
         monkeypatch.setattr("mim4dd.distill.methods.dm.for_each_network", at_once)
     data = doubled(make_data())

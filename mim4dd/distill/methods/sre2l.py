@@ -35,8 +35,8 @@ class SRe2LSettings(NetworksSettings, AugmentationSettings):
     """How SRe2L trains its teachers, and what it recovers from them.
 
     Args:
-        squeeze_epochs: Epochs of a teacher on the real data, with the augmentation.
-        squeeze_lr: Initial step size of a teacher; after half of the steps a tenth of it.
+        squeeze_epochs: Epochs of a teacher on the real data.
+        squeeze_lr: Step size of a teacher; after half of its steps a tenth of it.
         squeeze_batch: Real images per step of a teacher.
         r_bn: Weight of the BatchNorm statistics beside the cross entropy.
         first_bn_multiplier: How often the first BatchNorm layer counts.
@@ -68,7 +68,8 @@ class SRe2L(BaseMethod):
     with the mean and variance of the input of BatchNorm layer l, per channel, over one synthetic
     image of every class, and the running ones of the teacher, which is in eval mode. Where there
     are more images per class, the loss is the mean over such groups: each is recovered by itself.
-    The teachers are trained in the first step; in the end they label the images.
+    The teachers are trained in the first step; in the end they label the images. Augmentation is
+    of both the real images that they learn and the synthetic ones.
 
     Args:
         make_teacher: Makes an untrained teacher with the initial weights of a seed.
