@@ -27,7 +27,8 @@ def main() -> None:
 def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
     if error.name is None or error.name.partition(".")[0] == "mim4dd":
         raise error
-    cure = "pip install --no-build-isolation -e '.[distill]' brings it"
+    extra = "tensorboard" if error.name == "tensorboardX" else "distill"
+    cure = f"pip install --no-build-isolation -e '.[{extra}]' brings it"
     sys.exit(f"mim4dd: {error.name} is missing; {cure}")
 
 

@@ -21,8 +21,9 @@ def distill(
     ] = None,
 ) -> None:
     """Distil a synthetic set by MTT + MIM4DD, or MTT alone with --weight 0."""
-    from mim4dd.distill.compare import draw_run, judge, run_distillation
+    from mim4dd.distill.compare import judge, run_distillation
     from mim4dd.distill.run import RunDirectory
+    from mim4dd.distill.show import draw_run
 
     run = RunDirectory(out if resume is None else resume)
     if resume is not None:
@@ -45,5 +46,5 @@ def distill(
         f"{run.synthetic}: test accuracy {100 * accuracy.mean:.1f} ± {100 * accuracy.std:.1f} % "
         f"over {len(accuracy.values)} networks"
     )
-    for picture in draw_run(run, data.name):
-        typer.echo(str(picture))
+    for line in draw_run(run, data.name).lines:
+        typer.echo(line)

@@ -9,21 +9,57 @@ __all__ = ["show"]
 
 
 def show(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="PNG file for the curves of all runs.")] = Path(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    out: Annotated[Path, typer.Option(help="PNG file for the curves of several runs.")] = Path(
         "runs/curves.png"
     ),
+    features: Annotated[
+        bool | None,
+        typer.Option(
+            help="Pictures of what a network trained on real data sees: by default where the "
+            "run's experts are there; --features trains a network where they are not.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated submodules to look at; by default the network's."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute the features.")] = "cpu",
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with everything in one file.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Also write event files, one folder in it for each run.")
+    ] = None,
 ) -> None:
-    """Draw the synthetic images of runs, and their curves over each other."""
-    from mim4dd.distill.compare import draw_run
+    """Draw the samples of runs, their curves, and what a network sees in them."""
     from mim4dd.distill.pictures import save_curves
+    from mim4dd.distill.report import ReportedRun, write_report
     from mim4dd.distill.run import RunDirectory, SyntheticSet
+    from mim4dd.distill.show import Picture, draw_run, draw_run_features, run_names
+    from mim4dd.distill.tensorboard import export_tensorboard
 
-    directories = [RunDirectory(path) for path in runs]
-    for run in directories:
-        for picture in draw_run(run, run.read_config()["data"]):
-            typer.echo(str(picture))
-    if len(directories) > 1:
-        num_classes = len(SyntheticSet.load(directories[0].synthetic).class_names)
-        save_curves(out, {str(run.path): run.read_metrics() for run in directories}, num_classes)
+    if features is False and layers is not None:
+        raise ValueError(f"--layers is of the features, which --no-features leaves out: {layers}")
+    chosen = None if layers is None else [layer.strip() for layer in layers.split(",")]
+    shown = []
+    for path, name in run_names(runs).items():
+        run = RunDirectory(path)
+        drawn = draw_run(run, run.read_config()["data"])
+        if features is not False:
+            drawn.extend(draw_run_features(run, device, chosen, train=features is True))
+        for line in drawn.lines:
+            typer.echo(line)
+        if tensorboard is not None:
+            typer.echo(str(export_tensorboard(run, drawn.pictures, tensorboard / name)))
+        shown.append(ReportedRun(name, run, drawn))
+    shared = []
+    if len(shown) > 1:
+        num_classes = len(SyntheticSet.load(shown[0].run.synthetic).class_names)
+        save_curves(out, {each.name: each.run.read_metrics() for each in shown}, num_classes)
         typer.echo(str(out))
+        shared.append(Picture(out, "Curves of all runs"))
+    if html is not None:
+        write_report(html, shown, shared)
+        typer.echo(str(html))

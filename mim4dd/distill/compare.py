@@ -17,7 +17,9 @@ from mim4dd.distill.evaluate import Accuracy, evaluate, evaluate_full, evaluate_
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.loop import distill
 from mim4dd.distill.pictures import save_curves, save_grid
+from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.show import draw_run
 from mim4dd.distill.storage import write_json
 
 __all__ = [
@@ -25,7 +27,6 @@ __all__ = [
     "baseline_accuracies",
     "compare",
     "comparison_table",
-    "draw_run",
     "judge",
     "run_distillation",
 ]
@@ -71,21 +72,6 @@ def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
         raise ValueError(
             f"{run.path} holds a run with another {', '.join(differing)}; choose another --out"
         )
-
-
-def draw_run(run: RunDirectory, data_name: str) -> list[Path]:
-    """Draw the pictures of a finished run; return their paths."""
-    synthetic, rows = SyntheticSet.load(run.synthetic), run.read_metrics()
-    if not rows:
-        raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
-    grid, curves = run.pictures / "synthetic.png", run.pictures / "curves.png"
-    save_curves(curves, {run.path.name: rows}, len(synthetic.class_names))
-    if synthetic.pixels.dim() != 4:
-        return [curves]  # rows have no picture
-    ipc = len(synthetic.class_syn) // len(synthetic.class_names)
-    title = f"{data_name}, ipc {ipc}: synthetic images after {rows[-1]['iteration']} iterations"
-    save_grid(grid, synthetic.pixels, synthetic.class_syn, synthetic.class_names, title)
-    return [grid, curves]
 
 
 def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> dict[str, Any]:
@@ -143,7 +129,11 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         },
         "mim4dd_gain": _gain(accuracies),
         "mi_lower_bound": {
-            "nats": statistics.fmean(_final_bound(run) for run in runs["mtt+mim4dd"]),
+            "nats": statistics.fmean(
+                bound
+                for run in runs["mtt+mim4dd"]
+                if (bound := final_bound(run.read_metrics())) is not None
+            ),
             "log_num_classes": math.log(data.num_classes),
         },
         "num_distill": config.num_distill,
@@ -180,12 +170,6 @@ def _accuracies(
 def _gain(accuracies: dict[str, Accuracy]) -> dict[str, float | int]:
     """What MIM4DD adds, over pairs of networks with the same seeds."""
     return accuracies["mtt+mim4dd"].gain_over(accuracies["mtt"]).summary()
-
-
-def _final_bound(run: RunDirectory) -> float:
-    """The bound over the last tenth of a run; single steps differ by the real batch they drew."""
-    bounds = [row["mi_lower_bound"] for row in run.read_metrics() if "mi_lower_bound" in row]
-    return statistics.fmean(bounds[-max(1, len(bounds) // 10) :])
 
 
 def _draw(
