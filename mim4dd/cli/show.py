@@ -59,7 +59,7 @@ def show(
         num_classes = len(SyntheticSet.load(shown[0].run.synthetic).class_names)
         save_curves(out, {each.name: each.run.read_metrics() for each in shown}, num_classes)
         typer.echo(str(out))
-        shared.append(Picture(out, "Curves of all runs"))
+        shared.append(Picture(out, "Curves"))
     if html is not None:
         write_report(html, shown, shared)
         typer.echo(str(html))

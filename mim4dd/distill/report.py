@@ -52,25 +52,25 @@ def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Pictu
         "<h2>Summary</h2>",
         _table({each.name: summary(each.run) for each in runs}),
         "<h2>Pictures</h2>",
-        *(_figure(picture, "") for picture in shared),
-        *_pictures(runs),
+        *_pictures(runs, shared),
         "<h2>Options</h2>",
         _table(configs, mark=True),
         "<h2>To repeat it</h2>",
         *(_commands(each, configs[each.name], len(runs) > 1) for each in runs),
     ]
     template = string.Template(
-        resources.files("mim4dd.distill").joinpath("report.html").read_text()
+        resources.files("mim4dd.distill").joinpath("report.html").read_text("utf-8")
     )
     page = template.substitute(
-        title=html.escape(", ".join(each.name for each in runs)),
+        title=html.escape(", ".join(configs) if len(runs) <= 4 else f"{len(runs)} runs"),
         subtitle=html.escape(
             "; ".join(dict.fromkeys(_about(config) for config in configs.values()))
         ),
         body="\n".join(body),
         version=html.escape(__version__),
     )
-    write_atomically(path, page.encode())
+    # Names of files need not be text: what is none of UTF-8 becomes a question mark.
+    write_atomically(path, page.encode(errors="replace"))
 
 
 def summary(run: RunDirectory) -> dict[str, str]:
@@ -132,10 +132,12 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _pictures(runs: Sequence[ReportedRun]) -> list[str]:
-    """Of one kind after the other, those of all runs side by side."""
+def _pictures(runs: Sequence[ReportedRun], shared: Sequence[Picture]) -> list[str]:
+    """Those of all runs together, then one kind after the other, the runs side by side."""
     titles = dict.fromkeys(picture.title for each in runs for picture in each.drawn.pictures)
-    parts = []
+    for picture in shared:  # shows all runs, which says more than each run's own
+        titles.pop(picture.title, None)
+    parts = [f"<h3>{html.escape(picture.title)}</h3>\n{_figure(picture)}" for picture in shared]
     for title in titles:
         figures = [
             _figure(picture, each.name if len(runs) > 1 else "")
@@ -151,13 +153,14 @@ def _pictures(runs: Sequence[ReportedRun]) -> list[str]:
     return parts + [f'<p class="soft">{html.escape(line)}</p>' for line in lines]
 
 
-def _figure(picture: Picture, caption: str) -> str:
+def _figure(picture: Picture, caption: str = "") -> str:
     content = picture.path.read_bytes()
     width, height = struct.unpack(">II", content[16:24])  # of every PNG
     alt = html.escape(f"{picture.title} {caption}".strip())
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    size = f'width="{width / _DPI:.0f}" height="{height / _DPI:.0f}"'
     return (
-        f'<figure><div><img alt="{alt}" width="{width / _DPI:.0f}" height="{height / _DPI:.0f}" '
+        f'<figure><div><img alt="{alt}" {size} style="--width: {width / _DPI:.0f}px" '
         f'src="data:image/png;base64,{base64.b64encode(content).decode()}"></div>{below}</figure>'
     )
 

@@ -1,6 +1,5 @@
 """Where synthetic samples lie among real ones, in two dimensions."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +19,7 @@ _MAX_CLASSES = len(PALETTE)
 _MAX_REAL = 60
 _MAX_SYN = 20
 _PERPLEXITY = 30.0
+_SYNTHETIC: dict[str, Any] = {"s": 110, "edgecolors": "black", "linewidths": 1.2}
 
 
 class _Map(NamedTuple):
@@ -103,9 +103,7 @@ def _maps(real: Tensor, syn: Tensor) -> list[_Map]:
     # It must be below the number of samples; a third of them is where it still has a meaning.
     perplexity = min(_PERPLEXITY, (len(both) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        placed = torch.from_numpy(tsne.fit_transform(both.numpy()))
+    placed = torch.from_numpy(tsne.fit_transform(both.numpy()))
     return [
         _Map("PCA", (shares[0], shares[1]), *flat),
         _Map(
@@ -122,7 +120,7 @@ def _draw_map(axis: Any, found: _Map, label_real: Tensor, class_syn: Tensor) -> 
         return [PALETTE[label] for label in labels.tolist()]
 
     axis.scatter(*found.real.T, c=colors(label_real), s=9, alpha=0.6, linewidths=0)
-    axis.scatter(*found.syn.T, c=colors(class_syn), s=85, edgecolors="black", linewidths=1.2)
+    axis.scatter(*found.syn.T, c=colors(class_syn), **_SYNTHETIC)
     axis.set_xlabel(found.axes[0])
     axis.set_ylabel(found.axes[1])
     axis.set_xticks([])
@@ -140,18 +138,28 @@ def _name_classes(axis: Any, places: Tensor, class_syn: Tensor, class_names: Seq
         own = places[class_syn == label]
         # The sample in the middle, so that the name stands at one.
         place = own[(own - own.median(0).values).norm(dim=1).argmin()].tolist()
+        axis.scatter(*place, c=PALETTE[label], **_SYNTHETIC)  # once more, above its neighbours
         inside = len(name) <= 2
-        axis.annotate(
+        text = axis.annotate(
             name,
             place,
             xytext=(0, 0 if inside else 6),
             textcoords="offset points",
             ha="center",
             va="center_baseline" if inside else "bottom",
-            fontsize=7,
+            fontsize=7.5,
             fontweight="bold",
-            path_effects=[withStroke(linewidth=2, foreground="white")],
+            color=_readable_on(PALETTE[label]) if inside else "black",
         )
+        if not inside:
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def _readable_on(color: str) -> str:
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(color)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _add_legend(figure: Any, names: Sequence[str]) -> None:

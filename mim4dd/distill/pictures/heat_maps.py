@@ -48,7 +48,7 @@ def draw_rows(
     largest = max(float(rows.abs().max()) for rows in shown.values())
     figure, axes = _panels(len(panels), len(order))
     for number, (axis, (name, rows)) in enumerate(zip(axes, shown.items(), strict=True)):
-        image = axis.imshow(rows, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+        image = axis.imshow(rows.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
         axis.set_title(name)
         axis.set_xlabel("feature")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -82,7 +82,9 @@ def draw_soft_labels(
     chosen = _choose(labels, class_names)
     shown = probabilities.detach().cpu()[torch.cat(chosen.by_class)]
     figure, (axis,) = _panels(1, len(shown), 5.0 if len(class_names) <= _NAMED_CLASSES else 7.0)
-    image = axis.imshow(shown, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+    image = axis.imshow(
+        shown.numpy(), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest"
+    )
     _mark_classes(axis, chosen.by_class, class_names, "white", named=True)
     axis.set_xlabel("class of the label")
     axis.set_ylabel("class that the sample was made for")

@@ -83,7 +83,7 @@ def draw_similarity(
     for axis in axes[len(similarities) :]:
         axis.remove()
     for axis, (layer, similarity) in zip(axes, similarities.items(), strict=False):
-        image = axis.imshow(similarity.cpu(), cmap="cividis", interpolation="nearest")
+        image = axis.imshow(similarity.cpu().numpy(), cmap="cividis", interpolation="nearest")
         axis.set_facecolor("0.85")  # what a class without samples leaves free
         axis.set_title(f"{layer}\n{_summary(similarity)}")
         axis.set_xlabel("real class")
