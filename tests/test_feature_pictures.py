@@ -82,6 +82,8 @@ def test_a_map_shows_ten_classes_and_few_samples_and_says_so():
     note = figure.get_supxlabel().replace("\n", " ")
     assert "the first 10 of 12 classes, the first 60 of 70 samples per class (real)." in note
     assert "Shown: the first 10 of 12 classes (synthetic)." in note
+    figure = draw_embedding({"a": (syn, syn)}, class_syn, class_syn, names, "title")
+    assert figure.get_supxlabel().endswith("a meaning. Shown: the first 10 of 12 classes.")
 
 
 def test_small_sets_have_a_small_perplexity():

@@ -72,10 +72,12 @@ def draw_embedding(
     _add_legend(figure, [shorten(name, 20) for name in class_names[:_MAX_CLASSES]])
     add_title(figure, title)
     notes = ["PCA is fitted to the real samples; in t-SNE only neighbourhoods have a meaning."]
-    for side, chosen in (("real", chosen_real), ("synthetic", chosen_syn)):
-        if chosen.left_out:
-            notes.append(f"{chosen.left_out.removesuffix('.')} ({side}).")
-    add_caption(figure, " ".join(notes))
+    sides = {"real": chosen_real.left_out, "synthetic": chosen_syn.left_out}
+    if len(set(sides.values())) == 1:
+        notes.append(chosen_real.left_out)
+    else:
+        notes += [f"{note.removesuffix('.')} ({side})." for side, note in sides.items() if note]
+    add_caption(figure, " ".join(filter(None, notes)))
     return figure
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mim4dd._checks import check_rank
 from mim4dd.distill.pictures.choice import Choice, choose
-from mim4dd.distill.pictures.style import add_caption, add_title, shorten, styled
+from mim4dd.distill.pictures.style import add_caption, add_title, name_columns, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,9 +89,7 @@ def draw_soft_labels(
     axis.set_xlabel("class of the label")
     axis.set_ylabel("class that the sample was made for")
     if len(class_names) <= _NAMED_CLASSES:
-        longest = max(len(name) for name in class_names)
-        names = [shorten(name, 16) for name in class_names]
-        axis.set_xticks(range(len(names)), names, rotation=0 if longest <= 3 else 60)
+        name_columns(axis, class_names)
     figure.colorbar(image, ax=axis, aspect=40, label="probability")
     own = probabilities.detach().cpu().gather(1, labels.cpu()[:, None]).double().mean().item()
     add_title(figure, title)

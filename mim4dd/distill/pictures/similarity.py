@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd._checks import check_rank
-from mim4dd.distill.pictures.style import add_caption, add_title, shorten, styled
+from mim4dd.distill.pictures.style import add_caption, add_title, name_columns, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,12 @@ def draw_similarity(
     columns = min(2, len(similarities))
     rows = math.ceil(len(similarities) / columns)
     size = max(4.4, 0.42 * len(class_names)) if numbered else 5.2
-    figure = Figure(figsize=((size + 0.9) * columns, size * rows + 1.0), layout="constrained")
+    # Long names take room on both sides.
+    names = 0.07 * min(16, max(map(len, class_names))) if numbered else 0.0
+    figure = Figure(
+        figsize=((size + names + 0.9) * columns, (size + names + 0.7) * rows + 0.6),
+        layout="constrained",
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(similarities) :]:
         axis.remove()
@@ -116,7 +121,7 @@ def _write_numbers(axis: Any, image: Any, similarity: Tensor) -> None:
                 axis.text(
                     column,
                     row,
-                    f"{value:.2f}",
+                    f"{round(value, 2) + 0.0:.2f}",  # never -0.00
                     ha="center",
                     va="center",
                     fontsize=6.5,
@@ -126,8 +131,6 @@ def _write_numbers(axis: Any, image: Any, similarity: Tensor) -> None:
 
 
 def _name_classes(axis: Any, class_names: Sequence[str]) -> None:
-    names = [shorten(name, 16) for name in class_names]
-    places = range(len(names))
-    axis.set_xticks(places, names, rotation=0 if max(map(len, names)) <= 3 else 60)
-    axis.set_yticks(places, names)
+    name_columns(axis, class_names)
+    axis.set_yticks(range(len(class_names)), [shorten(name, 16) for name in class_names])
     axis.tick_params(length=0)

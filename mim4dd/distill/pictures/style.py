@@ -3,7 +3,7 @@
 import functools
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -12,7 +12,16 @@ from mim4dd.distill.storage import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "PALETTE", "add_caption", "add_title", "save_figure", "shorten", "styled"]
+__all__ = [
+    "GREY",
+    "PALETTE",
+    "add_caption",
+    "add_title",
+    "name_columns",
+    "save_figure",
+    "shorten",
+    "styled",
+]
 
 # Ten colours that people with any colour vision tell apart: Petroff, arXiv:2107.02270.
 PALETTE = (
@@ -70,6 +79,16 @@ def add_caption(figure: "Figure", caption: str) -> None:
 def shorten(name: str, length: int) -> str:
     """The beginning of a name that is longer than ``length``, marked as such."""
     return name if len(name) <= length else name[: max(1, length - 1)] + "…"
+
+
+def name_columns(axis: Any, names: Sequence[str]) -> None:
+    """Write a name below every column of a heat map, slanted where names are long."""
+    texts = [shorten(name, 16) for name in names]
+    axis.set_xticks(range(len(texts)), texts)
+    if max(map(len, texts)) > 3:
+        axis.tick_params(axis="x", rotation=50)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
 @styled
