@@ -70,6 +70,23 @@ def stubborn(folder, worker):
     return function
 
 
+def asked(folder, worker):
+    """Notes that it was asked to stop, as a distillation saves its state."""
+
+    def note(*_):
+        (folder / "asked").touch()
+        sys.exit()
+
+    def function(task):
+        if task:
+            signal.signal(signal.SIGTERM, note)
+            (folder / "at work").touch()
+            time.sleep(task)
+        return task
+
+    return function
+
+
 def command(line, threads):
     """`mim4dd`, with this many threads as OMP_NUM_THREADS gives it."""
     torch.set_num_threads(threads)

@@ -60,6 +60,30 @@ def test_workers_run_every_task_once_and_share_the_threads():
     assert {worker for _, (_, worker, _, _) in results} == {0, 1}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_may_have_a_process_of_its_own(workers):
+    tasks = list(torch.rand(3, 5))
+    results = dict(run_parallel(partial(jobs.scaled, torch.ones(5)), tasks, workers, fresh=True))
+    assert sorted(results) == [0, 1, 2]
+    for index, (total, worker, _, _) in results.items():
+        assert torch.equal(total, tasks[index].sum())
+        assert worker < workers
+    assert len({pid for _, _, pid, _ in results.values()} | {os.getpid()}) == 4
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_at_work_is_asked_to_stop_before_it_is_killed(tmp_path):
+    start = partial(jobs.asked, tmp_path)
+    for fresh in (False, True):
+        results = run_parallel(start, [0.0, 60.0], workers=2, fresh=fresh)
+        assert next(results) == (0, 0.0)
+        wait_until((tmp_path / "at work").exists)
+        results.close()
+        assert (tmp_path / "asked").exists()
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
 def test_a_caller_that_stops_stops_the_workers():
     results = run_parallel(jobs.failing, [0.0, 60.0], workers=2)
     assert next(results) == (0, 0.0)

@@ -1,12 +1,12 @@
 """All that an outer iteration changes: the synthetic set, its optimisers, and their copies."""
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from mim4dd.distill.cost import Meter
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.loop_settings import LoopSettings
 from mim4dd.distill.methods.base import BaseLoss, Initial
@@ -45,8 +45,7 @@ class LoopState:
         self.average_image = image_syn.clone() if settings.ema_decay else None
         self.iteration = 0
         self.last_good: Snapshot | None = None
-        self._seconds_before = 0.0
-        self._started = time.perf_counter()
+        self.meter = Meter(image_syn.device)
 
     @property
     def image_syn(self) -> Tensor:
@@ -124,8 +123,7 @@ class LoopState:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value.clone()
         tensors |= {f"method.{name}": tensor for name, tensor in method_state.items()}
-        seconds = self._seconds_before + time.perf_counter() - self._started
-        return Snapshot(tensors, {"iteration": self.iteration, "seconds": seconds})
+        return Snapshot(tensors, {"iteration": self.iteration} | self.meter.read())
 
     def restore(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Continue from a checkpoint; return what it holds of the method."""
@@ -151,7 +149,7 @@ class LoopState:
         if self.average_image is not None:
             self.average_image.copy_(tensors["average_image"])
         self.iteration = header["iteration"]
-        self._seconds_before = header["seconds"]
+        self.meter.restore(header)
         return {
             key.removeprefix("method."): value.to(self.image_syn.device)
             for key, value in tensors.items()

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -23,6 +24,14 @@ Result = TypeVar("Result")
 
 # A task that saves its state on SIGTERM, as a distillation does, needs a moment for it.
 _GRACE_SECONDS = 5.0
+
+# What a distillation of digits imports, in the end: seconds, where the work may take one.
+_PRELOADED = [
+    "mim4dd.distill.compare",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "torch._dynamo",
+]
 
 
 class WorkerError(RuntimeError):
@@ -39,6 +48,7 @@ def run_parallel(
     tasks: Sequence[Task],
     workers: int = 1,
     threads: int | None = None,
+    fresh: bool = False,
 ) -> Iterator[tuple[int, Result]]:
     """Run every task once and yield its index and result, in the order in which they end.
 
@@ -57,6 +67,8 @@ def run_parallel(
         workers: Number of processes.
         threads: Threads of torch's operators in each, by default an even share of this process's.
             The last bits of sums may depend on it, but on nothing else here.
+        fresh: Give every task a new process, also with one worker, for tasks that measure the
+            memory of theirs.
 
     Raises:
         ValueError: If ``workers`` or ``threads`` is below 1.
@@ -75,9 +87,9 @@ def run_parallel(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     threads = threads_per_worker(workers) if threads is None else threads
-    if workers == 1:
+    if workers == 1 and not fresh:
         return _run_here(start, tasks, threads)
-    return _run_in_workers(start, tasks, workers, threads)
+    return _run_in_workers(start, tasks, workers, threads, fresh)
 
 
 def _run_here(
@@ -98,24 +110,28 @@ def _run_in_workers(
     tasks: Sequence[Task],
     workers: int,
     threads: int,
+    fresh: bool,
 ) -> Iterator[tuple[int, Result]]:
     pool: list[_Worker] = []
     try:
         # As many threads for the last task as for the first: the count follows what was asked for.
         for number in range(min(workers, len(tasks))):
-            pool.append(_Worker(number, start, threads))
+            pool.append(_Worker(number, start, threads, fresh))
         waiting = list(enumerate(tasks))[::-1]
         busy = {worker.connection: worker for worker in pool}
         for worker in pool:
             worker.send(*waiting.pop())
         while busy:
             for ready in wait(list(busy)):
-                worker = busy[cast(Connection, ready)]
+                worker = busy.pop(cast(Connection, ready))
                 index, result = worker.receive()
                 if waiting:
+                    if fresh:
+                        _stop([worker])
+                        worker = _Worker(worker.number, start, threads, fresh)
+                        pool[worker.number] = worker
                     worker.send(*waiting.pop())
-                else:
-                    del busy[worker.connection]
+                    busy[worker.connection] = worker
                 yield index, result
     finally:
         _stop(pool)
@@ -124,9 +140,15 @@ def _run_in_workers(
 class _Worker:
     """A process, this end of the pipe to it, and the task it is at."""
 
-    def __init__(self, number: int, start: Callable[[int], Any], threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, number: int, start: Callable[[int], Any], threads: int, fresh: bool) -> None:
+        context: ForkServerContext | SpawnContext
+        if fresh:  # many processes: the server that forks them has imported what takes seconds
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(_PRELOADED)
+        else:
+            context = multiprocessing.get_context("spawn")
         self.number, self.index = number, -1
+        self.busy = False
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
             target=_work, args=(number, start, threads, theirs), daemon=True
@@ -147,7 +169,7 @@ class _Worker:
             theirs.close()  # else the end of the worker would not end the pipe
 
     def send(self, index: int, task: object) -> None:
-        self.index = index
+        self.index, self.busy = index, True
         # To a dead worker: receive reads what it left behind, and says that it died.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(task)
@@ -159,6 +181,7 @@ class _Worker:
             self._report_death()
         if failure is not None:
             raise value from WorkerError(f"in worker {self.number}, task {self.index}:\n{failure}")
+        self.busy = False
         return self.index, value
 
     def _report_death(self) -> NoReturn:
@@ -176,8 +199,9 @@ class _Worker:
 def _stop(pool: list[_Worker]) -> None:
     """End all workers: those without a task at once, the others as the signal finds them."""
     for worker in pool:
-        worker.connection.close()
-        worker.process.terminate()
+        worker.connection.close()  # which ends one without a task
+        if worker.busy:
+            worker.process.terminate()
     for worker in pool:
         worker.process.join(_GRACE_SECONDS)
         if worker.process.is_alive():

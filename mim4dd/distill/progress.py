@@ -1,5 +1,6 @@
 """Progress bars that stay readable in a log file."""
 
+import multiprocessing
 import sys
 from typing import NoReturn
 
@@ -8,7 +9,17 @@ from tqdm import tqdm
 __all__ = ["progress_bar"]
 
 
-def progress_bar(total: int, desc: str, initial: int = 0) -> "tqdm[NoReturn]":
-    """A bar on standard error: live in a terminal, a line every few seconds elsewhere."""
+def progress_bar(total: int, desc: str, initial: int = 0, quiet: bool = False) -> "tqdm[NoReturn]":
+    """A bar on standard error: live in a terminal, a line every few seconds elsewhere.
+
+    A worker process shows none: its bar and those of others would write over each other.
+    """
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=desc, initial=initial, mininterval=interval, leave=True)
+    return tqdm(
+        total=total,
+        desc=desc,
+        initial=initial,
+        mininterval=interval,
+        leave=True,
+        disable=quiet or multiprocessing.parent_process() is not None,
+    )
