@@ -27,7 +27,7 @@ def main() -> None:
 def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
     if error.name is None or error.name.partition(".")[0] == "mim4dd":
         raise error
-    extra = "tensorboard" if error.name == "tensorboardX" else "distill"
+    extra = {"tensorboardX": "tensorboard", "optuna": "search"}.get(error.name, "distill")
     cure = f"pip install --no-build-isolation -e '.[{extra}]' brings it"
     sys.exit(f"mim4dd: {error.name} is missing; {cure}")
 

@@ -1,4 +1,4 @@
-"""The command line: mim4dd experts | buffer | distill | evaluate | compare | show | doctor."""
+"""The command line: one command a file, in the order of `mim4dd --help`."""
 
 import typer
 
@@ -9,6 +9,7 @@ from mim4dd.cli.doctor import doctor
 from mim4dd.cli.evaluate import evaluate
 from mim4dd.cli.experts import experts
 from mim4dd.cli.show import show
+from mim4dd.cli.sweep import sweep
 
 __all__ = ["app"]
 
@@ -18,5 +19,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (experts, buffer, distill, evaluate, compare, show, doctor):
+for command in (experts, buffer, distill, evaluate, compare, sweep, show, doctor):
     app.command()(command)

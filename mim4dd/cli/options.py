@@ -11,7 +11,7 @@ import typer
 from mim4dd.distill.config import TaskSettings, check_options
 from mim4dd.distill.settings import field_help
 
-__all__ = ["on_command_line", "with_options"]
+__all__ = ["given_options", "on_command_line", "with_options"]
 
 
 def _config_file_reader(
@@ -48,6 +48,16 @@ def _presets_of(
         name: value
         for name, value in kind.preset(options).items()
         if _source(context, name) == "DEFAULT"
+    }
+
+
+def given_options(context: typer.Context, config: TaskSettings) -> dict[str, Any]:
+    """The options that were typed or came from a configuration file, without the defaults."""
+    sources = {field.name: context.get_parameter_source(field.name) for field in fields(config)}
+    return {
+        name: getattr(config, name)
+        for name, source in sources.items()
+        if source is not None and source.name != "DEFAULT"
     }
 
 

@@ -38,7 +38,9 @@ __all__ = [
     "CompareConfig",
     "DistillConfig",
     "ExpertsConfig",
+    "SweepConfig",
     "TaskSettings",
+    "foreign_options",
     "option_names",
     "part",
     "read_config",
@@ -183,8 +185,7 @@ class DistillConfig(
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
         check_choice("method", self.method, tuple(METHODS))
-        own = option_names(METHODS[self.method].settings)
-        others = set().union(*(option_names(kind.settings) for kind in METHODS.values())) - own
+        others = foreign_options(self.method)
         for option in fields(self):
             if option.name in others and getattr(self, option.name) != option.default:
                 raise ValueError(
@@ -231,6 +232,22 @@ class CompareConfig(DistillConfig, ExpertTraining):
         self.require_at_least(num_distill=1)
         if self.weight == 0:
             raise ValueError("weight must be above 0 to compare MTT + MIM4DD with MTT alone")
+
+
+@dataclass(frozen=True)
+class SweepConfig(DistillConfig, ExpertTraining):
+    """What `mim4dd sweep` takes: the base setting, and how to train the experts it needs.
+
+    Args:
+        experts: Folder of the expert trajectories; by default the sweep trains its own.
+        dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
+        seed: Seed of the first distillation and expert; the others follow.
+        eval_every: Iterations between evaluations for the curves, which count as time; 0 leaves
+            them out.
+    """
+
+    experts: str = ""
+    eval_every: int = 0
 
 
 def part(config: TaskSettings, kind: type[Config], **changes: Any) -> Config:
@@ -283,6 +300,12 @@ def _types(hint: Any) -> set[type]:
     if not parts:
         return {hint if isinstance(hint, type) else type(hint)}
     return {each for part in parts for each in _types(part)}
+
+
+def foreign_options(method: str) -> set[str]:
+    """Options of other methods alone, which have no effect on this one."""
+    own = option_names(METHODS[method].settings)
+    return set().union(*(option_names(kind.settings) for kind in METHODS.values())) - own
 
 
 def option_names(kind: type[Settings]) -> set[str]:

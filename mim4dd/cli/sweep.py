@@ -1,0 +1,81 @@
+"""mim4dd sweep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mim4dd.cli.options import given_options, with_options
+from mim4dd.distill.config import SweepConfig
+
+__all__ = ["sweep"]
+
+
+@with_options(SweepConfig)
+def sweep(
+    config: SweepConfig,
+    context: typer.Context,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=VALUE,…",
+            help="An option and its values, as weight=0,0.1. Repeat it for more options. Where | "
+            "stands it separates the values: layers=none|blocks.0,blocks.1. A search also takes "
+            "ranges: num_keys=50..400, weight=0.001..10:log.",
+        ),
+    ],
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time", help="Vary each option alone, not all combinations of values."
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Show gains over the setting with this value and all else alike; by default over "
+            "the base.",
+        ),
+    ] = None,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Instead of a grid let Optuna try N settings, judged by training images that are "
+            "held out; the best one is then judged by the test images.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Distillations by each setting.")] = 5,
+    workers: Annotated[int, typer.Option(help="Processes that work at the same time.")] = 1,
+    out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/sweep"),
+) -> None:
+    """Distil with many values of options and several seeds: accuracy and cost of every setting.
+
+    The same command continues after an interruption. More values, options and seeds may be added.
+    """
+    given = given_options(context, config)
+    if search is not None:
+        if one_at_a_time or against is not None:
+            raise ValueError("--search takes neither --one-at-a-time nor --against")
+        from mim4dd.distill.sweep.search import search as run_search
+        from mim4dd.distill.sweep.space import parse_space
+
+        space = parse_space(vary)
+        study = run_search(given, space, out, trials=search, seeds=seeds, workers=workers)
+    else:
+        from mim4dd.distill.sweep.grid import parse_vary
+        from mim4dd.distill.sweep.run import sweep as run_sweep
+
+        study = run_sweep(
+            given,
+            parse_vary(vary),
+            out,
+            one_at_a_time=one_at_a_time,
+            against=against,
+            seeds=seeds,
+            workers=workers,
+        )
+    typer.echo(study.table)
+    for path in study.paths:
+        typer.echo(str(path))

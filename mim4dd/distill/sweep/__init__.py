@@ -1,0 +1,1 @@
+"""Sensitivity studies: many distillations that differ in a few options."""

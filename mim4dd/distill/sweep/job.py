@@ -1,0 +1,136 @@
+"""One distillation of a sweep and one baseline, each with a result of its own."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim4dd.distill.compare import judge, run_distillation
+from mim4dd.distill.config import DistillConfig, TaskSettings
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluate import evaluate
+from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.storage import read_json, write_json
+
+__all__ = ["Job", "Result", "held_out_data", "run_job"]
+
+_NOT_METRICS = ("iteration", "accuracy", "accuracy_std")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distillation to run and judge, or real images to judge by the same recipe.
+
+    ``path`` is the run directory, or the folder of the baseline's result. ``held_out`` is the share
+    of the training images, drawn by ``split_seed``, that stands for the test images; 0 judges by
+    the test images themselves.
+    """
+
+    config: DistillConfig
+    path: Path
+    held_out: float = 0.0
+    split_seed: int = 0
+    baseline: bool = False
+
+    @property
+    def result(self) -> Path:
+        """Where the result is, once there is one."""
+        return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out: accuracies of the networks trained on the set, and what making it cost.
+
+    ``metrics`` are the losses and bounds at its end; ``failure`` says why there is no accuracy.
+    """
+
+    seed: int
+    accuracy: tuple[float, ...] = ()
+    num_classes: int = 0
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_bytes: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy of the networks: what one distillation counts."""
+        return statistics.fmean(self.accuracy)
+
+    @property
+    def mi_lower_bound(self) -> float | None:
+        """The bound at the end, in nats; None where no add-on measured it."""
+        return self.metrics.get("mi_lower_bound")
+
+    @staticmethod
+    def read(path: Path) -> "Result":
+        """Read what :func:`run_job` wrote.
+
+        Raises:
+            ValueError: If the file is not there or not readable.
+        """
+        values = read_json(path)
+        known = {known.name for known in fields(Result)}
+        if set(values) - known or not isinstance(values.get("accuracy"), list):
+            raise ValueError(f"{path} does not hold the result of a distillation")
+        return Result(**(values | {"accuracy": tuple(values["accuracy"])}))
+
+
+def run_job(job: Job) -> None:
+    """Run a job and leave its result; one that has a result is left as it is.
+
+    A distillation that was interrupted continues from its checkpoint. One that diverges has its
+    message as result.
+    """
+    if job.result.exists():
+        return
+    data = held_out_data(job.config, job.held_out, job.split_seed)
+    values = _judge_real(job, data) if job.baseline else _distill(job, data)
+    write_json(job.result, {"seed": job.config.seed, "num_classes": data.num_classes} | values)
+
+
+def held_out_data(task: TaskSettings, fraction: float, seed: int) -> ImageData:
+    """The data; with a fraction above 0 that of its training images stands for the test images."""
+    data = task.load_data()
+    return data.hold_out(fraction, seed) if fraction else data
+
+
+def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
+    """Judge as many real images, drawn by the seed."""
+    config = job.config
+    images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.seed))
+    judged = evaluate(
+        lambda: config.make_network(data), images, labels, config.lr_teacher, data, config
+    )
+    return {"accuracy": judged.values}
+
+
+def _distill(job: Job, data: ImageData) -> dict[str, Any]:
+    run = RunDirectory(job.path)
+    try:
+        synthetic = run_distillation(job.config, data, run)
+    except FloatingPointError as error:
+        return {"accuracy": (), "failure": str(error)}
+    _, header = run.load_checkpoint()
+    rows = run.read_metrics()
+    return {
+        "accuracy": judge(synthetic, data, job.config).values,
+        **{name: header[name] for name in ("seconds", "cpu_seconds", "peak_bytes")},
+        "metrics": _final_metrics(rows),
+    }
+
+
+def _final_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Losses and bounds over the last tenth of a run: single steps differ by what they drew."""
+    last = rows[-max(1, len(rows) // 10) - 1 :]  # the very last row is of no step
+    names = dict.fromkeys(name for row in last for name in row)
+    return {
+        name: statistics.fmean(row[name] for row in last if name in row)
+        for name in names
+        if name not in _NOT_METRICS
+    }

@@ -1,0 +1,125 @@
+"""Which distillations, baselines and experts settings need, where they lie, and running them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mim4dd.distill.config import DistillConfig, TaskSettings, option_names, part
+from mim4dd.distill.evaluate import Evaluation
+from mim4dd.distill.experts import ExpertTraining, train_experts
+from mim4dd.distill.interruption import Interrupted
+from mim4dd.distill.methods import METHODS
+from mim4dd.distill.methods.mtt import MTTSettings
+from mim4dd.distill.processes import run_parallel
+from mim4dd.distill.progress import progress_bar
+from mim4dd.distill.storage import read_json, write_json
+from mim4dd.distill.sweep.grid import Setting
+from mim4dd.distill.sweep.job import Job, held_out_data, run_job
+
+__all__ = ["claim", "distillation_job", "random_real_job", "run_jobs", "train_needed_experts"]
+
+# What the accuracy of real images depends on, beside their seed.
+_RECIPE = sorted(option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"})
+# What the experts depend on; on which device they are trained is no matter.
+_EXPERTS = sorted((option_names(TaskSettings) | option_names(ExpertTraining)) - {"device"})
+
+
+def claim(out: Path, base: Setting) -> None:
+    """Note the base setting in ``out``, or require the one that is noted.
+
+    Raises:
+        ValueError: If ``out`` holds a sweep around another base.
+    """
+    note = out / "sweep.json"
+    values = {"base": asdict(base.config), "experts": _expert_options(base)}
+    if not note.exists():
+        write_json(note, values)
+    stored = read_json(note)
+    differing = {
+        name: None
+        for group, options in values.items()
+        for name, value in options.items()
+        if stored.get(group, {}).get(name) != value
+    }
+    if differing:
+        raise ValueError(
+            f"{out} holds a sweep around another base, which differs in {', '.join(differing)}; "
+            "choose another --out"
+        )
+
+
+def distillation_job(setting: Setting, seed: int, out: Path, held_out: float = 0.0) -> Job:
+    """The distillation by a setting with a seed; its experts lie in ``out`` too."""
+    experts = setting.config.experts or str(_expert_folder(setting, out))
+    config = part(setting.config, DistillConfig, seed=seed, experts=experts)
+    split_seed = setting.config.seed
+    return Job(config, out / "runs" / setting.folder / f"seed{seed}", held_out, split_seed)
+
+
+def random_real_job(setting: Setting, seed: int, out: Path) -> Job:
+    """The baseline of a setting with a seed: settings with one recipe share it."""
+    recipe = {name: getattr(setting.config, name) for name in _RECIPE}
+    path = out / "random_real" / _digest(recipe) / f"seed{seed}"
+    return Job(DistillConfig(**recipe, seed=seed), path, baseline=True)
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, *, quiet: bool = False) -> None:
+    """Run the jobs that have no result yet, each in a process of its own.
+
+    Raises:
+        Interrupted: After Ctrl-C, once the distillations at work have saved where they are.
+    """
+    waiting = [job for job in jobs if not job.result.exists()]
+    done = len(jobs) - len(waiting)
+    bar = progress_bar(len(jobs), "sweep", initial=done, quiet=quiet)
+    try:
+        with bar:
+            for _ in run_parallel(_runner, waiting, workers, fresh=True):
+                done += 1
+                bar.update()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped with {done} of {len(jobs)} runs done; the same command continues"
+        ) from None
+
+
+def _runner(_worker: int) -> Callable[[Job], None]:
+    return run_job
+
+
+def train_needed_experts(
+    settings: Sequence[Setting], out: Path, workers: int, held_out: float = 0.0
+) -> None:
+    """Train the experts that are missing: settings with the same data and network share them."""
+    needed = {
+        _expert_folder(setting, out): setting
+        for setting in settings
+        if _matches_experts(setting.config) and not setting.config.experts
+    }
+    for folder, setting in needed.items():
+        config = setting.experts
+        if len(list(folder.glob("expert_*.safetensors"))) >= config.num_experts:
+            continue
+        data = held_out_data(config, held_out, setting.config.seed)
+        train_experts(
+            config.make_network, config.network_name, data, config, folder, workers=workers
+        )
+
+
+def _matches_experts(config: DistillConfig) -> bool:
+    return issubclass(METHODS[config.method].settings, MTTSettings)
+
+
+def _expert_options(setting: Setting) -> dict[str, Any]:
+    return {name: getattr(setting.experts, name) for name in _EXPERTS}
+
+
+def _expert_folder(setting: Setting, out: Path) -> Path:
+    return out / "experts" / _digest(_expert_options(setting))
+
+
+def _digest(options: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]

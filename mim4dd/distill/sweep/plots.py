@@ -1,0 +1,233 @@
+"""Pictures of a sweep: accuracy and cost against every varied option, MI bound against accuracy."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mim4dd.distill.pictures.style import save_figure
+from mim4dd.distill.sweep.grid import shown
+from mim4dd.distill.sweep.job import Result
+from mim4dd.distill.sweep.scale import COLORS, GREY, MARKERS, Scale
+from mim4dd.distill.sweep.table import Row, Spread
+
+__all__ = ["draw_sweep"]
+
+
+def draw_sweep(
+    rows: Sequence[Row],
+    results: Mapping[tuple[str, int], Result],
+    title: str,
+    folder: Path,
+    *,
+    cpu: bool,
+) -> list[Path]:
+    """Draw one picture per option that varies, and one of MI bounds; return their paths.
+
+    ``cpu`` shows CPU time as the cost: the clock also runs for other processes of the machine.
+    """
+    paths = []
+    for name in varying(rows):
+        scale = Scale(list(dict.fromkeys(row.options[name] for row in rows)))
+        lines = _lines(name, rows, scale)
+        if lines:
+            paths.append(folder / f"{name}.png")
+            _draw_option(paths[-1], name, lines, scale, title, cpu)
+    if any(result.mi_lower_bound is not None for result in results.values()):
+        paths.append(folder / "mi_bound.png")
+        _draw_bounds(paths[-1], rows, results, title)
+    return paths
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """The options in which the rows differ."""
+    return [name for name in rows[0].options if len({row.options[name] for row in rows}) > 1]
+
+
+def _draw_option(
+    path: Path, name: str, lines: Mapping[str, Sequence[Row]], scale: Scale, title: str, cpu: bool
+) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.6, 3.9), layout="constrained")
+    accuracy, seconds, memory = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _draw_random_real(accuracy, lines.values(), scale, name)
+    _draw_lines(accuracy, lines, scale, name, lambda row: row.accuracy, 100)
+    _draw_failures(accuracy, lines.values(), scale, name)
+    _draw_lines(seconds, lines, scale, name, lambda row: row.cpu_seconds if cpu else row.seconds)
+    _draw_lines(memory, lines, scale, name, lambda row: row.peak_mib)
+    counts = sorted({row.accuracy.count for line in lines.values() for row in line})
+    number = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    accuracy.set_ylabel("test accuracy [%]")
+    accuracy.set_title(f"accuracy, mean ± std of {number} distillations", fontsize=10)
+    seconds.set_title(f"{'CPU ' if cpu else ''}seconds per distillation", fontsize=10)
+    memory.set_title("peak memory [MiB]", fontsize=10)
+    for axis in (accuracy, seconds, memory):
+        scale.apply(axis, name)
+        axis.grid(alpha=0.3)
+    for axis in (seconds, memory):  # from 0, so that a small difference looks small
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+    if accuracy.get_legend_handles_labels()[1]:
+        accuracy.legend(fontsize=8)
+    if len(lines) == 1 and "" not in lines:
+        title += f"; the others at {next(iter(lines))}"
+    figure.suptitle(title, fontsize=10)
+    save_figure(path, figure)
+
+
+def _lines(name: str, rows: Sequence[Row], scale: Scale) -> dict[str, list[Row]]:
+    """Rows that differ in ``name`` alone, in the axis' order, by what the others have."""
+    others = [other for other in varying(rows) if other != name]
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        label = ", ".join(f"{other}={shown(row.options[other])}" for other in others)
+        lines.setdefault(label, []).append(row)
+    # A setting beside the grid, such as the base, makes no line.
+    lines = {label: line for label, line in lines.items() if len(line) > 1}
+    for line in lines.values():
+        line.sort(key=lambda row: scale.position(row.options[name]))
+    return lines
+
+
+def _draw_lines(
+    axis: Any,
+    lines: Mapping[str, Sequence[Row]],
+    scale: Scale,
+    name: str,
+    spread: Callable[[Row], Spread],
+    factor: float = 1.0,
+) -> None:
+    many = len(lines) > len(COLORS)
+    for number, (label, line) in enumerate(lines.items()):
+        points = [
+            (scale.position(row.options[name]), factor * value.mean, factor * (value.std or 0.0))
+            for row in line
+            if (value := spread(row)).mean is not None
+        ]
+        if not points:
+            continue
+        x, y, error = zip(*points, strict=True)
+        axis.errorbar(
+            x,
+            y,
+            error,
+            color=GREY if many else COLORS[number],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="none" if scale.kind == "category" else "-",
+            linewidth=1.2,
+            markersize=5,
+            capsize=3,
+            label=label if 1 < len(lines) <= len(COLORS) else None,
+        )
+
+
+def _draw_random_real(axis: Any, lines: Any, scale: Scale, name: str) -> None:
+    """Random real images by the recipe of each setting; a band of one standard deviation."""
+    drawn: set[tuple[tuple[float, float, float], ...]] = set()
+    for line in lines:
+        points = tuple(
+            (
+                scale.position(row.options[name]),
+                100 * row.random_real.mean,
+                100 * (row.random_real.std or 0.0),
+            )
+            for row in line
+            if row.random_real.mean is not None
+        )
+        if points in drawn:
+            continue
+        label = None if drawn else "random real images"
+        drawn.add(points)
+        x, y, error = zip(*points, strict=True)
+        axis.plot(x, y, color=GREY, linestyle="--", linewidth=1.2, label=label)
+        low = [value - half for value, half in zip(y, error, strict=True)]
+        high = [value + half for value, half in zip(y, error, strict=True)]
+        axis.fill_between(x, low, high, color=GREY, alpha=0.15, linewidth=0)
+
+
+def _draw_failures(axis: Any, lines: Any, scale: Scale, name: str) -> None:
+    """A cross at the lower edge for every setting of which a distillation failed."""
+    failed = {
+        scale.position(row.options[name]): None for line in lines for row in line if row.failures
+    }
+    if failed:
+        axis.plot(
+            list(failed),
+            [0.03] * len(failed),
+            transform=axis.get_xaxis_transform(),
+            color="#D55E00",
+            marker="x",
+            markersize=8,
+            markeredgewidth=2,
+            linestyle="none",
+            clip_on=False,
+            label="a distillation failed",
+        )
+
+
+def _draw_bounds(
+    path: Path, rows: Sequence[Row], results: Mapping[tuple[str, int], Result], title: str
+) -> None:
+    """Every distillation: its MI bound and its accuracy."""
+    from matplotlib.figure import Figure
+
+    done = {
+        key: result
+        for key, result in results.items()
+        if result.mi_lower_bound is not None and result.failure is None
+    }
+    # A colour for every setting, or where there are many for every value of the first option.
+    names = varying(rows)[:1] if len(rows) > len(COLORS) else []
+    options = {row.setting: row.options for row in rows}
+    groups: dict[str, list[Result]] = {}
+    for (setting, _), result in done.items():
+        label = "".join(f"{name}={shown(options[setting][name])}" for name in names) or setting
+        groups.setdefault(label, []).append(result)
+    figure = Figure(figsize=(6.2, 4.4), layout="constrained")
+    axis = figure.subplots()
+    many = len(groups) > len(COLORS)
+    for number, (label, group) in enumerate(groups.items()):
+        axis.plot(
+            [result.mi_lower_bound or 0.0 for result in group],
+            [100 * result.mean for result in group],
+            color=COLORS[0] if many else COLORS[number],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="none",
+            alpha=0.8,
+            label=None if many else label,
+        )
+    _draw_ceilings(axis, done.values())
+    axis.set_xlabel("MI lower bound, end of distillation [nats]")
+    axis.set_ylabel("test accuracy [%]")
+    axis.set_title(_correlation(list(done.values())), fontsize=10)
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(path, figure)
+
+
+def _draw_ceilings(axis: Any, results: Any) -> None:
+    """What pairs that share only a class can carry at most."""
+    for classes in {result.num_classes for result in results}:
+        axis.axvline(math.log(classes), color=GREY, linestyle="--", linewidth=1)
+        axis.annotate(
+            f"log C = {math.log(classes):.2f}",
+            (math.log(classes), 0.02),
+            xycoords=axis.get_xaxis_transform(),
+            rotation=90,
+            ha="right",
+            fontsize=8,
+            color=GREY,
+        )
+
+
+def _correlation(results: Sequence[Result]) -> str:
+    bounds = [result.mi_lower_bound or 0.0 for result in results]
+    accuracies = [result.mean for result in results]
+    text = f"{len(results)} distillations"
+    if len(results) < 3 or len(set(bounds)) == 1 or len(set(accuracies)) == 1:
+        return text
+    linear = statistics.correlation(bounds, accuracies)
+    return f"{text}, Pearson r = {linear:.2f}"

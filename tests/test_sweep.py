@@ -1,0 +1,145 @@
+"""Sweeps end to end: what is run once, what failures and kills leave, and the command."""
+
+import csv
+import json
+import os
+import sys
+
+import pytest
+from killing import finish, kill_again_and_again
+
+from mim4dd.__main__ import main
+from mim4dd.distill.config import DistillConfig, read_config
+from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.sweep.job import Result
+from mim4dd.distill.sweep.run import sweep
+
+GIVEN = {
+    "width": 8,
+    "num_experts": 2,
+    "train_epochs": 3,
+    "syn_steps": 3,
+    "max_start_epoch": 2,
+    "num_keys": 40,
+    "num_eval": 2,
+    "eval_steps": 10,
+    "iterations": 3,
+}
+OPTIONS = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in GIVEN.items())
+VARIED = {"weight": [0.0, 0.1], "lr_img": [1e38]}
+COSTS = {"seconds", "seconds_std", "cpu_seconds", "peak_mib", "peak_bytes"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    return sweep(GIVEN, VARIED, out, one_at_a_time=True, seeds=2, workers=2), out
+
+
+def rows_of(path, without=()):
+    with path.open() as file:
+        return [
+            {name: value for name, value in row.items() if name not in without}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_every_setting_is_distilled_with_every_seed(study):
+    study, out = study
+    assert [row.setting for row in study.rows] == ["base", "weight=0", "lr_img=1e+38"]
+    for row in study.rows[:2]:
+        assert (row.accuracy.count, row.networks, row.failures) == (2, 4, {})
+        assert row.seconds.mean > 0
+        assert row.cpu_seconds.mean > 0
+        assert row.peak_mib.mean > 10
+        assert row.random_real.count == 2
+    assert study.rows[0].mi_lower_bound.count == 2
+    assert study.rows[1].mi_lower_bound.count == 0
+    experts = set()
+    for setting, weight in (("base", 0.1), ("weight=0", 0.0)):
+        for seed in (0, 1):
+            config = read_config(out / "runs" / setting / f"seed{seed}/config.json", DistillConfig)
+            assert (config.seed, config.weight, config.syn_steps) == (seed, weight, 3)
+            experts.add(config.experts)
+    assert len(experts) == 1  # shared
+    assert len(list(out.glob("random_real/*/seed*/result.json"))) == 2  # one recipe
+    assert all(path.exists() for path in study.paths)
+
+
+def test_the_table_is_of_the_runs(study):
+    study, out = study
+    results = [Result.read(out / f"runs/weight=0/seed{seed}/result.json") for seed in (0, 1)]
+    base = [Result.read(out / f"runs/base/seed{seed}/result.json") for seed in (0, 1)]
+    row = study.rows[1]
+    assert row.accuracy.mean == pytest.approx(sum(sum(r.accuracy) for r in results) / 4)
+    gains = [r.mean - b.mean for r, b in zip(results, base, strict=True)]
+    assert row.gain.mean == pytest.approx(sum(gains) / 2)
+    metrics = RunDirectory(out / "runs/base/seed0").read_metrics()
+    assert base[0].metrics["loss"] == metrics[-2]["loss"]  # the last step; the last row has none
+    assert base[0].mi_lower_bound == metrics[-2]["mi_lower_bound"]
+
+
+def test_a_distillation_that_diverges_is_recorded(study):
+    study, out = study
+    row = study.rows[2]
+    assert row.accuracy.count == 0
+    assert list(row.failures) == [0, 1]
+    assert "not finite" in row.failures[0]
+    assert rows_of(out / "table.csv")[2]["failed"] == "2"
+
+
+def test_the_command_prints_table_and_paths(study, monkeypatch, capfd):
+    study, out = study
+    vary = "--vary weight=0,0.1 --vary lr_img=1e38 --one-at-a-time --seeds 2"
+    monkeypatch.setattr(sys, "argv", f"mim4dd sweep {OPTIONS} {vary} --out {out}".split())
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert capfd.readouterr().out.splitlines() == [
+        *study.table.splitlines(),
+        *map(str, study.paths),
+    ]
+
+
+def test_finished_runs_are_kept_and_more_may_be_asked_for(study):
+    study, out = study
+    kept = {path: os.stat(path).st_mtime_ns for path in out.glob("**/*.safetensors")}
+    kept |= {path: os.stat(path).st_mtime_ns for path in out.glob("**/result.json")}
+    varied = {"weight": [0.0], "temperature": [0.2]}
+    more = sweep(GIVEN, varied, out, one_at_a_time=True, seeds=3, workers=2)
+    assert [row.accuracy.count for row in more.rows] == [3, 3, 3]
+    assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
+    with pytest.raises(ValueError, match="another base, which differs in syn_steps; choose"):
+        sweep({**GIVEN, "syn_steps": 2}, varied, out)
+    with pytest.raises(ValueError, match="against must name a value that the sweep has"):
+        sweep(GIVEN, varied, out, against="weight=7")
+    for name in ("seeds", "workers"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            sweep(GIVEN, varied, out, **{name: 0})
+
+
+def test_killed_at_any_moment_the_command_continues(tmp_path):
+    command = f"sweep {OPTIONS} --iterations 40 --checkpoint-every 5 --seeds 1 --vary weight=0,0.1"
+    finish(tmp_path, f"{command} --out whole")
+    alive = kill_again_and_again(tmp_path, lambda: f"{command} --out parts", kills=4, longest=6)
+    assert alive > 0
+    for name in ("table.csv", "runs.csv"):
+        whole, parts = (rows_of(tmp_path / folder / name, COSTS) for folder in ("whole", "parts"))
+        assert whole == parts
+        assert float(parts[0]["accuracy"]) > 0
+    for setting in ("base", "weight=0"):
+        for name in ("synthetic.safetensors", "metrics.jsonl"):
+            whole, parts = (
+                tmp_path / folder / "runs" / setting / "seed0" / name
+                for folder in ("whole", "parts")
+            )
+            assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_result_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"seed": 1}))
+    with pytest.raises(
+        ValueError, match=r"result\.json does not hold the result of a distillation"
+    ):
+        Result.read(path)

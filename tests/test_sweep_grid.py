@@ -1,0 +1,148 @@
+"""Which settings a sweep runs: how values are typed, combined, named and refused."""
+
+import re
+
+import pytest
+
+from mim4dd.distill.config import DistillConfig
+from mim4dd.distill.sweep.grid import base_of, make_grid, parse_vary, shown
+from mim4dd.distill.sweep.space import Range, parse_space
+
+
+def names(*arguments):
+    return [setting.name for setting in make_grid(*arguments)]
+
+
+def test_values_have_the_type_of_their_option():
+    varied = parse_vary(
+        [
+            "weight=0, 0.5,1e-3",
+            "ipc=1,10",
+            "zca=true,false",
+            "critic=info_nce,nce",
+            "projection=none,32",
+            "--syn-steps=3",
+            "layers=none|blocks.0|blocks.0,blocks.1",
+        ]
+    )
+    assert varied == {
+        "weight": [0.0, 0.5, 0.001],
+        "ipc": [1, 10],
+        "zca": [True, False],
+        "critic": ["info_nce", "nce"],
+        "projection": [None, 32],
+        "syn_steps": [3],
+        "layers": [None, "blocks.0", "blocks.0,blocks.1"],
+    }
+    for values in varied.values():
+        assert len({type(value) for value in values} - {type(None)}) == 1
+
+
+def test_values_are_shown_as_they_are_typed():
+    for text in ("weight=0.003", "weight=0", "layers=none", "zca=true", "critic=nce", "ipc=10"):
+        ((name, (value,)),) = parse_vary([text]).items()
+        assert f"{name}={shown(value)}" == text
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "vary must name at least one option"),
+        (["weight"], "vary must be name=value,value,…, got 'weight'"),
+        (["weight="], "vary must be name=value"),
+        (["weight=1,,2"], "vary must be name=value"),
+        (["wait=1"], "vary must name an option, got 'wait'; there are: batch_"),
+        (["seed=1,2"], "vary must not name seed"),
+        (["weight=1", "weight=2"], "vary must name an option once, got weight twice"),
+        (["weight=heavy"], "vary: weight must be of type float or int, got 'heavy'"),
+        (["ipc=1.5"], "vary: ipc must be of type int, got '1.5'"),
+        (["ipc=none"], "vary: ipc must be of type int, got 'none'"),
+        (["zca=yes"], "vary: zca must be of type bool, got 'yes'"),
+        (["critic=infonce"], "vary: critic must be one of 'info_nce', 'nce'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(texts, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        parse_vary(texts)
+
+
+def test_all_combinations_or_one_at_a_time():
+    varied = {"weight": [0.0, 0.1], "temperature": [0.1, 0.2]}
+    assert names({}, varied, False) == [
+        "weight=0",
+        "weight=0,temperature=0.2",
+        "base",
+        "temperature=0.2",
+    ]
+    assert names({}, varied, True) == ["base", "weight=0", "temperature=0.2"]
+    assert names({"weight": 0.0}, varied, True) == ["base", "weight=0.1", "temperature=0.2"]
+    # A base that is no combination is run too: the others are compared with it.
+    settings = make_grid({"weight": 3.0}, varied, False)
+    assert [setting.name for setting in settings][:2] == ["base", "weight=0"]
+    assert len(settings) == 5
+    assert base_of(settings).options == {"weight": 3.0, "temperature": 0.1}
+    assert settings[1].config.temperature == 0.1
+    assert settings[1].config.weight == 0.0
+
+
+def test_bad_settings_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        make_grid({}, {"temperature": [0.1, 0.0]}, True)
+    with pytest.raises(ValueError, match="num_experts has no effect on the experts given"):
+        make_grid({"experts": "somewhere"}, {"num_experts": [1, 2]}, True)
+
+
+def test_defaults_are_those_of_the_setting():
+    one, ten = make_grid({"data": "cifar10", "method": "mtt"}, {"ipc": [1, 10]}, False)
+    for setting, ipc in ((one, 1), (ten, 10)):
+        alone = DistillConfig.preset({"data": "cifar10", "method": "mtt", "ipc": ipc})
+        assert alone["zca"]  # there is something to see
+        assert all(getattr(setting.config, name) == alone[name] for name in alone)
+    assert one.config.syn_steps != ten.config.syn_steps
+    (typed, _) = make_grid({"data": "cifar10", "syn_steps": 7}, {"ipc": [1, 10]}, False)
+    assert typed.config.syn_steps == 7
+    assert typed.config.eval_every == 0
+
+
+def test_settings_of_one_network_and_data_share_experts():
+    varied = {"lr_teacher": [0.01], "dsa_strategy": ["crop"], "weight": [0.3], "ipc": [2]}
+    settings = make_grid({"lr_teacher": 0.02}, varied, True)
+    assert len(settings) == 5
+    assert {setting.experts for setting in settings} == {settings[0].experts}
+    assert settings[0].experts.lr_teacher == 0.02
+    for own in ({"width": [4]}, {"num_experts": [3]}, {"data": ["pets"]}):
+        first, second = make_grid({}, own, True)
+        assert first.experts != second.experts
+
+
+def test_every_setting_has_a_folder_of_its_own():
+    varied = {
+        "data": ["digits", "a/b", "a b", "a_b"],
+        "layers": [None, "blocks.0", ",".join(f"blocks.{index}" for index in range(30))],
+    }
+    settings = make_grid({}, varied, False)
+    folders = [setting.folder for setting in settings]
+    assert len(set(folders)) == len(folders) == 12
+    assert all("/" not in folder and len(folder) < 150 for folder in folders)
+    assert "layers=blocks.0" in folders
+
+
+def test_spaces():
+    assert parse_space(["weight=0.01..1:log", "num_keys=5..50", "critic=nce,info_nce"]) == {
+        "weight": Range(0.01, 1.0, log=True),
+        "num_keys": Range(5, 50, log=False),
+        "critic": ["nce", "info_nce"],
+    }
+    assert 0.1 in Range(0.01, 1.0, log=True)
+    assert 2 not in Range(0.01, 1.0, log=True)
+    for text, message in (
+        ("weight=1..0.1", "must range from a number to a larger one"),
+        ("weight=0..1:log", "must be above 0 for a logarithmic scale"),
+        ("weight=0..1:exp", "the scale of weight must be log or left out"),
+        ("num_keys=0.5..3", "num_keys must be of type int, got '0.5'"),
+        ("critic=a..b", "critic must be one of"),
+        ("layers=a..b", "layers must be a number to have a range"),
+        ("weight=", "vary must be name=low..high"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_space([text])

@@ -1,0 +1,96 @@
+"""Search by Optuna: resumes, never looks at the test images, and judges by them in the end."""
+
+import csv
+import os
+import sys
+
+import pytest
+from PIL import Image
+from test_sweep import GIVEN
+
+from mim4dd.distill.config import TaskSettings
+from mim4dd.distill.expert_buffer import ExpertBuffer
+from mim4dd.distill.sweep.grid import make_setting
+from mim4dd.distill.sweep.job import Job, Result, held_out_data, run_job
+from mim4dd.distill.sweep.search import search
+from mim4dd.distill.sweep.space import Range
+
+SPACE = {"weight": Range(0.01, 1.0, log=True), "num_keys": Range(20, 60, log=False)}
+
+
+def trials_of(out):
+    with (out / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_trials_are_judged_by_held_out_training_images(tmp_path):
+    data = TaskSettings().load_data()
+    held = held_out_data(TaskSettings(), 0.2, 0)
+    train = {image.numpy().tobytes() for image in data.image_train}
+    assert all(image.numpy().tobytes() in train for image in held.image_test)
+    assert len(held.image_train) + len(held.image_test) == len(data.image_train)
+    # What a job is judged by: real images, whose accuracy differs with the images tested on.
+    config = make_setting(GIVEN, {}, []).config
+    for name, share in (("test", 0.0), ("held", 0.2)):
+        run_job(Job(config, tmp_path / name, share, baseline=True))
+    sizes = {"test": len(data.image_test), "held": len(held.image_test)}
+    for name, size in sizes.items():
+        for value in Result.read(tmp_path / name / "result.json").accuracy:
+            assert value * size == pytest.approx(round(value * size), abs=1e-6)
+    assert sizes["test"] != sizes["held"]
+
+
+def test_a_search_continues_and_ends_with_the_test_images(tmp_path):
+    pytest.importorskip("optuna")
+    given = {**GIVEN, "num_keys": 40, "weight": 0.1}
+    study = search(given, SPACE, tmp_path, trials=4, seeds=1, workers=2)
+    tried = trials_of(tmp_path)
+    assert len(tried) == 4
+    assert (tried[0]["weight"], tried[0]["num_keys"]) == ("0.1", "40")  # the base
+    assert all(0.01 <= float(trial["weight"]) <= 1 for trial in tried)
+    assert all(20 <= int(trial["num_keys"]) <= 60 for trial in tried)
+    best = max(tried, key=lambda trial: float(trial["held_out_accuracy"]))
+    assert study.rows[0].setting == "base"
+    assert study.rows[-1].options == {
+        "weight": float(best["weight"]),
+        "num_keys": int(best["num_keys"]),
+    }
+    assert "Best of 4 by held-out training images" in study.table
+    experts = {
+        ExpertBuffer(folder).headers[0]["data"]: folder
+        for folder in [*tmp_path.glob("experts/*"), *tmp_path.glob("search/experts/*")]
+    }
+    assert experts.keys() == {"digits", "digits hold_out=0.2 seed=0"}
+    with Image.open(tmp_path / "plots" / "search.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24)) > 20
+
+    kept = {path: os.stat(path).st_mtime_ns for path in tmp_path.glob("**/result.json")}
+    victim = next(path for path in kept if "search" in path.parts and "base" not in path.parts)
+    victim.unlink()  # as if the search had been killed in that trial
+    search(given, SPACE, tmp_path, trials=5, seeds=1, workers=2)
+    again = trials_of(tmp_path)
+    assert again[:4] == tried
+    assert len(again) == 5
+    del kept[victim]
+    assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
+
+
+def test_a_search_without_optuna_names_the_cure(tmp_path, monkeypatch, capfd):
+    from mim4dd.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    command = "mim4dd sweep --vary weight=0.1..1 --search 2"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match=r"optuna is missing; pip install .*'\.\[search\]' brings"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--one-at-a-time"])
+    with pytest.raises(SystemExit, match="--search takes neither --one-at-a-time nor --against"):
+        main()
+
+
+@pytest.mark.parametrize("name", ["trials", "seeds", "workers"])
+def test_counts_below_one_are_refused(name, tmp_path):
+    counts = {"trials": 1, "seeds": 1, "workers": 1, name: 0}
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        search(GIVEN, SPACE, tmp_path, **counts)
