@@ -106,11 +106,12 @@ def test_defaults_are_those_of_the_setting():
 
 def test_settings_of_one_network_and_data_share_experts():
     varied = {"lr_teacher": [0.01], "dsa_strategy": ["crop"], "weight": [0.3], "ipc": [2]}
-    settings = make_grid({"lr_teacher": 0.02}, varied, True)
+    settings = make_grid({"dsa_strategy": "flip"}, varied, True)
     assert len(settings) == 5
     assert {setting.experts for setting in settings} == {settings[0].experts}
-    assert settings[0].experts.lr_teacher == 0.02
-    for own in ({"width": [4]}, {"num_experts": [3]}, {"data": ["pets"]}):
+    assert settings[0].experts.dsa_strategy == "flip"
+    assert "crop" in {setting.config.dsa_strategy for setting in settings}
+    for own in ({"width": [4]}, {"num_experts": [3]}, {"lr_expert": [1.0]}, {"data": ["pets"]}):
         first, second = make_grid({}, own, True)
         assert first.experts != second.experts
 

@@ -199,8 +199,8 @@ def make_setting(
         for name in foreign_options(change["method"]):
             options.pop(name, None)
     config = _resolve(DistillConfig, {**_DEFAULTS, **options, **change})
-    # Experts of one network on one data set serve all settings: what they share with the
-    # distillation, such as lr_teacher, is that of the base.
+    # Experts of one network on one data set serve all settings: an option that they share with the
+    # distillation, such as dsa_strategy, is for them that of the base.
     own = option_names(TaskSettings) | (option_names(ExpertTraining) - option_names(DistillConfig))
     experts = _resolve(
         ExpertsConfig, {**given, **{name: change[name] for name in change if name in own}}
