@@ -18,6 +18,7 @@ from mim4dd.__main__ import main
 from mim4dd.distill.report import final_bound, summary
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.show import draw_run, draw_run_features, run_names
+from mim4dd.distill.storage import load_tensors, save_tensors
 
 NAME = "<script>alert('1')&amp;\"<b>"
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
@@ -229,6 +230,16 @@ def test_the_page_says_how_to_repeat_a_run(runs):
     for name, content in before.items():
         trajectory = content[-100:]  # the header tells how long it took
         assert Path("experts", name).read_bytes()[-100:] == trajectory
+
+
+def test_experts_of_another_program_are_not_said_to_be_trained(runs):
+    for path in Path("experts").iterdir():
+        tensors, header = load_tensors(path)
+        save_tensors(path, tensors, header | {"training": None})
+    assert call("show", str(runs[1]), "--no-features", "--html", "page.html") == 0
+    texts = Page(Path("page.html").read_text()).texts
+    assert not any("mim4dd experts" in text for text in texts)
+    assert sum(text.startswith("mim4dd distill") for text in texts) == 2
 
 
 def test_several_runs_stand_side_by_side(runs):

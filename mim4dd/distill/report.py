@@ -181,15 +181,18 @@ def _commands(each: ReportedRun, config: Mapping[str, Any], named: bool) -> str:
 
 
 def _experts_command(config: Mapping[str, Any]) -> str | None:
-    """How the run's experts were trained, if it used some and they are still there."""
+    """How the run's experts were trained, where they are still there and were trained here."""
     try:
         experts = ExpertBuffer(config["experts"])
     except (KeyError, ValueError):
         return None
+    training = experts.headers[0]["training"]
+    if training is None:
+        return None
     names = option_names(ExpertsConfig)
     values = {name: value for name, value in config.items() if name in names}
     trained = {"num_experts": len(experts), "out": config["experts"]}
-    return _command("experts", values | experts.headers[0]["training"] | trained)
+    return _command("experts", values | training | trained)
 
 
 def _command(command: str, options: Mapping[str, Any]) -> str:
