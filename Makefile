@@ -30,10 +30,8 @@ $(VENV)/.tested: $(VENV)/.installed tests/peers.txt
 demo: $(VENV)/.installed
 	$(BIN)/mim4dd compare --install-seconds $$(cat $<) --out runs/demo
 
-# With ten images per class the student starts from later experts, and takes half of them a step.
 demo-ipc10: $(VENV)/.installed
-	$(BIN)/mim4dd compare --ipc 10 --train-epochs 20 --max-start-epoch 10 --batch-syn 50 \
-		--lr-img 30 --lr-lr 1e-5 --iterations 100 --out runs/demo-ipc10
+	$(BIN)/mim4dd compare --ipc 10 --out runs/demo-ipc10
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest

@@ -7,6 +7,8 @@ import typer
 
 from mim4dd.cli.options import on_command_line, with_options
 from mim4dd.distill.config import DistillConfig, read_config
+from mim4dd.distill.ranks import joined_ranks, rank, wait_for_ranks
+from mim4dd.distill.run import RunDirectory
 
 __all__ = ["distill"]
 
@@ -20,12 +22,10 @@ def distill(
         Path | None, typer.Option(help="Run directory to continue, with its own options.")
     ] = None,
 ) -> None:
-    """Distil a synthetic set by MTT + MIM4DD, or MTT alone with --weight 0."""
-    from mim4dd.distill.compare import judge, run_distillation
-    from mim4dd.distill.run import RunDirectory
-    from mim4dd.distill.show import draw_run
+    """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
 
-    run = RunDirectory(out if resume is None else resume)
+    Under torchrun every process matches networks of its own, and all step along the mean gradient.
+    """
     if resume is not None:
         given = [
             f"--{name.replace('_', '-')}"
@@ -36,11 +36,23 @@ def distill(
             raise ValueError(
                 f"--resume takes the run's own options, got {', '.join(given)} as well"
             )
-        config = read_config(run.config, DistillConfig)
-    else:
-        run.require_new()
+        config = read_config(RunDirectory(resume).config, DistillConfig)
+    with joined_ranks(config.device):
+        run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
+        if resume is None:
+            run.require_new()
+            wait_for_ranks()  # before the first one makes it
+        _distill(config, run)
+
+
+def _distill(config: DistillConfig, run: RunDirectory) -> None:
+    from mim4dd.distill.compare import judge, run_distillation
+    from mim4dd.distill.show import draw_run
+
     data = config.load_data()
     result = run_distillation(config, data, run)
+    if rank() != 0:
+        return
     accuracy = judge(result, data, config)
     typer.echo(
         f"{run.synthetic}: test accuracy {100 * accuracy.mean:.1f} ± {100 * accuracy.std:.1f} % "

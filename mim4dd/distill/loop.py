@@ -15,7 +15,7 @@ from mim4dd.distill.loop_settings import LoopSettings
 from mim4dd.distill.loop_state import LoopState, Snapshot
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial, RealData
 from mim4dd.distill.progress import progress_bar
-from mim4dd.distill.ranks import any_rank, rank
+from mim4dd.distill.ranks import agree, any_rank, rank, wait_for_ranks
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 __all__ = ["Interrupted", "LoopSettings", "distill"]
@@ -56,6 +56,7 @@ def distill(
         method.restore(state.restore(Snapshot(*run.load_checkpoint())))
     elif state.iteration == 0:
         run.save_set(run.initial, state.result(data))
+    agree(state.iteration, list(state.learned.values()))
     run.rewind_metrics(state.iteration)
 
     def judge(row: dict[str, Any]) -> None:
@@ -111,6 +112,7 @@ def _stop_if_asked(
 ) -> None:
     if any_rank(stop.requested, state.image_syn.device):
         run.save_checkpoint(*state.snapshot(method.state()))
+        wait_for_ranks()  # whoever ends first has torchrun end the others
         raise Interrupted(
             f"stopped before iteration {state.iteration} of {settings.iterations}; "
             f"continue with --resume {run.path}"

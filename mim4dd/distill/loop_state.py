@@ -10,7 +10,7 @@ from mim4dd.distill.cost import Meter
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.loop_settings import LoopSettings
 from mim4dd.distill.methods.base import BaseLoss, Initial
-from mim4dd.distill.ranks import average
+from mim4dd.distill.ranks import average, wait_for_ranks
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 __all__ = ["LoopState", "Snapshot"]
@@ -111,6 +111,7 @@ class LoopState:
             run.save_checkpoint(*self.last_good)
             good = self.last_good.header["iteration"]
             message += f". The last good state, of iteration {good}, is kept in {run.checkpoint}"
+        wait_for_ranks()  # whoever ends first has torchrun end the others
         raise FloatingPointError(message)
 
     def snapshot(self, method_state: dict[str, Tensor]) -> Snapshot:

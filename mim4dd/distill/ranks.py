@@ -5,34 +5,69 @@ with the mean. What is written, the first rank writes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["any_rank", "average", "join_ranks", "num_ranks", "rank"]
+__all__ = ["agree", "any_rank", "average", "joined_ranks", "num_ranks", "rank", "wait_for_ranks"]
 
 # The others wait while the first rank evaluates.
 _PATIENCE = timedelta(hours=2)
 
 
-def join_ranks(device: str) -> str:
-    """Join the group that torchrun started, if it did; return this rank's device.
+@contextmanager
+def joined_ranks(device: str) -> Iterator[None]:
+    """Be one of the processes that torchrun started, if it did; each takes a GPU of its own.
 
     Args:
-        device: As asked for; ``"cuda"`` becomes the rank's own GPU.
+        device: ``"cpu"``, or ``"cuda"``, which then is the rank's own GPU.
+
+    Raises:
+        ValueError: If one GPU is named for all.
     """
     if "WORLD_SIZE" not in os.environ:
-        return device
-    if torch.device(device).type == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
-    return device
+        yield
+        return
+    place = torch.device(device)
+    if place.type == "cuda":
+        if place.index is not None:
+            raise ValueError(
+                f"device must be 'cuda' under torchrun, which numbers the GPUs, got {device!r}"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    yield
+    # Not after an error, which other ranks need not share: torchrun ends those.
+    wait_for_ranks()
+    dist.destroy_process_group()
+
+
+def wait_for_ranks() -> None:
+    """Go on when all ranks got here."""
+    if num_ranks() > 1:
+        dist.barrier()
+
+
+def agree(iteration: int, tensors: Sequence[Tensor]) -> None:
+    """Give every rank the first one's tensors, which rounding on another GPU may differ from.
+
+    Raises:
+        ValueError: If a rank is at another iteration, so does not see the same checkpoint.
+    """
+    if num_ranks() == 1:
+        return
+    first = torch.tensor(iteration, device=tensors[0].device)
+    for tensor in (first, *tensors):
+        dist.broadcast(tensor.detach(), 0)
+    if any_rank(int(first) != iteration, first.device):
+        raise ValueError(
+            "all ranks must see the files of one run directory, but rank "
+            f"{rank()} is at iteration {iteration} and rank 0 at {int(first)}"
+        )
 
 
 def rank() -> int:

@@ -98,9 +98,9 @@ class RunDirectory:
         Raises:
             ValueError: If the directory already holds a run.
         """
-        self.require_new()
-        if self.read_only:
+        if self.read_only:  # by now the first rank may have created it
             return
+        self.require_new()
         write_json(self.config, config)
 
     def require_new(self) -> None:

@@ -1,0 +1,79 @@
+"""What test_ranks runs on every rank beside the command line; children that start fast."""
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+import sys
+
+import torch
+from tiny import make_data
+
+from mim4dd._unroll.diagnostics import DivergenceError
+from mim4dd.distill.loop import LoopSettings, distill
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod
+from mim4dd.distill.ranks import joined_ranks, rank
+from mim4dd.distill.run import RunDirectory
+
+SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
+
+
+class Mean(BaseMethod):
+    """Match the mean image. The second rank may fail in iteration 3."""
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        if self.fails and rank() == 1 and real.iteration == 3:
+            raise DivergenceError(2, "the loss of step 2 is nan")
+        images, _ = real.sample(8)
+        return BaseLoss((image_syn.mean(0) - images.mean(0)).square().sum(), [])
+
+
+# Children are forked from a server that has imported everything, and so start within milliseconds.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["mim4dd.__main__", "mim4dd.cli"])
+
+
+def run_ranks(scenario, folder):
+    """Run a scenario on two ranks; return the exit status and standard error of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [
+        _SERVER.Process(target=_main, args=(scenario, folder, rank, port)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    hanging = [child for child in children if child.is_alive()]
+    for child in hanging:
+        child.kill()
+    assert not hanging
+    return [
+        (child.exitcode, (folder / f"{rank}.err").read_text())
+        for rank, child in enumerate(children)
+    ]
+
+
+def _main(scenario, folder, rank, port):
+    descriptor = os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = make_data()
+    with joined_ranks("cpu"):
+        blind = scenario == "blind" and rank == 1  # does not see the first one's files
+        run = RunDirectory(folder / ("elsewhere" if blind else "run"), read_only=rank != 0)
+        if scenario == "diverges":
+            run.create(dataclasses.asdict(SETTINGS))
+        distill(Mean(fails=scenario == "diverges"), data, SETTINGS, run)

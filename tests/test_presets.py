@@ -1,0 +1,141 @@
+"""presets.json: every entry works, holds what was published, and gives way to what is typed."""
+
+import json
+import sys
+from importlib.resources import files
+
+import pytest
+
+from mim4dd.__main__ import main
+from mim4dd.distill.config import CompareConfig, DistillConfig, ExpertsConfig, check_options
+from mim4dd.distill.experts import ExpertTraining
+from mim4dd.distill.presets import expert_preset, preset
+from mim4dd.distill.run import RunDirectory
+
+PRESETS = json.loads(files("mim4dd.distill").joinpath("presets.json").read_text())
+SETTINGS = [
+    (method, data, None if ipc == "any" else int(ipc))
+    for method, by_data in PRESETS["methods"].items()
+    for data, by_ipc in by_data.items()
+    for ipc in by_ipc
+]
+
+
+@pytest.mark.parametrize(("method", "data", "ipc"), SETTINGS)
+def test_every_entry_is_a_configuration(method, data, ipc):
+    options = preset(data, method, ipc)
+    check_options(options, CompareConfig, "presets.json")  # no unknown name, no other type
+    chosen = {"data": data, "method": method, "ipc": ipc or 1}
+    filled = DistillConfig.preset(chosen)
+    assert filled.keys() | vars(ExpertTraining()).keys() >= options.keys()
+    DistillConfig(**chosen | filled)
+    together = CompareConfig(**chosen | CompareConfig.preset(chosen))
+    if {"syn_steps", "max_start_epoch"} <= options.keys():
+        last_target = together.max_start_epoch - 1 + together.expert_epochs
+        assert last_target <= together.train_epochs
+
+
+@pytest.mark.parametrize("data", PRESETS["experts"])
+def test_every_data_set_has_experts(data):
+    check_options(expert_preset(data), CompareConfig, "presets.json")
+    ExpertsConfig(data=data, **ExpertsConfig.preset({"data": data}))
+
+
+def test_the_experts_of_digits_serve_every_method():
+    epochs = expert_preset("digits")["train_epochs"]
+    for method in ("mtt", "tesla", "datm"):
+        for ipc in (1, 10):
+            chosen = {"data": "digits", "method": method, "ipc": ipc}
+            config = DistillConfig(**chosen | DistillConfig.preset(chosen))
+            assert config.max_start_epoch - 1 + config.expert_epochs <= epochs
+
+
+# N, M, max_start_epoch, lr_img, lr_lr, initial syn_lr, batch_syn, ZCA
+@pytest.mark.parametrize(
+    ("data", "ipc", "expected"),
+    [
+        ("cifar10", 1, (50, 2, 2, 100, 1e-7, 0.01, None, True)),
+        ("cifar10", 10, (30, 2, 20, 100, 1e-5, 0.001, None, True)),
+        ("cifar10", 50, (30, 2, 40, 1000, 1e-5, 0.001, None, False)),
+        ("cifar100", 1, (20, 3, 20, 1000, 1e-5, 0.01, None, True)),
+        ("cifar100", 10, (20, 2, 20, 1000, 1e-5, 0.01, None, False)),
+        ("cifar100", 50, (80, 2, 40, 1000, 1e-5, 0.01, 125, True)),
+        ("tiny_imagenet", 1, (10, 2, 10, 10000, 1e-4, 0.01, None, False)),
+        ("tiny_imagenet", 10, (20, 2, 40, 10000, 1e-4, 0.01, 200, False)),
+        ("tiny_imagenet", 50, (20, 2, 40, 10000, 1e-4, 0.01, 300, False)),
+    ],
+)
+def test_mtt_is_as_published(data, ipc, expected):
+    """The table of DC-BENCH, which has it from MTT's authors."""
+    chosen = {"data": data, "method": "mtt", "ipc": ipc}
+    config = CompareConfig(**chosen | CompareConfig.preset(chosen))
+    assert expected == (
+        config.syn_steps,
+        config.expert_epochs,
+        config.max_start_epoch,
+        config.lr_img,
+        config.lr_lr,
+        config.lr_teacher,
+        config.batch_syn,
+        config.zca,
+    )
+    assert (config.width, config.depth) == (128, 4 if data == "tiny_imagenet" else 3)
+    assert (config.num_experts, config.train_epochs, config.lr_expert) == (100, 50, 0.01)
+    assert "flip" in config.dsa_strategy
+
+
+def test_datm_is_as_published():
+    """Its configs/: IPC10 of CIFAR-10 grows the window, IPC100 of CIFAR-100 does not."""
+    assert (
+        preset("cifar10", "datm", 10).items()
+        >= {
+            "syn_steps": 80,
+            "min_start_epoch": 0,
+            "initial_max_start_epoch": 10,
+            "max_start_epoch": 20,
+            "expansion_end": 1000,
+            "lr_img": 100.0,
+            "lr_y": 2.0,
+            "batch_syn": 100,
+            "ema_decay": 0.9995,
+            "zca": True,
+        }.items()
+    )
+    fixed = preset("cifar100", "datm", 100)
+    assert (fixed["min_start_epoch"], fixed["max_start_epoch"], fixed["lr_y"]) == (30, 70, 10)
+    assert "initial_max_start_epoch" not in fixed
+
+
+def test_the_next_smaller_ipc_stands_for_those_between():
+    assert preset("cifar10", "mtt", 9) == preset("cifar10", "mtt", 1)
+    assert preset("cifar10", "mtt", 49) == preset("cifar10", "mtt", 10)
+    assert preset("cifar10", "mtt", 1000) == preset("cifar10", "mtt", 50)
+    # TESLA publishes CIFAR-100 at 50 alone: below it only what holds at any ipc is known.
+    assert "syn_steps" not in preset("cifar100", "tesla", 10)
+    assert preset("cifar100", "tesla", 10)["zca"] is True
+    assert preset("unknown", "mtt", 10) == {}
+
+
+def test_what_is_typed_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def mim4dd(command):
+        monkeypatch.setattr(sys, "argv", ["mim4dd", *command.split()])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+
+    mim4dd("experts --width 8 --num-experts 1 --train-epochs 11 --batch-train 500 --out experts")
+    typed = (
+        "--ipc 10 --width 8 --iterations 1 --syn-steps 1 --lr-img 7 --num-keys 20 --eval-every 0"
+    )
+    mim4dd(f"distill --experts experts {typed} --num-eval 1 --eval-epochs 1 --out run")
+    config, tabulated = RunDirectory("run").read_config(), preset("digits", "mtt", 10)
+    assert tabulated["lr_img"] != 7
+    assert (config["lr_img"], config["iterations"]) == (7, 1)
+    for name in ("max_start_epoch", "batch_syn", "lr_lr"):
+        assert config[name] == tabulated[name]
+    # A configuration file is as good as typed.
+    mim4dd("distill --config run/config.json --max-start-epoch 3 --out again")
+    again = RunDirectory("again").read_config()
+    assert again == config | {"max_start_epoch": 3}

@@ -1,0 +1,145 @@
+"""Distillation over processes, as torchrun starts them: one result, one set of files, one end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from ranked import SETTINGS, run_ranks
+
+from mim4dd.distill.config import DistillConfig, ExpertsConfig, read_config
+from mim4dd.distill.experts import train_experts
+from mim4dd.distill.loop import _stream, distill
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod, RealData
+from mim4dd.distill.ranks import joined_ranks
+from mim4dd.distill.run import RunDirectory, SyntheticSet
+
+TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2"
+OPTIONS = (
+    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 --num-eval 1 "
+    "--dsa-strategy crop_scale --iterations 20 --checkpoint-every 8 --eval-every 10 --eval-epochs 10"
+)
+
+
+def start(folder, command):
+    return subprocess.Popen(
+        [sys.executable, "-m", *TORCHRUN.split(), *command.split()],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def torchrun(folder, command):
+    """Exit status, stdout and stderr; a run that hangs is killed."""
+    process = start(folder, command)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with experts and the run that two ranks made."""
+    folder = tmp_path_factory.mktemp("ranks")
+    config = ExpertsConfig(width=8, num_experts=2, train_epochs=4)
+    data = config.load_data()
+    train_experts(
+        lambda: config.make_network(data), config.network_name, data, config, folder / "experts"
+    )
+    status, out, err = torchrun(folder, f"-m mim4dd distill {OPTIONS} --out whole")
+    assert status == 0, err
+    assert out.count("whole/synthetic.safetensors: test accuracy") == 1
+    return folder
+
+
+class MeanOfRanks(BaseMethod):
+    """What two ranks compute, in one process."""
+
+    def __init__(self, method, seed):
+        self.method, self.seed = method, seed
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        losses = [
+            self.method.loss(
+                image_syn,
+                label_syn,
+                syn_lr,
+                RealData(real.data, _stream(self.seed, real.iteration, rank), real.iteration),
+            )
+            for rank in range(2)
+        ]
+        return BaseLoss((losses[0].value + losses[1].value) / 2, losses[0].compared)
+
+
+def test_all_step_along_the_mean_gradient(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+    run, alone = RunDirectory("whole"), RunDirectory("alone")
+    config = read_config(run.config, DistillConfig)
+    data = config.load_data()
+    alone.create(run.read_config())
+    distill(MeanOfRanks(config.make_method(data), config.seed), data, config, alone)
+    both, expected = (SyntheticSet.load(each.synthetic) for each in (run, alone))
+    first = SyntheticSet.load(run.initial)
+    assert (expected.image_syn - first.image_syn).abs().max() > 0.1  # the steps went somewhere
+    torch.testing.assert_close(both.image_syn, expected.image_syn, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both.syn_lr, expected.syn_lr)
+    rows = run.read_metrics()
+    assert [row["iteration"] for row in rows] == list(range(21))  # written once
+    losses = [[row["loss"] for row in each.read_metrics()[:-1]] for each in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_sigterm_stops_all_and_resume_continues_bit_for_bit(whole):
+    process = start(whole, f"-m mim4dd distill {OPTIONS} --out parts")
+    metrics = whole / "parts" / "metrics.jsonl"
+    try:
+        while not metrics.exists() or metrics.read_text().count("\n") < 3:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "mim4dd: stopped before iteration" in err
+    assert not (whole / "parts" / "synthetic.safetensors").exists()
+    status, out, err = torchrun(whole, "-m mim4dd distill --resume parts")
+    assert status == 0, err
+    assert out.count("test accuracy") == 1
+    for name in ("synthetic.safetensors", "metrics.jsonl"):
+        assert (whole / "parts" / name).read_bytes() == (whole / "whole" / name).read_bytes()
+
+
+def test_a_rank_that_diverges_stops_all(tmp_path):
+    (first, first_err), (second, second_err) = run_ranks("diverges", tmp_path)
+    assert first == second == 1  # neither waits for the other
+    assert "FloatingPointError: the loss is not finite in iteration 3" in first_err
+    assert "FloatingPointError: the loss of step 2 is nan in iteration 3" in second_err
+    run = RunDirectory(tmp_path / "run")
+    tensors, header = run.load_checkpoint()
+    assert header["iteration"] == 2
+    assert tensors["image_syn"].isfinite().all()
+
+    # The second rank does not see that checkpoint, so would start anew.
+    (first, first_err), (second, second_err) = run_ranks("blind", tmp_path)
+    assert first == second == 1
+    message = "all ranks must see the files of one run directory, but rank 1 is at iteration 0"
+    assert message in second_err
+
+    assert [status for status, _ in run_ranks("resumes", tmp_path)] == [0, 0]
+    assert len(run.read_metrics()) == SETTINGS.iterations + 1
+
+
+def test_one_gpu_for_all_ranks_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "device must be 'cuda' under torchrun, which numbers the GPUs, got 'cuda:1'"
+    with pytest.raises(ValueError, match=message), joined_ranks("cuda:1"):
+        pass
