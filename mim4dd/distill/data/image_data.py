@@ -125,7 +125,7 @@ class ImageData:
             >>> from mim4dd.distill.data import load_data
             >>> data = load_data("digits").hold_out(0.25, seed=0)
             >>> data.name, len(data.image_train), len(data.image_test)
-            ('digits hold_out=0.25 seed=0', 1078, 360)
+            ('digits hold_out=0.25 seed=0', 1079, 359)
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
