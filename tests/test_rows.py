@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mim4dd.distill.augment import DSA
-from mim4dd.distill.compare import draw_run
 from mim4dd.distill.data import from_dataset, from_tensors, load_data
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.show import draw_run
 
 
 def make_rows(per_class=20, num_classes=2, features=5):
@@ -89,7 +89,7 @@ def test_bad_rows(rows, zca, error, message):
         from_tensors(rows, LABELS, zca=zca)
 
 
-def test_a_run_on_rows_draws_curves_alone(tmp_path):
+def test_a_run_on_rows_draws_heat_maps_of_them(tmp_path):
     run = RunDirectory(tmp_path)
     synthetic = SyntheticSet(
         ROWS[:2],
@@ -99,7 +99,9 @@ def test_a_run_on_rows_draws_curves_alone(tmp_path):
         ROWS[2:4].clone(),
         ["a", "b"],
     )
-    synthetic.save(run.synthetic)
+    for path in (run.initial, run.synthetic):
+        synthetic.save(path)
     run.append_metrics({"iteration": 0, "syn_lr": 0.1, "trajectory_loss": 1.0})
-    assert draw_run(run, "wine") == [run.pictures / "curves.png"]
-    assert (run.pictures / "curves.png").exists()
+    names = ["synthetic.png", "before_after.png", "curves.png"]
+    assert draw_run(run, "wine").lines == [str(run.pictures / name) for name in names]
+    assert sorted(path.name for path in run.pictures.iterdir()) == sorted(names)
