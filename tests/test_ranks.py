@@ -20,7 +20,8 @@ from mim4dd.distill.run import RunDirectory, SyntheticSet
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2"
 OPTIONS = (
     "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 --num-eval 1 "
-    "--dsa-strategy crop_scale --iterations 20 --checkpoint-every 8 --eval-every 10 --eval-epochs 10"
+    "--dsa-strategy crop_scale --iterations 20 --checkpoint-every 8 --eval-every 10 "
+    "--eval-epochs 10"
 )
 
 
