@@ -89,7 +89,7 @@ def test_from_experts_to_evaluation(with_experts):
 def test_methods_that_need_no_experts(options, mim4dd):
     few = "--iterations 3 --outer-loop 2 --inner-loop 1 --batch-real 4 --num-networks 2"
     status, out, err = mim4dd(
-        f"distill --method {options} {few} --width 8 --num-keys 20 --num-eval 1 --eval-steps 5"
+        f"distill --method {options} {few} --width 8 --num-keys 20 --num-eval 1 --eval-epochs 5"
     )
     assert status == 0, err
     assert "runs/distill/synthetic.safetensors: test accuracy" in out

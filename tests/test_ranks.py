@@ -52,9 +52,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     config = ExpertsConfig(width=8, num_experts=2, train_epochs=4)
     data = config.load_data()
-    train_experts(
-        lambda: config.make_network(data), config.network_name, data, config, folder / "experts"
-    )
+    train_experts(config.make_network, config.network_name, data, config, folder / "experts")
     status, out, err = torchrun(folder, f"-m mim4dd distill {OPTIONS} --out whole")
     assert status == 0, err
     assert out.count("whole/synthetic.safetensors: test accuracy") == 1

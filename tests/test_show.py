@@ -24,7 +24,7 @@ NAME = "<script>alert('1')&amp;\"<b>"
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
     "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 "
-    "--num-eval 2 --eval-steps 10 --iterations 4 --eval-every 2"
+    "--num-eval 2 --eval-epochs 10 --iterations 4 --eval-every 2"
 )
 FILES = ["synthetic", "before_after", "curves", "embedding", "similarity"]
 

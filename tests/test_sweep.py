@@ -22,7 +22,7 @@ GIVEN = {
     "max_start_epoch": 2,
     "num_keys": 40,
     "num_eval": 2,
-    "eval_steps": 10,
+    "eval_epochs": 10,
     "iterations": 3,
 }
 OPTIONS = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in GIVEN.items())
