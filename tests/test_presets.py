@@ -7,7 +7,13 @@ from importlib.resources import files
 import pytest
 
 from mim4dd.__main__ import main
-from mim4dd.distill.config import CompareConfig, DistillConfig, ExpertsConfig, check_options
+from mim4dd.distill.config import (
+    CompareConfig,
+    DistillConfig,
+    ExpertsConfig,
+    check_options,
+    matches_experts,
+)
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.presets import expert_preset, preset
 from mim4dd.distill.run import RunDirectory
@@ -30,9 +36,17 @@ def test_every_entry_is_a_configuration(method, data, ipc):
     assert filled.keys() | vars(ExpertTraining()).keys() >= options.keys()
     DistillConfig(**chosen | filled)
     together = CompareConfig(**chosen | CompareConfig.preset(chosen))
-    if {"syn_steps", "max_start_epoch"} <= options.keys():
+    if matches_experts(method):
         last_target = together.max_start_epoch - 1 + together.expert_epochs
         assert last_target <= together.train_epochs
+
+
+def test_experts_set_no_option_of_a_method_without_any():
+    """DC publishes no ZCA; the experts that MTT matches are whitened."""
+    chosen = {"data": "cifar10", "method": "dc", "ipc": 1}
+    assert "zca" not in CompareConfig.preset(chosen)
+    assert CompareConfig.preset(chosen | {"method": "mtt"})["zca"] is True
+    assert ExpertsConfig.preset({"data": "cifar10"})["zca"] is True
 
 
 @pytest.mark.parametrize("data", PRESETS["experts"])

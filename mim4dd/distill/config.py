@@ -19,6 +19,7 @@ from mim4dd.distill.methods.cafe import CAFESettings
 from mim4dd.distill.methods.datm import DATMSettings
 from mim4dd.distill.methods.dm import DMSettings
 from mim4dd.distill.methods.dsa import DSASettings
+from mim4dd.distill.methods.mtt import MTTSettings
 from mim4dd.distill.methods.rat_bptt import RaTBPTTSettings
 from mim4dd.distill.methods.sre2l import SRe2LSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
@@ -115,10 +116,12 @@ class TaskSettings(Settings):
     @classmethod
     def preset(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """The tabulated defaults of other options beside these: published ones, or measured."""
+        method = options.get("method")
         found: dict[str, Any] = {}
-        if issubclass(cls, ExpertTraining):
+        # Experts share options with methods, and must not set them for one that needs no experts.
+        if issubclass(cls, ExpertTraining) and (method is None or matches_experts(method)):
             found |= expert_preset(options["data"])
-        found |= preset(options["data"], options.get("method"), options.get("ipc"))
+        found |= preset(options["data"], method, options.get("ipc"))
         return {name: value for name, value in found.items() if name in option_names(cls)}
 
     @property
@@ -300,6 +303,12 @@ def _types(hint: Any) -> set[type]:
     if not parts:
         return {hint if isinstance(hint, type) else type(hint)}
     return {each for part in parts for each in _types(part)}
+
+
+def matches_experts(method: str) -> bool:
+    """Whether a method needs expert trajectories."""
+    check_choice("method", method, tuple(METHODS))
+    return issubclass(METHODS[method].settings, MTTSettings)
 
 
 def foreign_options(method: str) -> set[str]:

@@ -7,12 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.config import DistillConfig, TaskSettings, option_names, part
+from mim4dd.distill.config import (
+    DistillConfig,
+    TaskSettings,
+    matches_experts,
+    option_names,
+    part,
+)
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.experts import ExpertTraining, train_experts
 from mim4dd.distill.interruption import Interrupted
-from mim4dd.distill.methods import METHODS
-from mim4dd.distill.methods.mtt import MTTSettings
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.storage import read_json, write_json
@@ -97,7 +101,7 @@ def train_needed_experts(
     needed = {
         _expert_folder(setting, out): setting
         for setting in settings
-        if _matches_experts(setting.config) and not setting.config.experts
+        if matches_experts(setting.config.method) and not setting.config.experts
     }
     for folder, setting in needed.items():
         config = setting.experts
@@ -107,10 +111,6 @@ def train_needed_experts(
         train_experts(
             config.make_network, config.network_name, data, config, folder, workers=workers
         )
-
-
-def _matches_experts(config: DistillConfig) -> bool:
-    return issubclass(METHODS[config.method].settings, MTTSettings)
 
 
 def _expert_options(setting: Setting) -> dict[str, Any]:
