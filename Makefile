@@ -12,7 +12,7 @@ RESULTS := runs/bench
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 test lint bench bench-contrastive bench-unroll bench-peers gpu clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped test lint bench bench-contrastive bench-unroll bench-peers gpu clean
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -32,6 +32,16 @@ demo: $(VENV)/.installed
 
 demo-ipc10: $(VENV)/.installed
 	$(BIN)/mim4dd compare --ipc 10 --out runs/demo-ipc10
+
+# MTT + MIM4DD with all that was published for CIFAR-10 at one image per class, but fewer experts and
+# iterations, on generated pictures in CIFAR-10's files: what runs here runs on the real ones.
+SHAPED := runs/cifar-shaped
+CIFAR_SHAPED := --data cifar10 --data-path $(SHAPED)/data
+demo-cifar-shaped: $(VENV)/.installed
+	$(BIN)/python bench/cifar_shaped.py $(SHAPED)/data
+	$(BIN)/mim4dd experts $(CIFAR_SHAPED) --num-experts 2 --train-epochs 4 --out $(SHAPED)/experts
+	$(BIN)/mim4dd distill $(CIFAR_SHAPED) --experts $(SHAPED)/experts --iterations 40 --eval-every 0 \
+		--num-eval 2 --out $(SHAPED)/mtt+mim4dd
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
