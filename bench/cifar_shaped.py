@@ -37,7 +37,7 @@ def main() -> None:
         path = root / f"data_batch_{number}.bin"
         write_batch(path, arguments.images // _BATCHES, seed=number)
     write_batch(root / "test_batch.bin", arguments.images // _BATCHES, seed=0)
-    names = "\n".join(f"shape {label}".replace(" ", "_") for label in range(_CLASSES))
+    names = "\n".join(f"shape_{label}" for label in range(_CLASSES))
     write_atomically(root / "batches.meta.txt", names.encode())
 
 
