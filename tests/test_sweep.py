@@ -136,6 +136,12 @@ def test_killed_at_any_moment_the_command_continues(tmp_path):
             assert whole.read_bytes() == parts.read_bytes()
 
 
+def test_options_that_do_not_fit_name_the_setting(study):
+    _, out = study
+    with pytest.raises(ValueError, match="layers=conv7: layers must name submodules"):
+        sweep(GIVEN, {"layers": ["conv7"]}, out, seeds=1)
+
+
 def test_a_result_that_is_none_is_refused(tmp_path):
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"seed": 1}))

@@ -193,6 +193,7 @@ def make_setting(
     base: Setting | None = None,
 ) -> Setting:
     """The given options with some changed; ``names`` are those that tell settings apart."""
+    check_options(dict(given), SweepConfig, "given")
     options = dict(given)
     if base is not None and change.get("method", base.config.method) != base.config.method:
         check_choice("vary: method", change["method"], tuple(METHODS))

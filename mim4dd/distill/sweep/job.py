@@ -116,6 +116,8 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
         synthetic = run_distillation(job.config, data, run)
     except FloatingPointError as error:
         return {"accuracy": (), "failure": str(error)}
+    except ValueError as error:  # one of many settings: which?
+        raise ValueError(f"{job.path.parent.name}: {error}") from error
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
     return {
