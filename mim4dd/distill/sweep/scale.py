@@ -7,9 +7,13 @@ from mim4dd.distill.sweep.grid import shown
 
 __all__ = ["COLORS", "GREY", "MARKERS", "Scale"]
 
-# Okabe and Ito's colours, which colour-blind people tell apart; markers say it again.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
-MARKERS = "os^DvPX*"
+# Okabe and Ito's colours, which colour-blind people tell apart, and two of Tol's; markers say it
+# again.
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A",
+    "#882255", "#999933",
+)  # fmt: skip
+MARKERS = "os^DvPX*<>"
 GREY = "0.45"
 
 
@@ -38,7 +42,7 @@ class Scale:
             axis.set_xscale(self.kind)
         ticks = [self.position(value) for value in self.values]
         labels = [shown(value) for value in self.values]
-        long = max(map(len, labels)) > 8 or len(labels) > 8
+        long = max(map(len, labels)) > 8 or sum(map(len, labels)) > 25
         axis.set_xticks(ticks, labels, rotation=30 if long else 0, ha="right" if long else "center")
         axis.set_xticks([], minor=True)
         axis.margins(x=0.08)
