@@ -16,6 +16,7 @@ from mim4dd.distill.training import seeded_network
 from mim4dd.unroll import flatten_parameters
 
 SETTINGS = RaTBPTTSettings(syn_steps=6, window=3, inner_lr=0.01, batch_syn=4, batch_target=7)
+SEED = 0
 
 
 def doubled(data):
@@ -70,12 +71,13 @@ def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
     image_syn, label_syn = make_set(data)
     settings = dataclasses.replace(SETTINGS, num_networks=num_networks)
     outcome = RaTBPTT(make, settings).loss(
-        image_syn, label_syn, torch.tensor(0.1), RealData(data, stream())
+        image_syn, label_syn, torch.tensor(0.1), RealData(data, stream(SEED))
     )
 
-    real = RealData(data, stream())
+    real = RealData(data, stream(SEED))
     networks = [make(real.seed()) for _ in range(num_networks)]
     num_steps = 3 + real.integer(4)
+    assert num_steps > 3  # or the window would be all
     batches = settings.schedule(len(image_syn), num_steps, real.generator)
     real.seed()
     images, labels = real.sample(7)
