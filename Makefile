@@ -1,4 +1,4 @@
-# make demo | demo-ipc10 | test | lint | bench      in a virtual environment of their own, .venv
+# make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
@@ -12,7 +12,7 @@ RESULTS := runs/bench
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped test lint bench bench-contrastive bench-unroll bench-peers gpu clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study test lint bench bench-contrastive bench-unroll bench-peers gpu clean
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -42,6 +42,19 @@ demo-cifar-shaped: $(VENV)/.installed
 	$(BIN)/mim4dd experts $(CIFAR_SHAPED) --num-experts 2 --train-epochs 4 --out $(SHAPED)/experts
 	$(BIN)/mim4dd distill $(CIFAR_SHAPED) --experts $(SHAPED)/experts --iterations 40 --eval-every 0 \
 		--num-eval 2 --out $(SHAPED)/mtt+mim4dd
+
+# What docs/study tells, anew: about two hours of two cores.
+STUDY := runs/study
+SWEEP = OMP_NUM_THREADS=1 $(BIN)/mim4dd sweep --num-eval 3 --workers 2
+study: $(VENV)/.installed
+	$(SWEEP) --one-at-a-time --vary weight=0,0.03,0.3,1 --vary layer_decay=0.25,1 \
+		--vary temperature=0.05,0.3 --vary num_keys=50,1000 --vary critic=nce,l2 \
+		--vary 'layers=blocks.0|blocks.1' --seeds 5 --out $(STUDY)/mtt
+	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.1 \
+		--against weight=0 --seeds 5 --out $(STUDY)/methods
+	$(SWEEP) --vary ipc=5,10 --vary weight=0,0.1,1 --against weight=0 --seeds 3 --out $(STUDY)/ipc
+	$(SWEEP) --data shapes --image-size 16 --depth 3 --method dm --vary weight=0,0.1,1,10 \
+		--vary critic=info_nce,l2 --against weight=0 --seeds 3 --out $(STUDY)/shapes
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest

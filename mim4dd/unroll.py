@@ -141,7 +141,7 @@ def unroll_sgd(
 
     References:
         docs/math.md, "The adjoint of SGD". Trajectory matching: Cazenavette et al.,
-        arXiv:2203.11932. Truncation: Feng et al., arXiv:2310.05754 (RaT-BPTT). TESLA: Cui et al.,
+        arXiv:2203.11932. Truncation: Feng et al., arXiv:2311.07025 (RaT-BPTT). TESLA: Cui et al.,
         arXiv:2211.10586.
     """
     check_range("momentum", momentum, 0, 1)
