@@ -51,7 +51,7 @@ study: $(VENV)/.installed
 		--vary temperature=0.05,0.3 --vary num_keys=50,1000 --vary critic=nce,l2 \
 		--vary 'layers=blocks.0|blocks.1' --seeds 5 --out $(STUDY)/mtt
 	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.1 \
-		--against weight=0 --seeds 5 --out $(STUDY)/methods
+		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
 	$(SWEEP) --vary ipc=5,10 --vary weight=0,0.1,1 --against weight=0 --seeds 3 --out $(STUDY)/ipc
 	$(SWEEP) --data shapes --image-size 16 --depth 3 --method dm --vary weight=0,0.1,1,10 \
 		--vary critic=info_nce,l2 --against weight=0 --seeds 3 --out $(STUDY)/shapes

@@ -118,7 +118,7 @@ def own_loop(task: Task) -> tuple[Tensor, ...]:
     method, real, settings = task.method, draws_of(task), task.method.settings
     expert, start = real.integer(1), real.integer(settings.max_start_epoch)
     theta_0, target = method.experts.segment(expert, start, settings.expert_epochs)
-    batches = method._schedule(len(task.image_syn), real.generator)
+    batches = settings.schedule(len(task.image_syn), settings.syn_steps, real.generator)
     stream = torch.Generator().manual_seed(real.seed())
     seeds = torch.randint(2**63 - 1, (settings.syn_steps,), generator=stream).tolist()
     call, theta = as_function(task.student), theta_0.clone().requires_grad_()
