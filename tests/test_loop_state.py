@@ -7,6 +7,7 @@ import torch
 from tiny import make_data
 
 from mim4dd.distill.loop import LoopSettings, distill
+from mim4dd.distill.loop_state import LoopState, Snapshot
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
@@ -85,6 +86,20 @@ def test_state_labels_and_averages_continue_bit_for_bit(optimizer_img, die_at, t
     parts, _ = run_in(tmp_path / "parts", Learner(), settings)
     for name in ("synthetic.safetensors", "initial.safetensors", "metrics.jsonl"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("optimizer_img", ["sgd", "adam"])
+def test_optimisers_continue_on_the_device_of_what_they_step(optimizer_img, tmp_path):
+    settings = dataclasses.replace(SETTINGS, optimizer_img=optimizer_img)
+    run, _ = run_in(tmp_path / "run", Learner(), settings)
+    elsewhere = torch.empty(6, 1, 8, 8, device="meta"), torch.empty(6, 3, device="meta")
+    state = LoopState(Initial(*elsewhere), torch.arange(6), settings)
+    state.restore(Snapshot(*run.load_checkpoint()))
+    for name, optimizer in state.optimizers.items():
+        carried = dict(optimizer.state[state.learned[name]])
+        assert carried.pop("step", torch.zeros(())).device.type == "cpu"
+        assert {tensor.device.type for tensor in carried.values()} <= {"meta"}
+        assert carried
 
 
 def test_iterations_draw_from_streams_of_their_own(tmp_path):

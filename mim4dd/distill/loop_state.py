@@ -138,13 +138,11 @@ class LoopState:
                 )
             with torch.no_grad():
                 tensor.copy_(tensors[name])
-            prefix = f"optimizer.{name}."
             self.optimizers[name].state[tensor].update(
                 {
-                    # A step count stays on the CPU, where the optimiser reads it.
-                    key.removeprefix(prefix): value.to(tensor.device) if value.dim() else value
-                    for key, value in tensors.items()
-                    if key.startswith(prefix)
+                    # Adam's step count stays on the CPU, where it reads it.
+                    key: value if key == "step" else value.to(tensor.device)
+                    for key, value in _below(f"optimizer.{name}.", tensors).items()
                 }
             )
         if self.average_image is not None:
@@ -152,9 +150,8 @@ class LoopState:
         self.iteration = header["iteration"]
         self.meter.restore(header)
         return {
-            key.removeprefix("method."): value.to(self.image_syn.device)
-            for key, value in tensors.items()
-            if key.startswith("method.")
+            name: value.to(self.image_syn.device)
+            for name, value in _below("method.", tensors).items()
         }
 
     def result(
@@ -172,6 +169,15 @@ class LoopState:
             data.normalization.inverse(images),
             data.class_names,
         )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, under the rest of the names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _make_optimizer(name: str, tensor: Tensor, settings: LoopSettings) -> torch.optim.Optimizer:
