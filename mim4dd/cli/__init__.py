@@ -10,6 +10,7 @@ from mim4dd.cli.evaluate import evaluate
 from mim4dd.cli.experts import experts
 from mim4dd.cli.show import show
 from mim4dd.cli.sweep import sweep
+from mim4dd.distill.ranks import require_one_process
 
 __all__ = ["app"]
 
@@ -19,5 +20,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _start(context: typer.Context) -> None:
+    if context.invoked_subcommand not in ("distill", "doctor"):
+        require_one_process(str(context.invoked_subcommand))
+
+
 for command in (experts, buffer, distill, evaluate, compare, sweep, show, doctor):
     app.command()(command)

@@ -13,7 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["agree", "any_rank", "average", "joined_ranks", "num_ranks", "rank", "wait_for_ranks"]
+__all__ = [
+    "agree",
+    "any_rank",
+    "average",
+    "gather",
+    "joined_ranks",
+    "num_ranks",
+    "rank",
+    "require_one_process",
+    "wait_for_ranks",
+]
 
 # The others wait while the first rank evaluates.
 _PATIENCE = timedelta(hours=2)
@@ -44,6 +54,16 @@ def joined_ranks(device: str) -> Iterator[None]:
     # Not after an error, which other ranks need not share: torchrun ends those.
     wait_for_ranks()
     dist.destroy_process_group()
+
+
+def require_one_process(command: str) -> None:
+    """Raise ValueError for a command that every process of torchrun would do from end to end."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ValueError(
+            f"mim4dd {command} runs as one process and must not be started by torchrun, "
+            f"got WORLD_SIZE={size}; mim4dd distill may be"
+        )
 
 
 def wait_for_ranks() -> None:
@@ -88,6 +108,16 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_reduce(flat)
     parts = (flat / num_ranks()).split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gather(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of every rank, in their order; those of several ranks on the CPU."""
+    if num_ranks() == 1:
+        return [tensors]
+    gathered: list[dict[str, Tensor]] = [{} for _ in range(num_ranks())]
+    # As objects, since a rank need not know the shapes of the others' tensors.
+    dist.all_gather_object(gathered, {name: tensor.cpu() for name, tensor in tensors.items()})
+    return gathered
 
 
 def any_rank(condition: bool, device: torch.device) -> bool:
