@@ -7,13 +7,15 @@ import socket
 import sys
 
 import torch
-from tiny import make_data
+from tiny import make_data, make_network
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod
+from mim4dd.distill.methods.dc import DC, DCSettings
 from mim4dd.distill.ranks import joined_ranks, rank
 from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.training import seeded_network
 
 SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
 
@@ -29,6 +31,12 @@ class Mean(BaseMethod):
             raise DivergenceError(2, "the loss of step 2 is nan")
         images, _ = real.sample(8)
         return BaseLoss((image_syn.mean(0) - images.mean(0)).square().sum(), [])
+
+
+def make_dc(data):
+    """Networks that serve in several iterations, so that a checkpoint must hold them."""
+    settings = DCSettings(outer_loop=4, lr_net=0.1, batch_real=4)
+    return DC(lambda seed: seeded_network(lambda: make_network(data), seed), settings)
 
 
 # Children are forked from a server that has imported everything, and so start within milliseconds.
@@ -72,6 +80,13 @@ def _main(scenario, folder, rank, port):
     torch.manual_seed(0)
     data = make_data()
     with joined_ranks("cpu"):
+        if scenario.startswith("dc"):
+            name, iterations = scenario.split()[1:]
+            settings = dataclasses.replace(SETTINGS, iterations=int(iterations))
+            run = RunDirectory(folder / name, read_only=rank != 0)
+            run.path.mkdir(exist_ok=True)
+            distill(make_dc(data), data, settings, run)
+            return
         blind = scenario == "blind" and rank == 1  # does not see the first one's files
         run = RunDirectory(folder / ("elsewhere" if blind else "run"), read_only=rank != 0)
         if scenario == "diverges":

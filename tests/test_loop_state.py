@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny import make_data
 
+from mim4dd import MIM4DDLoss
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.loop_state import LoopState, Snapshot
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial, RealData
+from mim4dd.distill.mutual_information import MIM4DD
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 SETTINGS = LoopSettings(
@@ -110,6 +112,92 @@ def test_iterations_draw_from_streams_of_their_own(tmp_path):
     steps = torch.tensor(targets).diff()
     assert len(set(steps.tolist())) == len(steps)
     assert not torch.equal(result.image_syn, other.image_syn)
+
+
+class InPlace(Learner):
+    """As an optimiser does it: the state is the live tensor."""
+
+    def restore(self, state):
+        self.target.copy_(state["target"])
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        live = self.target
+        outcome = super().loss(image_syn, label_syn, syn_lr, real)
+        self.target = live.copy_(self.target)
+        return outcome
+
+
+def test_a_state_may_change_in_place(tmp_path):
+    whole, _ = run_in(tmp_path / "whole", Learner())
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path / "parts", InPlace(die_at=7))
+    parts, _ = run_in(tmp_path / "parts", InPlace())
+    assert (whole.path / "metrics.jsonl").read_bytes() == (
+        parts.path / "metrics.jsonl"
+    ).read_bytes()
+
+
+def returning(loss, initial=None):
+    """A method of this loss of the images and of this start."""
+
+    class Given(BaseMethod):
+        def loss(self, image_syn, label_syn, syn_lr, real):
+            return loss(image_syn)
+
+        def initial(self, real, ipc):
+            return initial
+
+    return Given()
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        (returning(lambda images: images.sum()), TypeError, "Given must return a BaseLoss, got T"),
+        (returning(lambda images: BaseLoss(0.5, [])), TypeError, "must be a tensor, got float"),
+        (
+            returning(lambda images: BaseLoss(images.sum(0), [])),
+            ValueError,
+            r"value must be a scalar \(\), got \(1, 8, 8\)",
+        ),
+        (
+            returning(lambda images: BaseLoss(images.detach().sum(), [])),
+            ValueError,
+            "must depend on image_syn or label_syn, but sends gradients to neither",
+        ),
+        (
+            returning(
+                lambda images: BaseLoss(torch.zeros((), requires_grad=True) + images.data.sum(), [])
+            ),
+            ValueError,
+            "must depend on image_syn or label_syn, but sends gradients to neither",
+        ),
+        (
+            returning(None, Initial(torch.zeros(5, 1, 8, 8))),
+            ValueError,
+            r"initial must give image_syn \(6, 1, 8, 8\) for 2 images per class, got \(5, 1",
+        ),
+        (
+            returning(None, Initial(torch.zeros(6, 1, 8, 8), torch.zeros(6))),
+            ValueError,
+            r"initial must give label_logits \(6, 3\) for 2 images per class, got \(6,\)",
+        ),
+        (
+            MIM4DD(returning(lambda images: BaseLoss(images.sum(), [])), MIM4DDLoss(), weight=1.0),
+            ValueError,
+            "Given must give the networks to compare in BaseLoss.compared for MIM4DD, got none",
+        ),
+    ],
+)
+def test_a_method_that_cannot_work_is_told_why(method, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run_in(tmp_path / "run", method)
+
+
+def test_classes_of_a_set_need_as_many_images_each():
+    real = RealData(make_data_once(), torch.Generator())
+    with pytest.raises(ValueError, match="num_images must be a multiple of the 3 classes, got 7"):
+        real.class_syn(7)
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):

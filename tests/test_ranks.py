@@ -8,7 +8,8 @@ import time
 
 import pytest
 import torch
-from ranked import SETTINGS, run_ranks
+from ranked import SETTINGS, make_dc, run_ranks
+from tiny import make_data
 
 from mim4dd.distill.config import DistillConfig, ExpertsConfig, read_config
 from mim4dd.distill.experts import train_experts
@@ -135,6 +136,19 @@ def test_a_rank_that_diverges_stops_all(tmp_path):
 
     assert [status for status, _ in run_ranks("resumes", tmp_path)] == [0, 0]
     assert len(run.read_metrics()) == SETTINGS.iterations + 1
+
+
+def test_every_rank_continues_with_the_networks_it_had(tmp_path):
+    for scenario in ("dc whole 6", "dc parts 3", "dc parts 6"):
+        assert [status for status, _ in run_ranks(scenario, tmp_path)] == [0, 0]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for name in ("synthetic.safetensors", "metrics.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    tensors, _ = RunDirectory(parts).load_checkpoint()
+    assert not torch.equal(tensors["method.0.theta"], tensors["method.1.theta"])
+    data = make_data()
+    with pytest.raises(ValueError, match=r"what the method carries on 2 ranks.*got 1"):
+        distill(make_dc(data), data, SETTINGS, RunDirectory(parts))
 
 
 def test_one_gpu_for_all_ranks_is_refused(monkeypatch):

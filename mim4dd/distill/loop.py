@@ -12,7 +12,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy
 from mim4dd.distill.interruption import Interrupted, Stop, interruptible
 from mim4dd.distill.loop_settings import LoopSettings
-from mim4dd.distill.loop_state import LoopState, Snapshot
+from mim4dd.distill.loop_state import LoopState, Snapshot, copied_state, save
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial, RealData
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.ranks import agree, any_rank, rank, wait_for_ranks
@@ -46,7 +46,10 @@ def distill(
         The set after the last iteration.
 
     Raises:
-        ValueError: If a class has fewer than ``ipc`` images.
+        ValueError: If a class has fewer than ``ipc`` images, the method's own start does not fit,
+            its loss depends on neither images nor labels, or a checkpoint is of other settings or
+            ranks.
+        TypeError: If the method's loss is not a :class:`BaseLoss`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
@@ -79,7 +82,7 @@ def distill(
             progress.set_postfix(_shown(row, data.num_classes), refresh=False)
         final: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
         judge(final)
-    run.save_checkpoint(*state.snapshot(method.state()))
+    save(state.snapshot(copied_state(method)), run)
     run.append_metrics(final)
     result = state.result(data, method.relabel)
     run.save_set(run.synthetic, result)
@@ -91,13 +94,29 @@ def _initial_state(method: BaseMethod, data: ImageData, settings: LoopSettings) 
     # Before the first iteration, and the same on every rank.
     stream = _stream(settings.seed, -1, 0)
     initial = method.initial(RealData(data, stream), settings.ipc)
-    if initial is None:
+    if initial is not None:
+        _check_initial(initial, data, settings.ipc)
+    else:
         images, _ = data.sample(settings.ipc, stream)
         if settings.init == "noise":
             images = torch.randn(images.shape, generator=stream).to(images)
         initial = Initial(images)
     classes = torch.arange(data.num_classes, device=initial.image_syn.device)
     return LoopState(initial, classes.repeat_interleave(settings.ipc), settings)
+
+
+def _check_initial(initial: Initial, data: ImageData, ipc: int) -> None:
+    num_images = ipc * data.num_classes
+    parts = {
+        "image_syn": (initial.image_syn, (num_images, *data.image_train.shape[1:])),
+        "label_logits": (initial.label_logits, (num_images, data.num_classes)),
+    }
+    for name, (tensor, shape) in parts.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"initial must give {name} {shape} for {ipc} images per class, "
+                f"got {tuple(tensor.shape)}"
+            )
 
 
 def _stream(seed: int, iteration: int, rank: int) -> torch.Generator:
@@ -111,7 +130,7 @@ def _stop_if_asked(
     stop: Stop, state: LoopState, method: BaseMethod, settings: LoopSettings, run: RunDirectory
 ) -> None:
     if any_rank(stop.requested, state.image_syn.device):
-        run.save_checkpoint(*state.snapshot(method.state()))
+        save(state.snapshot(copied_state(method)), run)
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise Interrupted(
             f"stopped before iteration {state.iteration} of {settings.iterations}; "
@@ -128,20 +147,21 @@ def _step(
 ) -> dict[str, float]:
     """One outer iteration; what it measured."""
     real = RealData(data, _stream(settings.seed, state.iteration, rank()), state.iteration)
-    method_state = method.state()
-    outcome: BaseLoss | None = None
-    divergence = "the loss of another rank is not finite"
+    method_state = copied_state(method)
     try:
         outcome = method.loss(state.image_syn, state.label_syn(), state.syn_lr, real)
     except DivergenceError as error:
-        divergence = str(error)
+        state.differentiate(None)  # which the other ranks wait for
+        state.refuse(str(error), run)
+    if not isinstance(outcome, BaseLoss):
+        raise TypeError(
+            f"loss of {type(method).__name__} must return a BaseLoss, got {type(outcome).__name__}"
+        )
     value = state.differentiate(outcome)
-    if outcome is None:
-        state.refuse(divergence, run)
     state.refuse_bad_gradients(value, run)
     state.last_good = state.snapshot(method_state)
     if state.iteration % settings.checkpoint_every == 0:
-        run.save_checkpoint(*state.last_good)
+        save(state.last_good, run)
     state.update(run)
     return {"loss": value.item(), **outcome.metrics}
 

@@ -9,18 +9,20 @@ from torch import Tensor
 from mim4dd.distill.cost import Meter
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.loop_settings import LoopSettings
-from mim4dd.distill.methods.base import BaseLoss, Initial
-from mim4dd.distill.ranks import average, wait_for_ranks
+from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
+from mim4dd.distill.ranks import average, gather, num_ranks, rank, wait_for_ranks
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
-__all__ = ["LoopState", "Snapshot"]
+__all__ = ["LoopState", "Snapshot", "copied_state", "save"]
 
 # As in MTT, and DATM for the labels.
 _MOMENTUM = {"image_syn": 0.5, "syn_lr": 0.5, "label_logits": 0.9}
 
+_METHOD = "method."  # how a checkpoint names what the method carries
+
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds."""
+    """What a checkpoint holds, of one rank."""
 
     tensors: dict[str, Tensor]
     header: dict[str, Any]
@@ -70,7 +72,7 @@ class LoopState:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         if outcome is not None:
-            outcome.value.backward()
+            self._backward(outcome.value)
         gradients = [
             torch.full_like(tensor, torch.nan) if outcome is None
             else torch.zeros_like(tensor) if tensor.grad is None
@@ -82,6 +84,15 @@ class LoopState:
         for tensor, gradient in zip(self.learned.values(), gradients, strict=True):
             tensor.grad = gradient
         return value
+
+    def _backward(self, value: Tensor) -> None:
+        if value.requires_grad:
+            value.backward()
+        if all(self.learned[name].grad is None for name in self.learned if name != "syn_lr"):
+            raise ValueError(
+                "the method's loss must depend on image_syn or label_syn, but sends gradients to "
+                "neither: is something detached, or computed under torch.no_grad()?"
+            )
 
     def refuse_bad_gradients(self, value: Tensor, run: RunDirectory) -> None:
         """Stop at a loss or gradient that is not finite."""
@@ -108,14 +119,14 @@ class LoopState:
         """Stop a run that diverged, with its last good state saved."""
         message = f"{what} in iteration {self.iteration}; lower lr_img, lr_lr or lr_teacher"
         if self.last_good is not None:
-            run.save_checkpoint(*self.last_good)
+            save(self.last_good, run)
             good = self.last_good.header["iteration"]
             message += f". The last good state, of iteration {good}, is kept in {run.checkpoint}"
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise FloatingPointError(message)
 
     def snapshot(self, method_state: dict[str, Tensor]) -> Snapshot:
-        """Copies of all that a checkpoint holds, save of the method's, which nobody changes."""
+        """All that a checkpoint holds of this rank: copies, and what :func:`copied_state` gave."""
         tensors = {name: tensor.detach().clone() for name, tensor in self.learned.items()}
         if self.average_image is not None:
             tensors["average_image"] = self.average_image.clone()
@@ -123,11 +134,11 @@ class LoopState:
             for key, value in optimizer.state[self.learned[name]].items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value.clone()
-        tensors |= {f"method.{name}": tensor for name, tensor in method_state.items()}
+        tensors |= {f"{_METHOD}{name}": tensor for name, tensor in method_state.items()}
         return Snapshot(tensors, {"iteration": self.iteration} | self.meter.read())
 
     def restore(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """Continue from a checkpoint; return what it holds of the method."""
+        """Continue from a checkpoint; return what it holds of the method on this rank."""
         tensors, header = snapshot
         for name, tensor in self.learned.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
@@ -150,8 +161,7 @@ class LoopState:
         self.iteration = header["iteration"]
         self.meter.restore(header)
         return {
-            name: value.to(self.image_syn.device)
-            for name, value in _below("method.", tensors).items()
+            name: value.to(self.image_syn.device) for name, value in _of_this_rank(snapshot).items()
         }
 
     def result(
@@ -169,6 +179,33 @@ class LoopState:
             data.normalization.inverse(images),
             data.class_names,
         )
+
+
+def copied_state(method: BaseMethod) -> dict[str, Tensor]:
+    """The method's state as it is now, which its next loss may change in place."""
+    return {name: tensor.detach().clone() for name, tensor in method.state().items()}
+
+
+def save(snapshot: Snapshot, run: RunDirectory) -> None:
+    """Replace the checkpoint, on all ranks at once: it holds the method's state of each."""
+    tensors, header = snapshot
+    states = gather(_below(_METHOD, tensors))
+    tensors = {name: part for name, part in tensors.items() if not name.startswith(_METHOD)}
+    for number, state in enumerate(states):
+        tensors |= {f"{_METHOD}{number}.{name}": part for name, part in state.items()}
+    run.save_checkpoint(tensors, header | {"ranks": len(states)})
+
+
+def _of_this_rank(snapshot: Snapshot) -> dict[str, Tensor]:
+    """What a checkpoint holds of the method on this rank; its networks differ from rank to rank."""
+    tensors, header = snapshot
+    of_all = _below(_METHOD, tensors)
+    if of_all and header["ranks"] != num_ranks():
+        raise ValueError(
+            f"the checkpoint holds what the method carries on {header['ranks']} ranks, so can be "
+            f"continued by as many alone, got {num_ranks()}"
+        )
+    return _below(f"{rank()}.", of_all)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -129,8 +129,17 @@ class MIM4DD(BaseMethod):
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> BaseLoss:
-        """The base method's loss plus the weighted contrastive loss."""
+        """The base method's loss plus the weighted contrastive loss.
+
+        Raises:
+            ValueError: If the base method gives no networks to compare.
+        """
         base = self.base.loss(image_syn, label_syn, syn_lr, real)
+        if not base.compared:
+            raise ValueError(
+                f"{type(self.base).__name__} must give the networks to compare in "
+                "BaseLoss.compared for MIM4DD, got none"
+            )
         class_syn = real.class_syn(len(image_syn))
         image_real, label_real = real.sample(self.num_keys)
         losses, bounds = [], []

@@ -42,7 +42,16 @@ class RealData:
         return self.data.image_train[rows], self.data.label_train[rows]
 
     def class_syn(self, num_images: int) -> Tensor:
-        """The class that every synthetic image is made for: as many of each, in order. (n,)"""
+        """The class that every synthetic image is made for: as many of each, in order. (n,)
+
+        Raises:
+            ValueError: If there cannot be as many of each.
+        """
+        if num_images % self.data.num_classes:
+            raise ValueError(
+                f"num_images must be a multiple of the {self.data.num_classes} classes, "
+                f"got {num_images}"
+            )
         classes = torch.arange(self.data.num_classes, device=self.data.image_train.device)
         return classes.repeat_interleave(num_images // self.data.num_classes)
 
@@ -88,11 +97,22 @@ class Initial(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseLoss:
-    """A method's loss of one outer step, and the networks that an add-on may look into."""
+    """A method's loss of one outer step, and the networks that an add-on may look into.
 
-    value: Tensor
+    Raises:
+        TypeError: If the loss is not a tensor.
+        ValueError: If it is not a scalar.
+    """
+
+    value: Tensor  # ()
     compared: list[ComparedNetwork]
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Tensor):
+            raise TypeError(f"value must be a tensor, got {type(self.value).__name__}")
+        if self.value.dim() != 0:
+            raise ValueError(f"value must be a scalar (), got {tuple(self.value.shape)}")
 
 
 class BaseMethod(ABC):
@@ -120,7 +140,7 @@ class BaseMethod(ABC):
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """What the method carries from one outer step to the next, for checkpoints."""
+        """What the method carries on this rank from one outer step to the next, for checkpoints."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
