@@ -282,6 +282,20 @@ def test_compare_leaves_a_summary_and_continues(mim4dd):
     assert "demo/mtt/seed0 holds a run with another syn_steps" in err
 
 
+def test_compare_takes_methods_without_experts(mim4dd):
+    few = "--width 8 --iterations 2 --num-keys 20 --num-eval 1 --eval-epochs 5 --num-distill 1"
+    status, out, err = mim4dd(f"compare --method dm {few} --out demo")
+    assert status == 0, err
+    summary = json.loads(Path("demo/summary.json").read_text())
+    assert summary["method"] == "dm"
+    assert summary["accuracy"]["ipc"]["1"].keys() == {"random_real", "dm", "dm+mim4dd"}
+    assert "1 per class by DM + MIM4DD" in out
+    assert "points to DM (" in out
+    assert "MTT" not in out
+    assert summary["seconds"]["experts"] is None
+    assert not Path("demo/experts").exists()
+
+
 def test_any_folder_of_images(mim4dd, tmp_path):
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "pets" / name).mkdir(parents=True)

@@ -12,7 +12,7 @@ from mim4dd.distill.config import (
     DistillConfig,
     ExpertsConfig,
     check_options,
-    matches_experts,
+    needs_experts,
 )
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.presets import expert_preset, preset
@@ -36,7 +36,7 @@ def test_every_entry_is_a_configuration(method, data, ipc):
     assert filled.keys() | vars(ExpertTraining()).keys() >= options.keys()
     DistillConfig(**chosen | filled)
     together = CompareConfig(**chosen | CompareConfig.preset(chosen))
-    if matches_experts(method):
+    if needs_experts(method):
         last_target = together.max_start_epoch - 1 + together.expert_epochs
         assert last_target <= together.train_epochs
 

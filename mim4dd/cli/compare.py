@@ -19,7 +19,10 @@ def compare(
         float | None, typer.Option(help="What installing took, for the summary.", hidden=True)
     ] = None,
 ) -> None:
-    """Train experts, distil by MTT and by MTT + MIM4DD, and compare both with the baselines."""
+    """Distil by a method and by the same + MIM4DD, and compare both with the baselines.
+
+    Experts are trained where the method needs them.
+    """
     from mim4dd.distill.compare import compare as run_comparison
     from mim4dd.distill.compare import comparison_table
 

@@ -1,4 +1,4 @@
-"""The main job end to end: experts, MTT, MTT + MIM4DD, and both beside honest baselines."""
+"""The main job end to end: a method, the same with MIM4DD, and both beside honest baselines."""
 
 import math
 import statistics
@@ -16,6 +16,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy, evaluate, evaluate_full, evaluate_random_real
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.loop import distill
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
 from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
@@ -30,8 +31,6 @@ __all__ = [
     "judge",
     "run_distillation",
 ]
-
-_METHODS = {"mtt": "MTT", "mtt+mim4dd": "MTT + MIM4DD"}
 
 
 def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
@@ -75,7 +74,7 @@ def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
 
 
 def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> dict[str, Any]:
-    """Distil by MTT alone and by MTT + MIM4DD, and judge both beside the baselines.
+    """Distil by a method alone and with MIM4DD, and judge both beside the baselines.
 
     An interrupted call continues where it stopped. Nothing is chosen by the test images: the set
     after the last iteration counts.
@@ -89,21 +88,27 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         The summary, as the file holds it.
     """
     data = config.load_data()
-    experts = train_experts(config.make_network, config.network_name, data, config, out / "experts")
-    runs: dict[str, list[RunDirectory]] = {method: [] for method in _METHODS}
-    sets: dict[str, list[SyntheticSet]] = {method: [] for method in _METHODS}
+    expert_seconds: float | None = None
+    if METHODS[config.method].needs_experts:
+        experts = train_experts(
+            config.make_network, config.network_name, data, config, out / "experts"
+        )
+        expert_seconds = experts.seconds
+    titles = _titles(config.method)
+    runs: dict[str, list[RunDirectory]] = {name: [] for name in titles}
+    sets: dict[str, list[SyntheticSet]] = {name: [] for name in titles}
     for seed in range(config.seed, config.seed + config.num_distill):
-        for method in _METHODS:
+        for name in titles:
             options = part(
                 config,
                 DistillConfig,
                 experts=str(out / "experts"),
                 seed=seed,
-                weight=0.0 if method == "mtt" else config.weight,
+                weight=0.0 if name == config.method else config.weight,
             )
-            run = RunDirectory(out / method / f"seed{seed}")
-            sets[method].append(run_distillation(options, data, run))
-            runs[method].append(run)
+            run = RunDirectory(out / name / f"seed{seed}")
+            sets[name].append(run_distillation(options, data, run))
+            runs[name].append(run)
             draw_run(run, data.name)
 
     started = time.perf_counter()
@@ -113,9 +118,10 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
     every_run = [run for group in runs.values() for run in group]
     summary = {
         "dataset": data.name,
+        "method": config.method,
         "seconds": {
             "install": install_seconds,
-            "experts": experts.seconds,
+            "experts": expert_seconds,
             "distill": sum(run.load_checkpoint()[1]["seconds"] for run in every_run),
             "evaluate": evaluate_seconds,
         },
@@ -123,15 +129,15 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
             "full": accuracies["full"].summary(),
             "ipc": {
                 str(config.ipc): {
-                    name: accuracies[name].summary() for name in ("random_real", *_METHODS)
+                    name: accuracies[name].summary() for name in ("random_real", *titles)
                 }
             },
         },
-        "mim4dd_gain": _gain(accuracies),
+        "mim4dd_gain": _gain(accuracies, config.method),
         "mi_lower_bound": {
             "nats": statistics.fmean(
                 bound
-                for run in runs["mtt+mim4dd"]
+                for run in runs[f"{config.method}+mim4dd"]
                 if (bound := final_bound(run.read_metrics())) is not None
             ),
             "log_num_classes": math.log(data.num_classes),
@@ -155,6 +161,12 @@ def baseline_accuracies(config: DistillConfig, data: ImageData) -> tuple[Accurac
     )
 
 
+def _titles(method: str) -> dict[str, str]:
+    """Names of both sides, and what they are called."""
+    title = METHODS[method].title
+    return {method: title, f"{method}+mim4dd": f"{title} + MIM4DD"}
+
+
 def _accuracies(
     config: CompareConfig, data: ImageData, sets: dict[str, list[SyntheticSet]]
 ) -> dict[str, Accuracy]:
@@ -167,9 +179,9 @@ def _accuracies(
     return accuracies
 
 
-def _gain(accuracies: dict[str, Accuracy]) -> dict[str, float | int]:
+def _gain(accuracies: dict[str, Accuracy], method: str) -> dict[str, float | int]:
     """What MIM4DD adds, over pairs of networks with the same seeds."""
-    return accuracies["mtt+mim4dd"].gain_over(accuracies["mtt"]).summary()
+    return accuracies[f"{method}+mim4dd"].gain_over(accuracies[method]).summary()
 
 
 def _draw(
@@ -182,19 +194,20 @@ def _draw(
     """Draw what each set looks like and all curves over each other."""
     images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.eval_seed))
     grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
-    for method, title in _METHODS.items():
-        first = sets[method][0]
-        grids[method] = (title, first.pixels, first.class_syn)
+    titles = _titles(config.method)
+    for name, title in titles.items():
+        first = sets[name][0]
+        grids[name] = (title, first.pixels, first.class_syn)
     paths = []
     for name, (title, pixels, shown_labels) in grids.items() if data.has_images else ():
         paths.append(folder / f"{name}.png")
         caption = f"{data.name}, ipc {config.ipc}: {title}"
         save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)
     curves = {
-        f"{_METHODS[method]}, {run.path.name}" if config.num_distill > 1 else _METHODS[method]: (
+        f"{titles[name]}, {run.path.name}" if config.num_distill > 1 else titles[name]: (
             run.read_metrics()
         )
-        for method, group in runs.items()
+        for name, group in runs.items()
         for run in group
     }
     paths.append(folder / "curves.png")
@@ -216,7 +229,8 @@ def comparison_table(summary: dict[str, Any]) -> str:
     """The summary for people."""
     ((ipc, by_name),) = summary["accuracy"]["ipc"].items()
     accuracies = {f"{ipc} random real images per class": by_name["random_real"]}
-    accuracies |= {f"{ipc} per class by {_METHODS[name]}": by_name[name] for name in _METHODS}
+    titles = _titles(summary["method"])
+    accuracies |= {f"{ipc} per class by {title}": by_name[name] for name, title in titles.items()}
     accuracies["whole training set"] = summary["accuracy"]["full"]
     gain, bound = summary["mim4dd_gain"], summary["mi_lower_bound"]
     spent = [f"{name} {value:.0f} s" for name, value in summary["seconds"].items() if value]
@@ -224,7 +238,8 @@ def comparison_table(summary: dict[str, Any]) -> str:
         [
             f"{summary['dataset']}: accuracy on held-out real images, mean ± std",
             accuracy_table(accuracies),
-            f"MIM4DD adds {100 * gain['mean']:+.1f} ± {100 * gain['std']:.1f} points to MTT "
+            f"MIM4DD adds {100 * gain['mean']:+.1f} ± {100 * gain['std']:.1f} points to "
+            f"{titles[summary['method']]} "
             f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
             f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
             f"log C = {bound['log_num_classes']:.2f}",

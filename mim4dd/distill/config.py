@@ -19,7 +19,6 @@ from mim4dd.distill.methods.cafe import CAFESettings
 from mim4dd.distill.methods.datm import DATMSettings
 from mim4dd.distill.methods.dm import DMSettings
 from mim4dd.distill.methods.dsa import DSASettings
-from mim4dd.distill.methods.mtt import MTTSettings
 from mim4dd.distill.methods.rat_bptt import RaTBPTTSettings
 from mim4dd.distill.methods.sre2l import SRe2LSettings
 from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings
@@ -119,7 +118,7 @@ class TaskSettings(Settings):
         method = options.get("method")
         found: dict[str, Any] = {}
         # Experts share options with methods, and must not set them for one that needs no experts.
-        if issubclass(cls, ExpertTraining) and (method is None or matches_experts(method)):
+        if issubclass(cls, ExpertTraining) and (method is None or needs_experts(method)):
             found |= expert_preset(options["data"])
         found |= preset(options["data"], method, options.get("ipc"))
         return {name: value for name, value in found.items() if name in option_names(cls)}
@@ -234,7 +233,9 @@ class CompareConfig(DistillConfig, ExpertTraining):
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(num_distill=1)
         if self.weight == 0:
-            raise ValueError("weight must be above 0 to compare MTT + MIM4DD with MTT alone")
+            raise ValueError(
+                "weight must be above 0 to compare the method + MIM4DD with the method alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -305,10 +306,10 @@ def _types(hint: Any) -> set[type]:
     return {each for part in parts for each in _types(part)}
 
 
-def matches_experts(method: str) -> bool:
+def needs_experts(method: str) -> bool:
     """Whether a method needs expert trajectories."""
     check_choice("method", method, tuple(METHODS))
-    return issubclass(METHODS[method].settings, MTTSettings)
+    return METHODS[method].needs_experts
 
 
 def foreign_options(method: str) -> set[str]:

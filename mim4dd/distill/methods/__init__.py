@@ -24,12 +24,13 @@ class MethodKind(NamedTuple):
     title: str
     settings: type[Settings]
     make: Callable[[Ingredients, Any], BaseMethod]  # from its settings
+    needs_experts: bool = False
 
 
 METHODS = {
-    "mtt": MethodKind("MTT", MTTSettings, MTT.make),
-    "tesla": MethodKind("TESLA", MTTSettings, TESLA.make),
-    "datm": MethodKind("DATM", DATMSettings, DATM.make),
+    "mtt": MethodKind("MTT", MTTSettings, MTT.make, needs_experts=True),
+    "tesla": MethodKind("TESLA", MTTSettings, TESLA.make, needs_experts=True),
+    "datm": MethodKind("DATM", DATMSettings, DATM.make, needs_experts=True),
     "dc": MethodKind("DC", DCSettings, DC.make),
     "dsa": MethodKind("DSA", DSASettings, DSA.make),
     "cafe": MethodKind("CAFE", CAFESettings, CAFE.make),

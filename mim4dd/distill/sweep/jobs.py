@@ -10,7 +10,7 @@ from typing import Any
 from mim4dd.distill.config import (
     DistillConfig,
     TaskSettings,
-    matches_experts,
+    needs_experts,
     option_names,
     part,
 )
@@ -101,7 +101,7 @@ def train_needed_experts(
     needed = {
         _expert_folder(setting, out): setting
         for setting in settings
-        if matches_experts(setting.config.method) and not setting.config.experts
+        if needs_experts(setting.config.method) and not setting.config.experts
     }
     for folder, setting in needed.items():
         config = setting.experts
