@@ -209,6 +209,8 @@ def test_the_summary_is_of_the_metrics(runs):
     bound = rows[3]["mi_lower_bound"]  # a tenth of four rows is one
     assert entries["MI lower bound"] == f"{bound:.2f} nats, of at most log C = 2.30"
     assert entries["time"].endswith(" s")
+    peak = run.load_checkpoint()[1]["peak_bytes"]
+    assert entries["peak memory"] == f"{peak / 2**20:.0f} MiB"
     assert final_bound([{"mi_lower_bound": float(step)} for step in range(30)]) == 28.0
     assert final_bound([{"loss": 1.0}]) is None
     assert "MI lower bound" not in summary(RunDirectory(runs[1]))

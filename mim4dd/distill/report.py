@@ -97,8 +97,8 @@ def summary(run: RunDirectory) -> dict[str, str]:
             header = read_header(file)
         if "seconds" in header:
             entries["time"] = f"{header['seconds']:.1f} s"
-        if "peak_memory" in header:
-            entries["peak memory"] = f"{header['peak_memory'] / 2**20:.0f} MiB"
+        if "peak_bytes" in header:
+            entries["peak memory"] = f"{header['peak_bytes'] / 2**20:.0f} MiB"
     return entries
 
 
