@@ -11,7 +11,7 @@ from killing import finish, kill_again_and_again
 from mim4dd.__main__ import main
 from mim4dd.distill.config import DistillConfig, read_config
 from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.sweep.job import Result
+from mim4dd.distill.sweep.job import Job, Result, run_job
 from mim4dd.distill.sweep.run import sweep
 
 GIVEN = {
@@ -88,6 +88,16 @@ def test_a_distillation_that_diverges_is_recorded(study):
     assert rows_of(out / "table.csv")[2]["failed"] == "2"
 
 
+def test_a_set_on_which_networks_diverge_is_recorded(tmp_path):
+    """NaN has no mean, and no place in JSON."""
+    config = DistillConfig(lr_teacher=1e18, width=8, num_eval=2, eval_epochs=10)
+    job = Job(config, tmp_path, baseline=True)
+    run_job(job)
+    result = Result.read(job.result)
+    assert result.accuracy == ()
+    assert result.failure == "2 of 2 networks trained on the set diverged"
+
+
 def test_the_command_prints_table_and_paths(study, monkeypatch, capfd):
     study, out = study
     vary = "--vary weight=0,0.1 --vary lr_img=1e38 --one-at-a-time --seeds 2"
@@ -110,12 +120,12 @@ def test_finished_runs_are_kept_and_more_may_be_asked_for(study):
     assert [row.accuracy.count for row in more.rows] == [3, 3, 3]
     assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
     with pytest.raises(ValueError, match="another base, which differs in syn_steps; choose"):
-        sweep({**GIVEN, "syn_steps": 2}, varied, out)
+        sweep({**GIVEN, "syn_steps": 2}, {"weight": [0.0]}, out)
     with pytest.raises(ValueError, match="against must name a value that the sweep has"):
-        sweep(GIVEN, varied, out, against="weight=7")
+        sweep(GIVEN, {"weight": [0.0]}, out, against="weight=7")
     for name in ("seeds", "workers"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            sweep(GIVEN, varied, out, **{name: 0})
+            sweep(GIVEN, {"weight": [0.0]}, out, **{name: 0})
 
 
 def test_killed_at_any_moment_the_command_continues(tmp_path):

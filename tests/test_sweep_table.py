@@ -76,6 +76,16 @@ def test_a_failure_is_told_and_left_out(settings):
     assert nothing.networks == 0
 
 
+def test_random_real_images_that_diverge_are_told_and_left_out(settings, tmp_path):
+    row = summarize(settings[0], BASE, [REAL[0], FAILED], "base", BASE)
+    assert row.random_real == Spread(REAL[0].mean, None, 1)
+    assert row.over_real.count == 1
+    none = [summarize(each, BASE, [FAILED, FAILED], "base", BASE) for each in settings]
+    assert none[0].random_real == Spread(None, None, 0)
+    assert markdown_table(none).splitlines()[-1].endswith("by the same recipe: none, all diverged.")
+    draw_sweep(none, {("base", 0): BASE[0]}, "title", tmp_path, cpu=True)
+
+
 def test_files(settings, tmp_path):
     rows = [
         summarize(settings[0], BASE, REAL, "base", BASE),

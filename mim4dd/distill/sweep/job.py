@@ -1,5 +1,6 @@
 """One distillation of a sweep and one baseline, each with a result of its own."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ import torch
 from mim4dd.distill.compare import judge, run_distillation
 from mim4dd.distill.config import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluate import evaluate
+from mim4dd.distill.evaluate import Accuracy, evaluate
 from mim4dd.distill.run import RunDirectory
 from mim4dd.distill.storage import read_json, write_json
 
@@ -84,8 +85,8 @@ class Result:
 def run_job(job: Job) -> None:
     """Run a job and leave its result; one that has a result is left as it is.
 
-    A distillation that was interrupted continues from its checkpoint. One that diverges has its
-    message as result.
+    A distillation that was interrupted continues from its checkpoint. One that diverges, itself or
+    in the networks trained on its set, has a message as result.
     """
     if job.result.exists():
         return
@@ -107,6 +108,15 @@ def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
     judged = evaluate(
         lambda: config.make_network(data), images, labels, config.lr_teacher, data, config
     )
+    return _judged(judged)
+
+
+def _judged(judged: Accuracy) -> dict[str, Any]:
+    """Accuracies, or why they have no mean."""
+    diverged = sum(map(math.isnan, judged.values))
+    if diverged:
+        failure = f"{diverged} of {len(judged.values)} networks trained on the set diverged"
+        return {"accuracy": (), "failure": failure}
     return {"accuracy": judged.values}
 
 
@@ -121,7 +131,7 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
     return {
-        "accuracy": judge(synthetic, data, job.config).values,
+        **_judged(judge(synthetic, data, job.config)),
         **{name: header[name] for name in ("seconds", "cpu_seconds", "peak_bytes")},
         "metrics": _final_metrics(rows),
     }

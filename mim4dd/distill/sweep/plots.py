@@ -143,7 +143,7 @@ def _draw_random_real(axis: Any, lines: Any, scale: Scale, name: str) -> None:
             for row in line
             if row.random_real.mean is not None
         )
-        if points in drawn:
+        if points in drawn or not points:
             continue
         label = None if drawn else "random real images"
         drawn.add(points)

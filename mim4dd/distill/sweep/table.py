@@ -81,7 +81,7 @@ def summarize(
         networks=sum(len(result.accuracy) for result in done),
         reference=reference,
         gain=Spread.of([]) if reference is None else _paired(results, referred),
-        random_real=Spread.of([result.mean for result in real]),
+        random_real=Spread.of([result.mean for result in real if result.failure is None]),
         over_real=_paired(results, real),
         mi_lower_bound=measured("mi_lower_bound"),
         seconds=measured("seconds"),
@@ -217,12 +217,14 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
 
 def _legend(rows: Sequence[Row]) -> str:
     real = {(row.random_real.mean, row.random_real.std): row.random_real for row in rows}
-    baselines = ", ".join(f"{_pm(spread, 100)} % (n = {spread.count})" for spread in real.values())
+    baselines = ", ".join(
+        f"{_pm(spread, 100)} % (n = {spread.count})" for spread in real.values() if spread.count
+    )
     lines = [
         "± is the standard deviation over n distillations, each the mean of its networks; gains "
         "are in points, paired by seed.",
         "s and CPU s are per distillation without its judging; MiB is the peak of its process.",
-        f"Random real images by the same recipe: {baselines}.",
+        f"Random real images by the same recipe: {baselines or 'none, all diverged'}.",
     ]
     for row in rows:
         lines += [f"{row.setting}, seed {seed}: {text}" for seed, text in row.failures.items()]
