@@ -92,8 +92,54 @@ def test_bad_settings_are_refused_before_anything_runs():
         make_grid({"ipc": "one"}, {"weight": [1.0]}, True)
     with pytest.raises(ValueError, match="temperature must be positive"):
         make_grid({}, {"temperature": [0.1, 0.0]}, True)
-    with pytest.raises(ValueError, match="num_experts has no effect on the experts given"):
-        make_grid({"experts": "somewhere"}, {"num_experts": [1, 2]}, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"experts": "somewhere"}, "num_experts"),
+        ({"method": "dm"}, "num_experts"),
+        ({"weight": 0.0}, "temperature"),
+        ({"network": "lenet"}, "width"),
+        ({"network": "mlp"}, "depth"),
+    ],
+)
+def test_an_option_without_effect_is_refused_and_beside_one_with_it_is_not(given, name):
+    (option,) = given
+    with pytest.raises(ValueError, match=f"vary: {name} has no effect on any setting"):
+        make_grid(given, {name: [1, 2]}, True)
+    with pytest.raises(ValueError, match=f"vary: {name} has no effect on any setting"):
+        make_grid({}, {option: [given[option]], name: [1, 2]}, False)[1]
+    others = {"experts": "", "method": "mtt", "weight": 0.1, "network": "convnet"}
+    both = {option: [others[option], given[option]], name: [1, 2]}
+    assert len(make_grid({}, both, False)) >= 4
+
+
+def test_no_norm_and_no_pooling_can_be_asked_for():
+    varied = parse_vary(["norm=instance,none", "pooling=none,avg"])
+    assert varied == {"norm": ["instance", "none"], "pooling": ["none", "avg"]}
+    settings = make_grid({}, varied, False)
+    # What a network has by default is told by its name, and typed makes no other setting.
+    assert [setting.options for setting in settings if setting.is_base] == [
+        {"norm": "instance", "pooling": "avg"}
+    ]
+    assert len(settings) == 4
+    assert "norm=none" in [setting.name for setting in settings]
+    assert len({setting.config.network_name for setting in settings}) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "ipc", "epochs"),
+    [("cifar10", "mtt", 1, 50), ("cifar10", "mtt", 50, 50), ("cifar100", "datm", 50, 100)],
+)
+def test_experts_are_of_the_network_and_long_enough(data, method, ipc, epochs):
+    """By presets, which have whitened images at some ipc alone, and longer ones for DATM."""
+    base, other = make_grid({"data": data, "method": method, "ipc": ipc}, {"weight": [0.0]}, True)
+    for setting in (base, other):
+        assert setting.experts.network_name == setting.config.network_name
+        assert setting.experts.train_epochs == epochs
+    (base, _) = make_grid({"train_epochs": 7, "method": "datm"}, {"weight": [0.0]}, True)
+    assert base.experts.train_epochs == 7
 
 
 def test_defaults_are_those_of_the_setting():

@@ -9,6 +9,7 @@ from mim4dd.distill.networks.registry import (
     NETWORKS,
     NetworkName,
     check_network,
+    fixed_sizes,
     make_network,
     network_title,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Pooling",
     "ResNet18",
     "check_network",
+    "fixed_sizes",
     "make_network",
     "network_title",
 ]

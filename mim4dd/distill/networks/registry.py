@@ -13,7 +13,14 @@ from mim4dd.distill.networks.mlp import MLP
 from mim4dd.distill.networks.resnet18 import ResNet18
 from mim4dd.distill.networks.vgg11 import VGG11
 
-__all__ = ["NETWORKS", "NetworkName", "check_network", "make_network", "network_title"]
+__all__ = [
+    "NETWORKS",
+    "NetworkName",
+    "check_network",
+    "fixed_sizes",
+    "make_network",
+    "network_title",
+]
 
 NetworkName = Literal["convnet", "lenet", "alexnet", "vgg11", "resnet18", "mlp"]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
@@ -60,6 +67,19 @@ def check_network(
     check_choice(f"norm of {name}", norm, choices.norms)
     check_choice(f"pooling of {name}", pooling, choices.poolings)
     return norm, pooling
+
+
+def fixed_sizes(name: NetworkName) -> set[str]:
+    """Which of width and depth a network has of its own, whatever is asked for.
+
+    Example:
+        >>> from mim4dd.distill.networks import fixed_sizes
+        >>> fixed_sizes("mlp")
+        {'depth'}
+    """
+    choices = _CHOICES[name]
+    given = {"width": choices.has_width, "depth": choices.has_depth}
+    return {size for size, has in given.items() if not has}
 
 
 def make_network(

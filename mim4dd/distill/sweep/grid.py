@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -17,10 +17,13 @@ from mim4dd.distill.config import (
     TaskSettings,
     check_options,
     foreign_options,
+    matches_experts,
     option_names,
 )
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.methods import METHODS
+from mim4dd.distill.mutual_information import MIM4DDSettings
+from mim4dd.distill.networks import check_network, fixed_sizes
 
 __all__ = [
     "Setting",
@@ -35,6 +38,9 @@ __all__ = [
 
 # What the sweep has otherwise than a single distillation, whatever the presets say.
 _DEFAULTS = {"experts": SweepConfig.experts, "eval_every": SweepConfig.eval_every}
+# Experts of one network on one data set serve all settings: an option that they share with the
+# distillation, such as dsa_strategy, is for them that of the base.
+_OF_EXPERTS = option_names(ExpertTraining) - option_names(DistillConfig)
 _BASE = "base"
 _WORDS = {"true": True, "false": False}
 
@@ -93,12 +99,16 @@ def option_name(text: str) -> str:
 def parse_value(name: str, text: str) -> Any:
     """The value of an option from how it is typed; ``none`` where an option may be None.
 
+    Where "none" is one of the choices, as of norms and poolings, it is that one.
+
     Raises:
         ValueError: If it is not of the option's type.
     """
     hint = get_type_hints(SweepConfig)[name]
     parts = get_args(hint) or (hint,)
     text = text.strip()
+    if any(text in get_args(part) for part in parts):
+        return text
     if NoneType in parts and text == "none":
         return None
     if not any(isinstance(part, type) for part in parts):
@@ -160,7 +170,7 @@ def make_grid(
         one_at_a_time: Change one option of the base at a time instead of all together.
 
     Raises:
-        ValueError: If a setting cannot be used.
+        ValueError: If a setting cannot be used, or an option has no effect on any.
     """
     changes: list[dict[str, Any]]
     if one_at_a_time:
@@ -168,17 +178,27 @@ def make_grid(
     else:
         points = itertools.product(*varied.values())
         changes = [dict(zip(varied, point, strict=True)) for point in points]
-    if given.get("experts"):
-        useless = sorted(set(varied) - option_names(DistillConfig))
-        if useless:
-            raise ValueError(f"vary: {', '.join(useless)} has no effect on the experts given")
     base = make_setting(given, {}, varied)
     settings: dict[tuple[DistillConfig, ExpertsConfig], Setting] = {}
     for change in changes:
         setting = make_setting(given, change, varied, base)
         settings.setdefault((setting.config, setting.experts), setting)
     distinct = list(settings.values())
+    useless = set(varied).intersection(*(_without_effect(setting) for setting in distinct))
+    if useless:
+        raise ValueError(f"vary: {', '.join(sorted(useless))} has no effect on any setting")
     return distinct if any(setting.is_base for setting in distinct) else [base, *distinct]
+
+
+def _without_effect(setting: Setting) -> set[str]:
+    """Options that a setting has and does not use."""
+    config = setting.config
+    unused = fixed_sizes(config.network)
+    if config.weight == 0:
+        unused |= option_names(MIM4DDSettings) - {"weight"}
+    if config.experts or not matches_experts(config.method):
+        unused |= _OF_EXPERTS
+    return unused
 
 
 def base_of(settings: Sequence[Setting]) -> Setting:
@@ -199,14 +219,10 @@ def make_setting(
         check_choice("vary: method", change["method"], tuple(METHODS))
         for name in foreign_options(change["method"]):
             options.pop(name, None)
-    config = _resolve(DistillConfig, {**_DEFAULTS, **options, **change})
-    # Experts of one network on one data set serve all settings: an option that they share with the
-    # distillation, such as dsa_strategy, is for them that of the base.
-    own = option_names(TaskSettings) | (option_names(ExpertTraining) - option_names(DistillConfig))
-    experts = _resolve(
-        ExpertsConfig, {**given, **{name: change[name] for name in change if name in own}}
-    )
-    values = asdict(experts) | asdict(config)
+    config = _with_default_layers(_resolve(DistillConfig, {**_DEFAULTS, **options, **change}))
+    experts = _experts_for(config, given, change)
+    norm, pooling = check_network(config.network, norm=config.norm, pooling=config.pooling)
+    values = asdict(experts) | asdict(config) | {"norm": norm, "pooling": pooling}
     options = {name: values[name] for name in names}
     differing = [
         f"{name}={shown(value)}"
@@ -214,6 +230,30 @@ def make_setting(
         if base is not None and value != base.options[name]
     ]
     return Setting(",".join(differing) or _BASE, options, config, experts)
+
+
+def _with_default_layers(config: DistillConfig) -> DistillConfig:
+    """The same network, its norm and pooling left to the default where they are the default's."""
+    norm, pooling = check_network(config.network, norm=None, pooling=None)
+    return replace(
+        config,
+        norm=None if config.norm == norm else config.norm,
+        pooling=None if config.pooling == pooling else config.pooling,
+    )
+
+
+def _experts_for(
+    config: DistillConfig, given: Mapping[str, Any], change: Mapping[str, Any]
+) -> ExpertsConfig:
+    """How the experts are trained that a setting may match: on its data and its network."""
+    task = {name: getattr(config, name) for name in option_names(TaskSettings)}
+    typed = {**given, **{name: change[name] for name in change if name in _OF_EXPERTS}, **task}
+    experts = _resolve(ExpertsConfig, typed)
+    # Data, method and images per class may ask for longer trajectories than the data alone.
+    asked = SweepConfig.preset(asdict(config)).get("train_epochs", 0)
+    if "train_epochs" in typed or asked <= experts.train_epochs:
+        return experts
+    return replace(experts, train_epochs=asked)
 
 
 def _resolve(kind: type[Config], given: Mapping[str, Any]) -> Config:
