@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +154,7 @@ def test_what_is_typed_wins(tmp_path, monkeypatch):
     mim4dd("distill --config run/config.json --max-start-epoch 3 --out again")
     again = RunDirectory("again").read_config()
     assert again == config | {"max_start_epoch": 3}
+    # Its null too, which is all samples per step here.
+    Path("all.json").write_text(json.dumps(config | {"batch_syn": None}))
+    mim4dd("distill --config all.json --out all")
+    assert RunDirectory("all").read_config() == config | {"batch_syn": None}

@@ -13,6 +13,8 @@ from mim4dd.distill.settings import field_help
 
 __all__ = ["given_options", "on_command_line", "with_options"]
 
+_OF_FILE = "mim4dd.options_of_file"
+
 
 def _config_file_reader(
     kind: type[TaskSettings],
@@ -25,6 +27,7 @@ def _config_file_reader(
             values = read_json(path)
             check_options(values, kind, str(path))
             context.default_map = {**(context.default_map or {}), **values}
+            context.meta[_OF_FILE] = frozenset(values)
         return path
 
     return read
@@ -40,25 +43,25 @@ def _source(context: typer.Context, name: str) -> str | None:
     return None if source is None else source.name
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the option was typed or is in a configuration file."""
+    # Of a file's null click says that it comes from the default.
+    return _source(context, name) != "DEFAULT" or name in context.meta.get(_OF_FILE, ())
+
+
 def _presets_of(
     kind: type[TaskSettings], options: dict[str, Any], context: typer.Context
 ) -> dict[str, Any]:
     """The tabulated defaults of the options that were neither typed nor read from a file."""
     return {
-        name: value
-        for name, value in kind.preset(options).items()
-        if _source(context, name) == "DEFAULT"
+        name: value for name, value in kind.preset(options).items() if not _is_given(context, name)
     }
 
 
 def given_options(context: typer.Context, config: TaskSettings) -> dict[str, Any]:
     """The options that were typed or came from a configuration file, without the defaults."""
-    sources = {field.name: context.get_parameter_source(field.name) for field in fields(config)}
-    return {
-        name: getattr(config, name)
-        for name, source in sources.items()
-        if source is not None and source.name != "DEFAULT"
-    }
+    names = (option.name for option in fields(config))
+    return {name: getattr(config, name) for name in names if _is_given(context, name)}
 
 
 def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
