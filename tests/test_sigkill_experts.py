@@ -62,7 +62,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     shutil.rmtree(folder)
     each = ExpertBuffer(whole).seconds / NUM_EXPERTS
     kills = continued = 0
-    while kills < 20:
+    while kills < 20 or continued < 3:  # early kills alone would show nothing
         before = experts(folder)
         process = start(folder)
         if kills % 2:
@@ -81,7 +81,6 @@ def test_twenty_kills_change_nothing(tmp_path):
             shutil.rmtree(folder)
     finish(folder)
     require_equal(folder, whole)
-    assert continued > 2  # else the kills came too early to show anything
 
 
 def test_a_kill_with_workers_changes_nothing(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -116,7 +117,8 @@ def _run_in_workers(
     try:
         # As many threads for the last task as for the first: the count follows what was asked for.
         for number in range(min(workers, len(tasks))):
-            pool.append(_Worker(number, start, threads, fresh))
+            with _interrupts_wait():
+                pool.append(_Worker(number, start, threads, fresh))
         waiting = list(enumerate(tasks))[::-1]
         busy = {worker.connection: worker for worker in pool}
         for worker in pool:
@@ -127,14 +129,30 @@ def _run_in_workers(
                 index, result = worker.receive()
                 if waiting:
                     if fresh:
-                        _stop([worker])
-                        worker = _Worker(worker.number, start, threads, fresh)
-                        pool[worker.number] = worker
+                        with _interrupts_wait():
+                            _stop([worker])
+                            worker = _Worker(worker.number, start, threads, fresh)
+                            pool[worker.number] = worker
                     worker.send(*waiting.pop())
                     busy[worker.connection] = worker
                 yield index, result
     finally:
         _stop(pool)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back while a worker starts, until it can be found to be stopped.
+
+    A terminal sends Ctrl-C to all. It stays blocked in the worker, as the mask is inherited, so
+    that this process alone decides and no worker prints a traceback.
+    """
+    resource_tracker.ensure_running()  # its own start, within a worker's, would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Worker:
@@ -153,10 +171,6 @@ class _Worker:
         self.process: BaseProcess = context.Process(
             target=_work, args=(number, start, threads, theirs), daemon=True
         )
-        # A terminal sends Ctrl-C to all: blocked in the worker from its birth on, as the mask is
-        # inherited, so that this process alone decides and no worker prints a traceback.
-        resource_tracker.ensure_running()  # its own start, else within ours, would unblock it
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -165,7 +179,6 @@ class _Worker:
                 f"{error}"
             ) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()  # else the end of the worker would not end the pipe
 
     def send(self, index: int, task: object) -> None:

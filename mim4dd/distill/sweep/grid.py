@@ -17,7 +17,7 @@ from mim4dd.distill.config import (
     TaskSettings,
     check_options,
     foreign_options,
-    matches_experts,
+    needs_experts,
     option_names,
 )
 from mim4dd.distill.experts import ExpertTraining
@@ -196,7 +196,7 @@ def _without_effect(setting: Setting) -> set[str]:
     unused = fixed_sizes(config.network)
     if config.weight == 0:
         unused |= option_names(MIM4DDSettings) - {"weight"}
-    if config.experts or not matches_experts(config.method):
+    if config.experts or not needs_experts(config.method):
         unused |= _OF_EXPERTS
     return unused
 
