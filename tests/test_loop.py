@@ -194,6 +194,10 @@ def test_noise_and_real_initialisation(task, tmp_path):
     noise = distill(method, data, noisy, start(tmp_path / "noise")).image_syn
     assert noise.shape == real.shape
     assert not any(image.numpy().tobytes() in train for image in noise)
+    unit = dataclasses.replace(settings, init="unit_noise")
+    scaled = distill(method, data, unit, start(tmp_path / "unit")).image_syn
+    lengths = noise.flatten(1).norm(dim=1)
+    torch.testing.assert_close(scaled, noise / lengths.view(-1, 1, 1, 1))
 
 
 def test_bad_settings(task, tmp_path):
@@ -206,7 +210,7 @@ def test_bad_settings(task, tmp_path):
     for change, message in (
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"lr_img": math.nan}, "lr_img must be at least 0 and finite"),
-        ({"init": "zeros"}, "init must be one of 'real', 'noise'"),
+        ({"init": "zeros"}, "init must be one of 'real', 'noise', 'unit_noise'"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(SETTINGS, **change)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
@@ -98,8 +99,10 @@ def _initial_state(method: BaseMethod, data: ImageData, settings: LoopSettings) 
         _check_initial(initial, data, settings.ipc)
     else:
         images, _ = data.sample(settings.ipc, stream)
-        if settings.init == "noise":
+        if settings.init != "real":
             images = torch.randn(images.shape, generator=stream).to(images)
+        if settings.init == "unit_noise":
+            images = F.normalize(images.flatten(1)).view_as(images)
         initial = Initial(images)
     classes = torch.arange(data.num_classes, device=initial.image_syn.device)
     return LoopState(initial, classes.repeat_interleave(settings.ipc), settings)

@@ -21,7 +21,8 @@ class LoopSettings(Settings):
         lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
         lr_teacher: Initial value of the learned step size syn_lr.
-        init: Start from "real" training images or from Gaussian "noise".
+        init: Start from "real" training images, from Gaussian "noise", or from "unit_noise": images
+            of it scaled to length 1, as in RaT-BPTT.
         ema_decay: Keep an exponential moving average of the images as the result, as FTD; 0: none.
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
@@ -35,7 +36,7 @@ class LoopSettings(Settings):
     lr_lr: float = 1e-4
     lr_y: float = 2.0
     lr_teacher: float = 0.03
-    init: Literal["real", "noise"] = "real"
+    init: Literal["real", "noise", "unit_noise"] = "real"
     ema_decay: float = 0.0
     seed: int = 0
     checkpoint_every: int = 20
@@ -48,6 +49,6 @@ class LoopSettings(Settings):
         )
         check_positive("lr_teacher", self.lr_teacher)
         check_choice("optimizer_img", self.optimizer_img, ("sgd", "adam"))
-        check_choice("init", self.init, ("real", "noise"))
+        check_choice("init", self.init, ("real", "noise", "unit_noise"))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
