@@ -410,3 +410,6 @@ def test_doctor_and_help(mim4dd):
     assert status == 0
     names = "ipc syn-steps expert-epochs max-start-epoch lr-img lr-lr weight temperature layers"
     assert all(f"--{name}" in out for name in names.split())
+    told = " ".join(out.replace("│", " ").split())
+    assert "before a fresh one takes its place. Only DC, DSA, CAFE." in told
+    assert "Only MTT, TESLA, DATM." in told

@@ -24,7 +24,9 @@ def distill(
 ) -> None:
     """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
 
-    Under torchrun every process matches networks of its own, and all step along the mean gradient.
+    Defaults that are tabulated for the method, data and ipc (docs/methods.md) come before those
+    shown here. Under torchrun every process matches networks of its own, and all step along the
+    mean gradient.
     """
     if resume is not None:
         given = [

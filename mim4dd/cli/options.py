@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mim4dd.distill.config import TaskSettings, check_options
+from mim4dd.distill.config import TaskSettings, check_options, method_titles
 from mim4dd.distill.settings import field_help
 
 __all__ = ["given_options", "on_command_line", "with_options"]
@@ -64,6 +64,12 @@ def given_options(context: typer.Context, config: TaskSettings) -> dict[str, Any
     return {name: getattr(config, name) for name in names if _is_given(context, name)}
 
 
+def _with_methods(name: str, text: str) -> str:
+    """The help of an option, with the methods that take it where not all do."""
+    titles = method_titles(name)
+    return f"{text} Only {', '.join(titles)}." if titles else text
+
+
 def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command every field of a configuration as an option, and the filled-in configuration.
 
@@ -71,6 +77,8 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
     """
     hints, texts = get_type_hints(kind), field_help(kind)
     names = [option.name for option in fields(kind)]
+    if "method" in names:
+        texts = {name: _with_methods(name, text) for name, text in texts.items()}
     options = [
         inspect.Parameter(
             option.name,

@@ -41,6 +41,7 @@ __all__ = [
     "SweepConfig",
     "TaskSettings",
     "foreign_options",
+    "method_titles",
     "option_names",
     "part",
     "read_config",
@@ -316,6 +317,12 @@ def foreign_options(method: str) -> set[str]:
     """Options of other methods alone, which have no effect on this one."""
     own = option_names(METHODS[method].settings)
     return set().union(*(option_names(kind.settings) for kind in METHODS.values())) - own
+
+
+def method_titles(option: str) -> list[str]:
+    """Titles of the methods that an option is for; none for an option of all."""
+    titles = [kind.title for kind in METHODS.values() if option in option_names(kind.settings)]
+    return [] if len(titles) == len(METHODS) else titles
 
 
 def option_names(kind: type[Settings]) -> set[str]:

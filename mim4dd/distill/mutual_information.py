@@ -30,9 +30,9 @@ class MIM4DDSettings(Settings):
 
     Args:
         weight: Weight of the mutual-information loss; 0 leaves it out.
-        temperature: Temperature of its logits.
+        temperature: Temperature of the logits of the mutual-information loss.
         critic: "info_nce"; "nce" as in CRD and CMIM; "l2", without negatives, to compare with.
-        layer_decay: Each layer counts this times the one after it.
+        layer_decay: In that loss each layer counts this times the one after it.
         layers: Comma-separated names of the submodules to compare; by default all blocks.
         projection: Dimension of a frozen random projection of every layer; by default none.
         num_keys: Real images in the contrastive batch, so the negatives of each class and its own.

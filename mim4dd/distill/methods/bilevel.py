@@ -22,7 +22,7 @@ class BilevelSettings(NetworksSettings):
     Args:
         outer_loop: Image steps with a network before a fresh one takes its place.
         inner_loop: Epochs that a network is trained on the synthetic set between two image steps.
-        lr_net: Step size of that training.
+        lr_net: Step size of the networks in training on the synthetic set.
         batch_real: Real images of each class in an image step.
         batch_syn: Synthetic samples per inner step; by default all of them.
     """

@@ -29,7 +29,8 @@ class CAFESettings(BilevelSettings):
         last_weight: Weight of aligning the features of the last layer.
         discrimination_weight: Weight of classifying each real sample by synthetic class centres.
         lambda_1: A network goes early if its accuracy moved by less over ten image steps.
-        lambda_2: Its training between two steps ends early if accuracy moved by more in ten epochs.
+        lambda_2: A network's training between two steps ends early if accuracy moved by more over
+            ten epochs.
     """
 
     early_weight: float = 0.1

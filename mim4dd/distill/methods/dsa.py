@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.augment import DSA as Augmentation
-from mim4dd.distill.augment import augmentation
+from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.dc import DC, DCSettings
 
@@ -15,18 +15,8 @@ __all__ = ["DSA", "DSASettings"]
 
 
 @dataclass(frozen=True)
-class DSASettings(DCSettings):
-    """What gradient matching matches, and under which augmentation.
-
-    Args:
-        dsa_strategy: Augmentation of the inner batches: families joined by "_", or "none".
-    """
-
-    dsa_strategy: str = "none"
-
-    def check(self) -> None:
-        """Raise ValueError on values that cannot be used."""
-        augmentation(self.dsa_strategy)
+class DSASettings(DCSettings, AugmentationSettings):
+    """What gradient matching matches, and under which augmentation."""
 
 
 class DSA(DC):
