@@ -203,6 +203,11 @@ class DistillConfig(
             ValueError: If the options do not fit the data, the network or the experts.
         """
         data.require(self.ipc)
+        if not data.has_images and self.eval_dsa_strategy != "none":  # else found out at the end
+            raise ValueError(
+                f"eval_dsa_strategy must be 'none' for rows, which {data.name} holds, "
+                f"got {self.eval_dsa_strategy!r}"
+            )
         ingredients = Ingredients(
             data, lambda: self.make_network(data), lambda: self._open_experts(data), self.seed
         )
