@@ -36,7 +36,7 @@ def show(
     """Draw the samples of runs, their curves, and what a network sees in them."""
     from mim4dd.distill.pictures import save_curves
     from mim4dd.distill.report import ReportedRun, write_report
-    from mim4dd.distill.run import RunDirectory, SyntheticSet
+    from mim4dd.distill.run import RunDirectory
     from mim4dd.distill.show import Picture, draw_run, draw_run_features, run_names
     from mim4dd.distill.tensorboard import export_tensorboard
 
@@ -56,7 +56,7 @@ def show(
         shown.append(ReportedRun(name, run, drawn))
     shared = []
     if len(shown) > 1:
-        num_classes = len(SyntheticSet.load(shown[0].run.synthetic).class_names)
+        num_classes = len(shown[0].run.load_result().class_names)
         save_curves(out, {each.name: each.run.read_metrics() for each in shown}, num_classes)
         typer.echo(str(out))
         shared.append(Picture(out, "Curves"))

@@ -1,6 +1,7 @@
 """The directory of one distillation run: configuration, metrics, checkpoint, result."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class RunDirectory:
         """Raise ValueError if the directory already holds a run."""
         if self.config.exists():
             raise ValueError(
-                f"{self.path} already holds a run: continue it with --resume {self.path}, "
+                f"{self.path} already holds a run: continue it with "
+                f"--resume {shlex.quote(str(self.path))}, "
                 "or choose another --out"
             )
 
@@ -119,6 +121,19 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return self.synthetic.exists()
+
+    def load_result(self) -> SyntheticSet:
+        """The set after the last iteration.
+
+        Raises:
+            ValueError: If there is none yet, or the file is truncated or something else.
+        """
+        if self.config.exists() and not self.finished:
+            raise ValueError(
+                f"{self.path} holds a run that is not finished: continue it with "
+                f"`mim4dd distill --resume {shlex.quote(str(self.path))}`"
+            )
+        return SyntheticSet.load(self.synthetic)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics."""

@@ -73,7 +73,7 @@ def draw_run(run: RunDirectory, data_name: str) -> Drawn:
     Raises:
         ValueError: If the run is not finished or has no metrics.
     """
-    final, rows = SyntheticSet.load(run.synthetic), run.read_metrics()
+    final, rows = run.load_result(), run.read_metrics()
     if not rows:
         raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
     labels, names, drawn = final.class_syn, final.class_names, Drawn()
@@ -141,7 +141,7 @@ def draw_features(
     run: RunDirectory, data: ImageData, trained: TrainedNetwork, layers: Sequence[str] | None
 ) -> Drawn:
     """Draw real and synthetic samples in the plane, and how alike their classes are."""
-    synthetic = SyntheticSet.load(run.synthetic).to(str(data.image_test.device))
+    synthetic = run.load_result().to(str(data.image_test.device))
     names, classes = synthetic.class_names, synthetic.class_syn
     network = trained.network
     every = list(layers) if layers is not None else list(getattr(network, "feature_layers", ()))
