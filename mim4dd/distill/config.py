@@ -228,11 +228,13 @@ class CompareConfig(DistillConfig, ExpertTraining):
     """What `mim4dd compare` takes.
 
     Args:
+        experts: Folder of the expert trajectories; by default the comparison trains its own.
         dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
         num_distill: Distillations by each method, with different seeds.
         seed: Seed of the first distillation and expert; the others follow.
     """
 
+    experts: str = ""
     num_distill: int = 2
 
     def check(self) -> None:
