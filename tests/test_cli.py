@@ -54,7 +54,7 @@ def test_from_experts_to_evaluation(with_experts):
     status, out, _ = mim4dd(f"distill {DISTILL} --iterations 6 --eval-every 3 --out run")
     assert status == 0
     assert "run/synthetic.safetensors: test accuracy" in out
-    assert "over 2 networks" in out
+    assert "of 2 networks" in out
     run = RunDirectory("run")
     config = run.read_config()
     assert (config["syn_steps"], config["weight"], config["ipc"]) == (3, 0.1, 1)
@@ -243,7 +243,12 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(with_experts, tmp_path):
     assert "continue with --resume parts" in err
     assert not Path("parts/synthetic.safetensors").exists()
     status, _, err = mim4dd("evaluate parts")
-    assert (status, err) == (1, "mim4dd: parts/synthetic.safetensors does not exist")
+    assert status == 1
+    assert err == (
+        "mim4dd: parts holds a run that is not finished: continue it with "
+        "`mim4dd distill --resume parts`"
+    )
+    assert mim4dd("show parts")[2] == err
     assert mim4dd("distill --resume parts")[0] == 0
     for name in ("synthetic.safetensors", "metrics.jsonl"):
         assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
@@ -293,6 +298,31 @@ def test_compare_takes_methods_without_experts(mim4dd):
     assert "points to DM (" in out
     assert "MTT" not in out
     assert summary["seconds"]["experts"] is None
+    assert out.count("±    – %  of 1 networks") == 4  # one network has no deviation
+
+
+def test_compare_takes_experts_that_are_there(with_experts):
+    few = f"{DISTILL} --iterations 1 --num-distill 1 --num-eval 1"
+    status, _, err = with_experts(f"compare {few} --out demo")
+    assert status == 0, err
+    assert RunDirectory("demo/mtt/seed0").read_config()["experts"] == "experts"
+    assert not Path("demo/experts").exists()
+
+
+def test_rows_are_distilled_and_judged_by_name(mim4dd):
+    few = "--method dm --iterations 2 --num-eval 2 --eval-epochs 5 --num-keys 20"
+    status, out, err = mim4dd(f"distill --data wine {few} --out run")
+    assert status == 0, err
+    assert "of 2 networks" in out
+    assert RunDirectory("run").read_config()["network"] == "mlp"
+    status, out, err = mim4dd("evaluate run")
+    assert status == 0, err
+    assert "random real images" in out
+    # Not after hours of distilling.
+    status, _, err = mim4dd(f"distill --data wine {few} --eval-dsa-strategy crop --out other")
+    assert status == 1
+    assert err.endswith("eval_dsa_strategy must be 'none' for rows, which wine holds, got 'crop'")
+    assert not Path("other").exists()
     assert not Path("demo/experts").exists()
 
 

@@ -49,6 +49,7 @@ def distill(
 
 def _distill(config: DistillConfig, run: RunDirectory) -> None:
     from mim4dd.distill.compare import judge, run_distillation
+    from mim4dd.distill.evaluate import percent
     from mim4dd.distill.show import draw_run
 
     data = config.load_data()
@@ -57,8 +58,8 @@ def _distill(config: DistillConfig, run: RunDirectory) -> None:
         return
     accuracy = judge(result, data, config)
     typer.echo(
-        f"{run.synthetic}: test accuracy {100 * accuracy.mean:.1f} ± {100 * accuracy.std:.1f} % "
-        f"over {len(accuracy.values)} networks"
+        f"{run.synthetic}: test accuracy {percent(accuracy.summary()).lstrip()} % "
+        f"of {len(accuracy.values)} networks"
     )
     for line in draw_run(run, data.name).lines:
         typer.echo(line)

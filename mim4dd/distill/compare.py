@@ -13,7 +13,13 @@ from torch import nn
 
 from mim4dd.distill.config import CompareConfig, DistillConfig, part, read_config
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluate import Accuracy, evaluate, evaluate_full, evaluate_random_real
+from mim4dd.distill.evaluate import (
+    Accuracy,
+    evaluate,
+    evaluate_full,
+    evaluate_random_real,
+    percent,
+)
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.loop import distill
 from mim4dd.distill.methods import METHODS
@@ -55,7 +61,7 @@ def run_distillation(config: DistillConfig, data: ImageData, run: RunDirectory) 
     if run.config.exists():
         _require_same_options(config, run)
     if run.finished:
-        return SyntheticSet.load(run.synthetic)
+        return run.load_result()
     method = config.make_method(data)
     if not run.config.exists():  # only now, so that options that cannot work leave no run behind
         run.create(asdict(config))
@@ -88,11 +94,10 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         The summary, as the file holds it.
     """
     data = config.load_data()
+    folder = config.experts or str(out / "experts")
     expert_seconds: float | None = None
-    if METHODS[config.method].needs_experts:
-        experts = train_experts(
-            config.make_network, config.network_name, data, config, out / "experts"
-        )
+    if METHODS[config.method].needs_experts and not config.experts:
+        experts = train_experts(config.make_network, config.network_name, data, config, folder)
         expert_seconds = experts.seconds
     titles = _titles(config.method)
     runs: dict[str, list[RunDirectory]] = {name: [] for name in titles}
@@ -102,7 +107,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
             options = part(
                 config,
                 DistillConfig,
-                experts=str(out / "experts"),
+                experts=folder,
                 seed=seed,
                 weight=0.0 if name == config.method else config.weight,
             )
@@ -219,8 +224,7 @@ def accuracy_table(accuracies: Mapping[str, Mapping[str, float | int]]) -> str:
     """One line per set: mean ± std in percent, and of how many networks."""
     width = max(len(name) for name in accuracies)
     return "\n".join(
-        f"{name:<{width}}  {100 * stats['mean']:5.1f} ± {100 * stats['std']:4.1f} %  "
-        f"of {stats['seeds']} networks"
+        f"{name:<{width}}  {percent(stats)} %  of {stats['seeds']} networks"
         for name, stats in accuracies.items()
     )
 
@@ -238,7 +242,7 @@ def comparison_table(summary: dict[str, Any]) -> str:
         [
             f"{summary['dataset']}: accuracy on held-out real images, mean ± std",
             accuracy_table(accuracies),
-            f"MIM4DD adds {100 * gain['mean']:+.1f} ± {100 * gain['std']:.1f} points to "
+            f"MIM4DD adds {percent(gain, '+')} points to "
             f"{titles[summary['method']]} "
             f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
             f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mim4dd.distill.compare import baseline_accuracies, judge
 from mim4dd.distill.config import DistillConfig, TaskSettings, option_names, part, read_config
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluate import Accuracy, Evaluation
+from mim4dd.distill.evaluate import Accuracy, Evaluation, percent
 from mim4dd.distill.fairness import Gain, fair_gains
 from mim4dd.distill.networks import NetworkName
 from mim4dd.distill.progress import progress_bar
@@ -52,7 +52,7 @@ def load_finished(path: Path, **changes: int) -> FinishedRun:
     """
     run = RunDirectory(path)
     config = part(read_config(run.config, DistillConfig), DistillConfig, **changes)
-    return FinishedRun(str(path), SyntheticSet.load(run.synthetic), config)
+    return FinishedRun(str(path), run.load_result(), config)
 
 
 def require_same_task(
@@ -157,7 +157,10 @@ def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
     first = next(iter(table.values()))
     num_eval = len(next(iter(first.values())).values)
     rows = [[f"%, of {num_eval} networks each", *first]]
-    rows += [[name, *map(_percent, row.values())] for name, row in table.items()]
+    rows += [
+        [name, *(percent(accuracy.summary()) for accuracy in row.values())]
+        for name, row in table.items()
+    ]
     return _aligned(rows, num_names=1)
 
 
@@ -166,8 +169,9 @@ def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
     rows = [["set", "network", "labels", "augmentation", "accuracy", "random real", "gain"]]
     for names, by_recipe in gains.items():
         for each in by_recipe:
-            shown = (_percent(each.synthetic), _percent(each.random_real), _percent(each.gain, "+"))
-            rows.append([*names, *each.recipe, *shown])
+            accuracies = [percent(one.summary()) for one in (each.synthetic, each.random_real)]
+            gain = percent(each.gain.summary(), "+")
+            rows.append([*names, *each.recipe, *accuracies, gain])
     text = _aligned(rows, num_names=4)
     if any(each.recipe.labels == "soft" for by_recipe in gains.values() for each in by_recipe):
         text += (
@@ -197,10 +201,6 @@ def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> N
             moments = [moment for one in accuracies for moment in (one.mean, one.std)]
             rows.append((*names, *each.recipe, *moments, len(each.gain.values)))
     _save_csv(path, rows)
-
-
-def _percent(accuracy: Accuracy, sign: str = "") -> str:
-    return f"{100 * accuracy.mean:{sign}.1f} ± {100 * accuracy.std:4.1f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:

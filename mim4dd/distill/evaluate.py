@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "evaluate",
     "evaluate_full",
     "evaluate_random_real",
+    "percent",
     "trained_network",
 ]
 
@@ -57,6 +58,18 @@ class Accuracy:
     def summary(self) -> dict[str, float | int]:
         """Mean, standard deviation and number of seeds."""
         return {"mean": self.mean, "std": self.std, "seeds": len(self.values)}
+
+
+def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
+    """Mean ± std in percent, of what :meth:`Accuracy.summary` gave; one network has no deviation.
+
+    Example:
+        >>> from mim4dd.distill.evaluate import Accuracy, percent
+        >>> percent(Accuracy((0.5, 0.7)).summary()), percent(Accuracy((0.5,)).summary())
+        (' 60.0 ± 14.1', ' 50.0 ±    –')
+    """
+    deviation = "–" if summary["seeds"] == 1 else f"{100 * summary['std']:.1f}"
+    return f"{100 * summary['mean']:{sign}5.1f} ± {deviation:>4}"
 
 
 @dataclass(frozen=True)

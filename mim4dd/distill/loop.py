@@ -66,7 +66,11 @@ def distill(
     def judge(row: dict[str, Any]) -> None:
         if evaluate is not None and settings.eval_every and rank() == 0:
             judged = evaluate(state.result(data, method.relabel))
-            row |= {"accuracy": judged.mean, "accuracy_std": judged.std}
+            row |= {
+                "accuracy": judged.mean,
+                "accuracy_std": judged.std,
+                "accuracy_seeds": len(judged.values),
+            }
 
     progress = progress_bar(
         initial=state.iteration, total=settings.iterations, desc="/".join(run.path.parts[-2:])

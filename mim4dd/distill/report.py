@@ -15,8 +15,9 @@ from typing import Any
 
 from mim4dd import __version__
 from mim4dd.distill.config import ExpertsConfig, option_names
+from mim4dd.distill.evaluate import percent
 from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.run import RunDirectory
 from mim4dd.distill.show import Drawn, Picture
 from mim4dd.distill.storage import open_tensors, read_header, write_atomically
 
@@ -78,16 +79,17 @@ def summary(run: RunDirectory) -> dict[str, str]:
     rows, entries = run.read_metrics(), {}
     if rows:
         entries["iterations"] = str(rows[-1]["iteration"])
-    judged = [row for row in rows if "accuracy" in row]
+    judged = [row for row in rows if "accuracy_seeds" in row]
     if judged:
         last = judged[-1]
+        stats = {name: last[f"accuracy_{name}"] for name in ("std", "seeds")}
         entries["test accuracy"] = (
-            f"{100 * last['accuracy']:.1f} ± {100 * last.get('accuracy_std', 0):.1f} % "
-            f"after {last['iteration']} iterations"
+            f"{percent({'mean': last['accuracy'], **stats}).lstrip()} % of {stats['seeds']} "
+            f"networks after {last['iteration']} iterations"
         )
     bound = final_bound(rows)
     if bound is not None and run.finished:
-        ceiling = math.log(len(SyntheticSet.load(run.synthetic).class_names))
+        ceiling = math.log(len(run.load_result().class_names))
         entries["MI lower bound"] = f"{bound:.2f} nats, of at most log C = {ceiling:.2f}"
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:

@@ -18,7 +18,7 @@ from mim4dd.distill.storage import read_json, write_json
 
 __all__ = ["Job", "Result", "held_out_data", "run_job"]
 
-_NOT_METRICS = ("iteration", "accuracy", "accuracy_std")
+_NOT_METRICS = ("iteration", "accuracy", "accuracy_std", "accuracy_seeds")
 
 
 @dataclass(frozen=True)
