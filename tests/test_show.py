@@ -95,6 +95,21 @@ def test_what_cannot_be_drawn_is_said(runs, capsys):
     )
 
 
+def test_a_run_of_python_without_a_configuration_is_shown(runs, capsys):
+    (runs[0] / "config.json").unlink()
+    assert call("show", str(runs[0])) == 0
+    *_, reason = capsys.readouterr().out.splitlines()
+    assert reason.endswith(f"similarity.png left out: {runs[0]}/config.json does not exist")
+    assert (
+        call("show", str(runs[0]), "--features") == f"mim4dd: {runs[0]}/config.json does not exist"
+    )
+    assert call("show", "runs/nowhere") == (
+        "mim4dd: runs/nowhere/synthetic.safetensors does not exist"
+    )
+    (runs[0] / "config.json").write_text("{}")
+    assert call("show", str(runs[0]), "--no-features") == 0
+
+
 def test_layers_that_are_none_are_refused(runs):
     with pytest.raises(ValueError, match="layers must name submodules of the network, got"):
         draw_run_features(RunDirectory(runs[0]), "cpu", ["conv9"], train=False)

@@ -46,7 +46,9 @@ def show(
     shown = []
     for path, name in run_names(runs).items():
         run = RunDirectory(path)
-        drawn = draw_run(run, run.read_config()["data"])
+        # A run of Python's has no configuration, unless its program wrote one.
+        config = run.read_config() if run.config.exists() else {}
+        drawn = draw_run(run, config.get("data", name))
         if features is not False:
             drawn.extend(draw_run_features(run, device, chosen, train=features is True))
         for line in drawn.lines:

@@ -121,6 +121,8 @@ def draw_run_features(
     Raises:
         ValueError: If ``layers`` names no submodules; with ``train`` also if the data is not there.
     """
+    if not run.config.exists() and not train:
+        return _without_features(run, f"{run.config} does not exist")
     values = run.read_config()
     check_options(values, DistillConfig, str(run.config))
     config = DistillConfig(**(values | {"device": device}))
@@ -129,12 +131,16 @@ def draw_run_features(
         trained = expert_network(config, data)
     except ValueError as error:
         if not train:
-            drawn = Drawn()
-            drawn.leave_out(run.pictures / "embedding.png and similarity.png", error)
-            return drawn
+            return _without_features(run, error)
         data = config.load_data()
         trained = train_on_real(config, data)
     return draw_features(run, data, trained, layers)
+
+
+def _without_features(run: RunDirectory, why: object) -> Drawn:
+    drawn = Drawn()
+    drawn.leave_out(run.pictures / "embedding.png and similarity.png", why)
+    return drawn
 
 
 def draw_features(
