@@ -123,6 +123,8 @@ def test_finished_runs_are_kept_and_more_may_be_asked_for(study):
         sweep({**GIVEN, "syn_steps": 2}, {"weight": [0.0]}, out)
     with pytest.raises(ValueError, match="against must name a value that the sweep has"):
         sweep(GIVEN, {"weight": [0.0]}, out, against="weight=7")
+    with pytest.raises(ValueError, match=r"against must be name=value, got 'weight=0,0\.1'"):
+        sweep(GIVEN, {"weight": [0.0]}, out, against="weight=0,0.1")
     for name in ("seeds", "workers"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             sweep(GIVEN, {"weight": [0.0]}, out, **{name: 0})

@@ -74,12 +74,14 @@ def _references(settings: Sequence[Setting], against: str | None) -> dict[str, s
     """For every setting the name of the one that its gain is over, where there is one."""
     if against is None:
         return dict.fromkeys((setting.name for setting in settings), base_of(settings).name)
-    changes = {name: values[0] for name, values in parse_vary([against]).items()}
+    ((name, values),) = parse_vary([against]).items()
+    if len(values) > 1:
+        raise ValueError(f"against must be name=value, got {against!r}")
     by_options = {_key(setting.options): setting.name for setting in settings}
     references = {
         setting.name: by_options[key]
         for setting in settings
-        if (key := _key({**setting.options, **changes})) in by_options
+        if (key := _key({**setting.options, name: values[0]})) in by_options
     }
     if not references:
         raise ValueError(f"against must name a value that the sweep has, got {against!r}")
