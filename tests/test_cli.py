@@ -383,6 +383,7 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
         ["one", "convnet", "hard", "crop_scale_rotate"],
         ["one", "convnet", "hard", "none"],
     ]
+    assert "% of 2 networks" in out.splitlines()[0]
     with open("gains.csv") as file:
         for row in csv.DictReader(file):
             gain = float(row["mean"]) - float(row["random_real_mean"])

@@ -166,7 +166,9 @@ def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
 
 def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
     """A line for every set, network and recipe, mean ± std in percent."""
-    rows = [["set", "network", "labels", "augmentation", "accuracy", "random real", "gain"]]
+    num_eval = len(next(iter(gains.values()))[0].gain.values)
+    accuracy = f"% of {num_eval} networks"
+    rows = [["set", "network", "labels", "augmentation", accuracy, "random real", "gain"]]
     for names, by_recipe in gains.items():
         for each in by_recipe:
             accuracies = [percent(one.summary()) for one in (each.synthetic, each.random_real)]
