@@ -75,6 +75,12 @@ def test_a_search_continues_and_ends_with_the_test_images(tmp_path):
     assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
 
 
+def test_an_option_without_effect_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vary: num_experts has no effect on any setting"):
+        search({"method": "dm"}, {"num_experts": Range(1, 5, log=False)}, tmp_path, trials=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_search_without_optuna_names_the_cure(tmp_path, monkeypatch, capfd):
     from mim4dd.__main__ import main
 

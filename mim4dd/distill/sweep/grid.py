@@ -33,6 +33,7 @@ __all__ = [
     "option_name",
     "parse_value",
     "parse_vary",
+    "require_effect",
     "shown",
 ]
 
@@ -184,10 +185,15 @@ def make_grid(
         setting = make_setting(given, change, varied, base)
         settings.setdefault((setting.config, setting.experts), setting)
     distinct = list(settings.values())
-    useless = set(varied).intersection(*(_without_effect(setting) for setting in distinct))
+    require_effect(varied, distinct)
+    return distinct if any(setting.is_base for setting in distinct) else [base, *distinct]
+
+
+def require_effect(names: Iterable[str], settings: Sequence[Setting]) -> None:
+    """Raise ValueError if one of the options has no effect on any of the settings."""
+    useless = set(names).intersection(*(_without_effect(setting) for setting in settings))
     if useless:
         raise ValueError(f"vary: {', '.join(sorted(useless))} has no effect on any setting")
-    return distinct if any(setting.is_base for setting in distinct) else [base, *distinct]
 
 
 def _without_effect(setting: Setting) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.storage import write_atomically
-from mim4dd.distill.sweep.grid import Setting, make_setting, shown
+from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import claim, distillation_job, run_jobs, train_needed_experts
 from mim4dd.distill.sweep.run import Study, judge_settings
@@ -20,6 +20,8 @@ __all__ = ["search"]
 
 # The share of the training images that trials are judged by.
 _HELD_OUT = 0.2
+# What others have an effect depends on these.
+_DECIDING = {"method", "network", "weight"}
 
 
 def search(
@@ -61,6 +63,8 @@ def search(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     base = make_setting(given, {}, space)
+    if _DECIDING.isdisjoint(space):
+        require_effect(space, [base])
     tried = _try_settings(given, space, base, out, trials, seeds, workers)
     best = max(
         (trial for trial in tried if trial.accuracy is not None),
