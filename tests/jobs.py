@@ -95,5 +95,7 @@ def command(line, threads):
 
 
 if __name__ == "__main__":
+    # A shell starts what runs in the background with Ctrl-C ignored, tests and all.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in run_parallel(functools.partial(stubborn, Path(sys.argv[1])), [0], workers=2):
         pass
