@@ -28,21 +28,19 @@ def experts(tmp_path):
 def test_distill(experts):
     begin, parts = f"distill --experts experts {DISTILL} --out", RunDirectory(experts / "parts")
     finish(experts, f"{begin} whole")
-    kills = kill_again_and_again(
+    kill_again_and_again(
         experts,
         lambda: "distill --resume parts" if parts.config.exists() else f"{begin} parts",
         kills=20,
         longest=1,
     )
-    assert kills > 10
     assert leavings(experts / "whole") == leavings(parts.path)
 
 
 def test_compare(tmp_path):
     command = f"compare {EXPERTS} {DISTILL} --num-distill 1 --out"
     finish(tmp_path, f"{command} whole")
-    kills = kill_again_and_again(tmp_path, lambda: f"{command} parts", kills=20, longest=2)
-    assert kills > 10
+    kill_again_and_again(tmp_path, lambda: f"{command} parts", kills=20, longest=2)
     summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "parts")]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
     for method in ("mtt", "mtt+mim4dd"):
