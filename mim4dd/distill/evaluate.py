@@ -60,6 +60,11 @@ class Accuracy:
         return {"mean": self.mean, "std": self.std, "seeds": len(self.values)}
 
 
+# Experts and teachers have the seeds from 0 on. A network that judges must not start from the
+# weights that one of them started from, to which the set was fitted.
+_FIRST_SEED = 2**31
+
+
 def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
     """Mean ± std in percent, of what :meth:`Accuracy.summary` gave; one network has no deviation.
 
@@ -84,7 +89,7 @@ class Evaluation(Settings):
         eval_epochs: Epochs of each over the set; published figures take 1000.
         eval_batch: Images per step.
         eval_dsa_strategy: Augmentation in evaluation: families joined by "_", or "none".
-        eval_seed: Seed of the first network; the others follow.
+        eval_seed: Which network is the first one, none of the experts; the others follow.
     """
 
     num_eval: int = 5
@@ -213,7 +218,9 @@ def _evaluate(
     values = []
     for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
         images, labels = draw_set(torch.Generator().manual_seed(seed))
-        network = trained_network(make_network, images, labels, seed, lr, evaluation, num_images)
+        network = trained_network(
+            make_network, images, labels, _FIRST_SEED + seed, lr, evaluation, num_images
+        )
         values.append(accuracy(network, data.image_test, data.label_test))
     return Accuracy(tuple(values))
 
