@@ -43,20 +43,24 @@ demo-cifar-shaped: $(VENV)/.installed
 	$(BIN)/mim4dd distill $(CIFAR_SHAPED) --experts $(SHAPED)/experts --iterations 40 --eval-every 0 \
 		--num-eval 2 --out $(SHAPED)/mtt+mim4dd
 
-# What docs/study tells, anew: about an hour of two cores.
+# What docs/study tells, anew: an hour and a half of two cores.
 STUDY := runs/study
 SWEEP = OMP_NUM_THREADS=1 $(BIN)/mim4dd sweep --num-eval 3 --workers 2
+SHAPES := --data shapes --image-size 16 --depth 3 --ipc 10 --seed 1 --seeds 5
 study: $(VENV)/.installed
+	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.01,0.1,1 \
+		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
+	$(SWEEP) $(SHAPES) --method mtt --num-experts 5 --train-epochs 20 --lr-expert 0.03 \
+		--dsa-strategy crop_scale_rotate --expert-epochs 1 --max-start-epoch 8 --syn-steps 20 \
+		--batch-syn 25 --lr-img 200 --iterations 80 --one-at-a-time --vary weight=0,0.03,0.3,1 \
+		--vary critic=l2 --out $(STUDY)/shapes-mtt
+	$(SWEEP) $(SHAPES) --method dm --lr-img 5 --batch-real 128 --iterations 300 \
+		--vary weight=0,0.1,1 --against weight=0 --out $(STUDY)/shapes-dm
 	$(SWEEP) --one-at-a-time --vary weight=0,0.03,0.3,1 --vary layer_decay=0.25,1 \
 		--vary temperature=0.05,0.3 --vary num_keys=50,1000 --vary critic=nce,l2 \
 		--vary 'layers=blocks.0|blocks.1' --seeds 3 --out $(STUDY)/mtt
-	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.1 \
-		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
 	$(SWEEP) --vary ipc=5,10 --vary weight=0,0.1,1 --against weight=0 --seeds 3 --out $(STUDY)/ipc
 	$(SWEEP) --vary critic=nce --vary weight=0.001,0.01 --seeds 3 --out $(STUDY)/nce
-	$(SWEEP) --data shapes --image-size 16 --depth 3 --method dm --iterations 150 --lr-img 1 \
-		--batch-real 64 --vary weight=0,0.1,1 --vary critic=info_nce,l2 --against weight=0 \
-		--seeds 3 --out $(STUDY)/shapes
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
