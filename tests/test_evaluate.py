@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny import make_data, make_network
 from torch import nn
 
+from mim4dd import flatten_parameters
 from mim4dd.distill.data import from_tensors
 from mim4dd.distill.evaluate import (
     Accuracy,
@@ -17,7 +18,7 @@ from mim4dd.distill.evaluate import (
     evaluate_random_real,
     trained_network,
 )
-from mim4dd.distill.training import accuracy, train_network
+from mim4dd.distill.training import accuracy, seeded_network, train_network
 
 EVALUATION = Evaluation(num_eval=2, eval_epochs=100, eval_dsa_strategy="none")
 
@@ -38,6 +39,23 @@ def test_the_step_size_counts():
     still = evaluate(lambda: make_network(data), images, labels, 1e-12, data, EVALUATION)
     moved = evaluate(lambda: make_network(data), images, labels, 0.05, data, EVALUATION)
     assert moved.mean > still.mean + 0.2
+
+
+def test_no_expert_starts_from_the_weights_of_a_network_that_judges():
+    data = make_data()
+    images, labels = data.sample(1, torch.Generator().manual_seed(0))
+    initial = []
+
+    def spy():
+        initial.append(flatten_parameters(make_network(data)))
+        return make_network(data)
+
+    evaluate(spy, images, labels, 0.05, data, EVALUATION)
+    of_experts = [
+        flatten_parameters(seeded_network(lambda: make_network(data), seed)) for seed in range(10)
+    ]
+    assert len(initial) == 2
+    assert not any(torch.equal(mine, theirs) for mine in initial for theirs in of_experts)
 
 
 def test_random_real_images_differ_from_network_to_network(monkeypatch):
