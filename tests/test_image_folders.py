@@ -20,6 +20,7 @@ def write_folder(root, images, labels, names=("ant", "bee", "cat")):
 def test_a_folder_of_class_folders(channels, tmp_path):
     images, labels = make_images(channels=channels)
     write_folder(tmp_path, images, labels)
+    (tmp_path / ".ipynb_checkpoints").mkdir()  # no class
     data = load_data(str(tmp_path))
     assert data.class_names == ("ant", "bee", "cat")
     assert data.name == tmp_path.name

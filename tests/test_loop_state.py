@@ -215,3 +215,11 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     run.synthetic.unlink()
     with pytest.raises(ValueError, match=r"must hold label_logits of shape \(6, 3\).*got none"):
         run_in(without, Learner())
+
+
+def test_a_checkpoint_without_the_average_that_is_asked_for_is_refused(tmp_path):
+    path = tmp_path / "run"
+    run, _ = run_in(path, Learner(), dataclasses.replace(SETTINGS, ema_decay=0.0))
+    run.synthetic.unlink()
+    with pytest.raises(ValueError, match=r"must hold average_image of shape \(6, 1, 8, 8\).*none"):
+        run_in(path, Learner())

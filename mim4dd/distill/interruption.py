@@ -36,8 +36,10 @@ def interruptible() -> Iterator[Stop]:
         signal.signal(number, previous[number])  # a second one stops at once
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.getsignal(number)
-        signal.signal(number, request)
+        handler = signal.getsignal(number)
+        if handler is not None:  # that of a program which embeds Python could not be put back
+            previous[number] = handler
+            signal.signal(number, request)
     try:
         yield stop
     finally:

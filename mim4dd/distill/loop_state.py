@@ -117,7 +117,8 @@ class LoopState:
 
     def refuse(self, what: str, run: RunDirectory) -> NoReturn:
         """Stop a run that diverged, with its last good state saved."""
-        message = f"{what} in iteration {self.iteration}; lower lr_img, lr_lr or lr_teacher"
+        steps = "lower lr_img, lr_lr, lr_teacher or the step size of the method's networks"
+        message = f"{what} in iteration {self.iteration}; {steps}"
         if self.last_good is not None:
             save(self.last_good, run)
             good = self.last_good.header["iteration"]
@@ -140,7 +141,8 @@ class LoopState:
     def restore(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Continue from a checkpoint; return what it holds of the method on this rank."""
         tensors, header = snapshot
-        for name, tensor in self.learned.items():
+        kept = {"average_image": self.average_image} if self.average_image is not None else {}
+        for name, tensor in (self.learned | kept).items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 stored = tuple(tensors[name].shape) if name in tensors else "none"
                 raise ValueError(
@@ -149,15 +151,15 @@ class LoopState:
                 )
             with torch.no_grad():
                 tensor.copy_(tensors[name])
-            self.optimizers[name].state[tensor].update(
+        for name, optimizer in self.optimizers.items():
+            tensor = self.learned[name]
+            optimizer.state[tensor].update(
                 {
                     # Adam's step count stays on the CPU, where it reads it.
                     key: value if key == "step" else value.to(tensor.device)
                     for key, value in _below(f"optimizer.{name}.", tensors).items()
                 }
             )
-        if self.average_image is not None:
-            self.average_image.copy_(tensors["average_image"])
         self.iteration = header["iteration"]
         self.meter.restore(header)
         return {

@@ -46,7 +46,10 @@ def from_folder(path: str | Path, image_size: int | None = None, zca: bool = Fal
 
 
 def _class_folders(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    # Hidden folders, such as notebooks' checkpoints, are no classes.
+    names = sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
     if len(names) < 2:
         raise ValueError(
             f"{root} must hold one sub-folder of images per class, at least 2, got {names}"

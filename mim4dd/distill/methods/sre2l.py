@@ -93,7 +93,10 @@ class SRe2L(BaseMethod):
     ) -> None:
         networks = [make_teacher(seed + index) for index in range(settings.num_networks)]
         if not _batch_norms(networks[0]):
-            raise ValueError("method 'sre2l' needs a network with BatchNorm: --norm batch")
+            raise ValueError(
+                "method 'sre2l' needs a network with BatchNorm: --norm batch, which --network "
+                "convnet, alexnet, vgg11 and resnet18 take"
+            )
         self.data = data
         self.settings = settings
         self.augment = augmentation(settings.dsa_strategy)
