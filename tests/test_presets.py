@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from mim4dd.__main__ import main
-from mim4dd.distill.config import (
-    CompareConfig,
-    DistillConfig,
-    ExpertsConfig,
-    check_options,
-    needs_experts,
-)
+from mim4dd.distill.config import CompareConfig, DistillConfig, ExpertsConfig, needs_experts
+from mim4dd.distill.config_file import check_options
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.presets import expert_preset, preset
 from mim4dd.distill.run import RunDirectory

@@ -11,7 +11,8 @@ import torch
 from ranked import SETTINGS, make_dc, run_ranks
 from tiny import make_data
 
-from mim4dd.distill.config import DistillConfig, ExpertsConfig, read_config
+from mim4dd.distill.config import DistillConfig, ExpertsConfig
+from mim4dd.distill.config_file import read_config
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.loop import _stream, distill
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, RealData

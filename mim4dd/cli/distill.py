@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import on_command_line, with_options
-from mim4dd.distill.config import DistillConfig, read_config
+from mim4dd.distill.config import DistillConfig
+from mim4dd.distill.config_file import read_config
 from mim4dd.distill.ranks import joined_ranks, rank, wait_for_ranks
 from mim4dd.distill.run import RunDirectory
 

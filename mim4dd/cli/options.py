@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mim4dd.distill.config import TaskSettings, check_options, method_titles
+from mim4dd.distill.config import TaskSettings, method_titles
+from mim4dd.distill.config_file import check_options
 from mim4dd.distill.settings import field_help
 
 __all__ = ["given_options", "on_command_line", "with_options"]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mim4dd.distill.config import CompareConfig, DistillConfig, part, read_config
+from mim4dd.distill.config import CompareConfig, DistillConfig, part
+from mim4dd.distill.config_file import read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import (
     Accuracy,

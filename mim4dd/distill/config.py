@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -31,8 +30,7 @@ from mim4dd.distill.networks import (
     network_title,
 )
 from mim4dd.distill.presets import expert_preset, preset
-from mim4dd.distill.settings import Settings
-from mim4dd.distill.storage import read_json
+from mim4dd.distill.settings import Settings, option_names
 
 __all__ = [
     "CompareConfig",
@@ -42,9 +40,8 @@ __all__ = [
     "TaskSettings",
     "foreign_options",
     "method_titles",
-    "option_names",
+    "needs_experts",
     "part",
-    "read_config",
 ]
 
 Config = TypeVar("Config", bound="TaskSettings")
@@ -280,40 +277,6 @@ def check_device(name: str, value: str) -> None:
         raise ValueError(f"{name} must be below cuda:{torch.cuda.device_count()}, got {value!r}")
 
 
-def read_config(path: str | Path, kind: type[Config]) -> Config:
-    """Read a configuration from JSON.
-
-    Raises:
-        ValueError: If the file is not readable, names an unknown option or holds a bad value.
-    """
-    values = read_json(Path(path))
-    check_options(values, kind, str(path))
-    return kind(**values)
-
-
-def check_options(values: dict[str, Any], kind: type[TaskSettings], source: str) -> None:
-    """Require every option to exist and to have its type."""
-    unknown = sorted(set(values) - option_names(kind))
-    if unknown:
-        raise ValueError(f"{source} names unknown options: {', '.join(unknown)}")
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        allowed = _types(hints[name])
-        if float in allowed:
-            allowed.add(int)  # JSON writes 1.0 as 1
-        if type(value) not in allowed:  # not isinstance, which takes True for an int
-            names = " or ".join(sorted(each.__name__ for each in allowed))
-            raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
-
-
-def _types(hint: Any) -> set[type]:
-    """The types that X, X | None or Literal["a", "b"] allow, however they are nested."""
-    parts = get_args(hint)
-    if not parts:
-        return {hint if isinstance(hint, type) else type(hint)}
-    return {each for part in parts for each in _types(part)}
-
-
 def needs_experts(method: str) -> bool:
     """Whether a method needs expert trajectories."""
     check_choice("method", method, tuple(METHODS))
@@ -330,9 +293,3 @@ def method_titles(option: str) -> list[str]:
     """Titles of the methods that an option is for; none for an option of all."""
     titles = [kind.title for kind in METHODS.values() if option in option_names(kind.settings)]
     return [] if len(titles) == len(METHODS) else titles
-
-
-def option_names(kind: type[Settings]) -> set[str]:
-    """Names of all options."""
-    # Every settings class is a dataclass, which the type of their base can not say.
-    return {option.name for option in fields(kind)}  # type: ignore[arg-type]

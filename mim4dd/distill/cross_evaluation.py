@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mim4dd.distill.compare import baseline_accuracies, judge
-from mim4dd.distill.config import DistillConfig, TaskSettings, option_names, part, read_config
+from mim4dd.distill.config import DistillConfig, TaskSettings, part
+from mim4dd.distill.config_file import read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy, Evaluation, percent
 from mim4dd.distill.fairness import Gain, fair_gains
 from mim4dd.distill.networks import NetworkName
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.settings import option_names
 from mim4dd.distill.storage import write_atomically
 
 __all__ = [

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd import __version__
-from mim4dd.distill.config import ExpertsConfig, option_names
+from mim4dd.distill.config import ExpertsConfig
 from mim4dd.distill.evaluate import percent
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.settings import option_names
 from mim4dd.distill.show import Drawn, Picture
 from mim4dd.distill.storage import open_tensors, read_header, write_atomically
 

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 
-__all__ = ["Settings", "field_help"]
+__all__ = ["Settings", "field_help", "option_names"]
 
 
 class Settings:
@@ -38,3 +38,9 @@ def field_help(settings: type) -> dict[str, str]:
         for name, text in re.findall(r"^    (\w+): (.*(?:\n        .*)*)", arguments, re.MULTILINE):
             texts[name] = " ".join(text.split())
     return texts
+
+
+def option_names(kind: type[Settings]) -> set[str]:
+    """Names of all options."""
+    # Every settings class is a dataclass, which the type of their base can not say.
+    return {option.name for option in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mim4dd.distill.config import DistillConfig, check_options
+from mim4dd.distill.config import DistillConfig
+from mim4dd.distill.config_file import check_options
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.pictures import (
     class_similarity,

@@ -15,15 +15,15 @@ from mim4dd.distill.config import (
     ExpertsConfig,
     SweepConfig,
     TaskSettings,
-    check_options,
     foreign_options,
     needs_experts,
-    option_names,
 )
+from mim4dd.distill.config_file import check_options
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.mutual_information import MIM4DDSettings
 from mim4dd.distill.networks import check_network, fixed_sizes
+from mim4dd.distill.settings import option_names
 
 __all__ = [
     "Setting",

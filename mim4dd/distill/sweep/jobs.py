@@ -7,18 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.config import (
-    DistillConfig,
-    TaskSettings,
-    needs_experts,
-    option_names,
-    part,
-)
+from mim4dd.distill.config import DistillConfig, TaskSettings, needs_experts, part
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.experts import ExpertTraining, train_experts
 from mim4dd.distill.interruption import Interrupted
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
+from mim4dd.distill.settings import option_names
 from mim4dd.distill.storage import read_json, write_json
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Job, held_out_data, run_job
