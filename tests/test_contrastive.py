@@ -105,6 +105,19 @@ def test_values_and_derivatives(critic, options, device):
         assert_same(problem.derivatives(actual), problem.derivatives(expected))
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, 1), (2, 7), (9, 130), (13, 600), (33, 40), (70, 200), (300, 150)]
+)
+def test_products_of_every_shape(queries, keys, device):
+    """Sizes by which every way to multiply is taken, with rests of rows, columns and depth."""
+    sizes = (15, 16, 17, 31, 34, 131, 300, 600)
+    critic = Critic(normalize=True)
+    problem = Problem(critic, False, False, 1.0, device, queries, keys, sizes)
+    expected, actual = problem.reference(), problem.op()
+    assert_same(actual, expected)
+    assert_same(problem.derivatives(actual), problem.derivatives(expected))
+
+
 @pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
 def test_gradients_formed_along_with_the_losses(critic, device):
     """As they are where the upstream gradient is the same for every query of a layer."""
@@ -119,7 +132,8 @@ def test_gradients_formed_along_with_the_losses(critic, device):
 
 def test_a_second_walk_over_a_kept_graph_gives_the_same(device):
     """The gradients formed along with the losses are scaled in place only on the last walk."""
-    query, key = torch.randn(2, 6, 4, device=device).requires_grad_().unbind()
+    new = {"dtype": torch.float64, "device": device}
+    query, key = torch.randn(2, 6, 4, **new).requires_grad_().unbind()
     loss = 3 * info_nce(query, key)
     walks = [
         torch.autograd.grad(loss, (query, key), retain_graph=keep) for keep in (True, True, False)
@@ -367,7 +381,8 @@ def test_gradients_of_normalized_rows_among_which_one_has_another_length(size, d
 
 
 def test_ignored_rows_reach_no_derivative_through_their_length(device):
-    query = torch.randn(4, 4, device=device)
+    new = {"dtype": torch.float64, "device": device}
+    query = torch.randn(4, 4, **new)
     query[1] = math.nan
     query.requires_grad_()
     index = torch.tensor([0, -1, 2, 3], device=device)
@@ -375,7 +390,7 @@ def test_ignored_rows_reach_no_derivative_through_their_length(device):
     for backend in (None, "reference"):
         loss = info_nce(
             query,
-            torch.eye(4, device=device),
+            torch.eye(4, **new),
             positive_index=index,
             normalize=True,
             backend=backend,

@@ -1,0 +1,57 @@
+// Matrices somewhere in memory, as views that own nothing.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+
+namespace mim4dd {
+
+using torch::stable::Tensor;
+
+template <typename T>
+constexpr torch::headeronly::ScalarType scalar_type_of() {
+  return sizeof(T) == 4 ? torch::headeronly::ScalarType::Float
+                        : torch::headeronly::ScalarType::Double;
+}
+
+// A matrix somewhere in memory.
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t rows, columns, row_stride, column_stride = 1;
+
+  T* row(int64_t i) const { return data + i * row_stride; }
+  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
+  Matrix middle_rows(int64_t begin, int64_t end) const {
+    return {data + begin * row_stride, end - begin, columns, row_stride, column_stride};
+  }
+  Tensor view() const {
+    const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
+    return torch::stable::from_blob(
+        data, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+        scalar_type_of<T>());
+  }
+};
+
+template <typename T>
+Tensor empty_matrix(int64_t rows, int64_t columns) {
+  return torch::stable::empty({rows, columns}, scalar_type_of<T>());
+}
+
+template <typename T>
+Matrix<T> as_matrix(const Tensor& tensor) {
+  return {
+      tensor.mutable_data_ptr<T>(), tensor.size(0), tensor.size(1), tensor.stride(0),
+      tensor.stride(1)};
+}
+
+template <typename T>
+Tensor as_type(const Tensor& tensor) {
+  return torch::stable::contiguous(
+      tensor.scalar_type() == scalar_type_of<T>() ? tensor
+                                                  : torch::stable::to(tensor, scalar_type_of<T>()));
+}
+
+}  // namespace mim4dd
