@@ -166,6 +166,10 @@ def test_given_options_go_to_the_methods_that_have_them():
     # What is varied itself is never left aside: it would be a row that says what is not so.
     with pytest.raises(ValueError, match="syn_steps has no effect on method 'dm'"):
         make_grid({}, {"method": ["mtt", "dm"], "syn_steps": [5]}, False)
+    with pytest.raises(ValueError, match="lr_lr has no effect on method 'dm'"):
+        make_grid({}, {"method": ["mtt", "dm"], "lr_lr": [0.1]}, False)
+    with pytest.raises(ValueError, match="lr_y has no effect on method 'mtt'"):
+        make_grid({}, {"lr_y": [0.1]}, False)
     with pytest.raises(ValueError, match="expansion_end has no effect on method 'mtt'"):
         make_grid({"method": "mtt"}, {"expansion_end": [5]}, True)
 

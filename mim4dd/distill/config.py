@@ -285,11 +285,10 @@ def needs_experts(method: str) -> bool:
 
 def foreign_options(method: str) -> set[str]:
     """Options of other methods alone, which have no effect on this one."""
-    own = option_names(METHODS[method].settings)
-    return set().union(*(option_names(kind.settings) for kind in METHODS.values())) - own
+    return set().union(*(kind.options for kind in METHODS.values())) - METHODS[method].options
 
 
 def method_titles(option: str) -> list[str]:
     """Titles of the methods that an option is for; none for an option of all."""
-    titles = [kind.title for kind in METHODS.values() if option in option_names(kind.settings)]
+    titles = [kind.title for kind in METHODS.values() if option in kind.options]
     return [] if len(titles) == len(METHODS) else titles

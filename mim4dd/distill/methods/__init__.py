@@ -13,7 +13,7 @@ from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.rat_bptt import RaTBPTT, RaTBPTTSettings
 from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
 from mim4dd.distill.methods.tesla import TESLA
-from mim4dd.distill.settings import Settings
+from mim4dd.distill.settings import Settings, option_names
 
 __all__ = ["METHODS", "MethodKind"]
 
@@ -25,12 +25,25 @@ class MethodKind(NamedTuple):
     settings: type[Settings]
     make: Callable[[Ingredients, Any], BaseMethod]  # from its settings
     needs_experts: bool = False
+    # Options of the loop that only some methods make use of: step sizes of what those learn.
+    of_loop: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> set[str]:
+        """Those that other methods may not have."""
+        return option_names(self.settings) | self.of_loop
 
 
 METHODS = {
-    "mtt": MethodKind("MTT", MTTSettings, MTT.make, needs_experts=True),
-    "tesla": MethodKind("TESLA", MTTSettings, TESLA.make, needs_experts=True),
-    "datm": MethodKind("DATM", DATMSettings, DATM.make, needs_experts=True),
+    "mtt": MethodKind(
+        "MTT", MTTSettings, MTT.make, needs_experts=True, of_loop=frozenset({"lr_lr"})
+    ),
+    "tesla": MethodKind(
+        "TESLA", MTTSettings, TESLA.make, needs_experts=True, of_loop=frozenset({"lr_lr"})
+    ),
+    "datm": MethodKind(
+        "DATM", DATMSettings, DATM.make, needs_experts=True, of_loop=frozenset({"lr_lr", "lr_y"})
+    ),
     "dc": MethodKind("DC", DCSettings, DC.make),
     "dsa": MethodKind("DSA", DSASettings, DSA.make),
     "cafe": MethodKind("CAFE", CAFESettings, CAFE.make),
