@@ -50,6 +50,8 @@ SHAPES := --data shapes --image-size 16 --depth 3 --ipc 10 --seed 1 --seeds 5
 study: $(VENV)/.installed
 	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.01,0.1,1 \
 		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
+	$(SWEEP) --vary method=rat_bptt,sre2l --vary weight=0,1,3 --vary critic=info_nce,l2 \
+		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/contrast
 	$(SWEEP) $(SHAPES) --method mtt --num-experts 5 --train-epochs 20 --lr-expert 0.03 \
 		--dsa-strategy crop_scale_rotate --expert-epochs 1 --max-start-epoch 8 --syn-steps 20 \
 		--batch-syn 25 --lr-img 200 --iterations 80 --one-at-a-time --vary weight=0,0.03,0.3,1 \
