@@ -3,7 +3,7 @@
 import pytest
 import torch
 from inner_training import make_training
-from tolerance import assert_no_worse
+from tolerance import assert_no_worse, assert_sum_no_worse
 from torch.library import opcheck
 
 from mim4dd import reference, sgd_step
@@ -99,7 +99,13 @@ def test_values(size, dtype, lr_per_parameter, later, options, device):
     lr_shape = (size,) if lr_per_parameter else ()
     inputs = make_inputs(size, dtype, device, options, lr_shape, later)
     results = op(*inputs), reference.sgd_adjoint(*inputs), reference.sgd_adjoint(*double(inputs))
-    for actual, plain, exact in zip(*results, strict=True):
+    triples = list(zip(*results, strict=True))
+    if not lr_per_parameter:
+        actual, plain, _ = triples.pop(-2)
+        *vectors, lr = double(inputs)[: -len(options)]
+        terms = reference.sgd_adjoint(*vectors, lr.expand(size), *options)[-2]
+        assert_sum_no_worse(actual, plain, terms)
+    for actual, plain, exact in triples:
         if actual.numel() or exact.numel():
             assert_no_worse(actual, plain, exact)
 
