@@ -46,13 +46,14 @@ demo-cifar-shaped: $(VENV)/.installed
 # What docs/study tells, anew: about an hour of two cores.
 STUDY := runs/study
 SWEEP = OMP_NUM_THREADS=1 $(BIN)/mim4dd sweep --num-eval 3 --workers 2
+EVERY_METHOD := method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l
 SHAPES := --data shapes --image-size 16 --depth 3 --ipc 10 --seed 1 --seeds 5
 study: $(VENV)/.installed
-	$(SWEEP) --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.01,0.1,1 \
+	$(SWEEP) --vary $(EVERY_METHOD) --vary weight=0,0.01,0.1,1 \
 		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
 	$(SWEEP) --vary method=rat_bptt,sre2l --vary weight=0,1,3 --vary critic=info_nce,l2 \
 		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/contrast
-	$(SWEEP) --ipc 10 --vary method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l --vary weight=0,0.1 \
+	$(SWEEP) --ipc 10 --vary $(EVERY_METHOD) --vary weight=0,0.1 \
 		--against weight=0 --seed 1 --seeds 3 --out $(STUDY)/ipc10
 	$(SWEEP) $(SHAPES) --method mtt --num-experts 5 --train-epochs 20 --lr-expert 0.03 \
 		--dsa-strategy crop_scale_rotate --expert-epochs 1 --max-start-epoch 8 --syn-steps 20 \

@@ -16,7 +16,6 @@ constexpr torch::headeronly::ScalarType scalar_type_of() {
                         : torch::headeronly::ScalarType::Double;
 }
 
-// A matrix somewhere in memory.
 template <typename T>
 struct Matrix {
   T* data;

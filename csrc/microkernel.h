@@ -80,6 +80,8 @@ struct Micro {
   static MIM4DD_INLINE void store(T* to, const Vector& from) {
     *reinterpret_cast<Vector*>(to) = from;
   }
+  // Subtracting a zero vector is how a number becomes a vector; it costs nothing.
+  static MIM4DD_INLINE void broadcast(Vector& to, T number) { to = number - Vector{}; }
   // The vector at a channel, with zeros after the last one.
   static MIM4DD_INLINE void
   load_channels(Vector& to, const T* pixel, int64_t channel, int64_t channels) {
@@ -143,8 +145,8 @@ struct Micro {
       for (int n = 0; n < kVectors; ++n) load(right[n], b + k * kColumns + n * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
-        // Subtracting a zero vector is how a number becomes a vector; it costs nothing.
-        const Vector left = a[m * kRowStride + k * kDepthStride] - Vector{};
+        Vector left;
+        broadcast(left, a[m * kRowStride + k * kDepthStride]);
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sum[m][n] += left * right[n];
       }

@@ -143,8 +143,8 @@ struct Combinations {
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kA; ++m) {
-        // Subtracting a zero vector is how a number becomes a vector; it costs nothing.
-        const Vector multiple = a.row(i + m)[j * a.column_stride] - Vector{};
+        Vector multiple;
+        Kernel::broadcast(multiple, a.row(i + m)[j * a.column_stride]);
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sum[m][n] += multiple * right[n];
       }
@@ -176,6 +176,24 @@ struct Combinations {
   }
 };
 
+template <typename T, typename Isa>
+bool multiply_on(
+    const Matrix<T>& out,
+    const Matrix<T>& a,
+    const Matrix<T>& b,
+    bool accumulate,
+    T alpha) {
+  if (b.column_stride == 1) {
+    if (!Combinations<T, Isa>::wins(a.rows, b.columns)) return false;
+    Isa::call(Combinations<T, Isa>{out, a, b, accumulate, alpha});
+    return true;
+  }
+  const bool along_depth = a.column_stride == 1 && b.row_stride == 1;
+  if (accumulate || !along_depth || !Dots<T, Isa>::wins(a.rows, a.columns)) return false;
+  Isa::call(Dots<T, Isa>{out, a, b.transposed(), alpha});
+  return true;
+}
+
 }  // namespace
 
 template <typename T>
@@ -189,16 +207,10 @@ bool multiply_unpacked(
   bool done = false;
   with_isa([&](auto isa) {
     using Isa = decltype(isa);
-    if (std::is_same_v<Isa, Baseline>) return;  // not measured
-    if (b.column_stride == 1) {
-      if (!Combinations<T, Isa>::wins(a.rows, b.columns)) return;
-      Isa::call(Combinations<T, Isa>{out, a, b, accumulate, alpha});
-    } else {
-      const bool along_depth = a.column_stride == 1 && b.row_stride == 1;
-      if (accumulate || !along_depth || !Dots<T, Isa>::wins(a.rows, a.columns)) return;
-      Isa::call(Dots<T, Isa>{out, a, b.transposed(), alpha});
+    // Of other CPUs it was not measured which is faster.
+    if constexpr (!std::is_same_v<Isa, Baseline>) {
+      done = multiply_on<T, Isa>(out, a, b, accumulate, alpha);
     }
-    done = true;
   });
   return done;
 }

@@ -242,10 +242,12 @@ def test_no_less_exact_than_plain_torch(extreme, kind, device):
             actual = run(inputs, upstream, torch.float32, is_plain)
             pairs = zip(actual, exact, strict=True)
             errors += torch.stack([(a - e).square().sum().cpu() for a, e in pairs])
-    # Rounding a logit moves a gradient by this much of it; in draws where one weight is far above
-    # all others nothing averages that out.
-    of_logits = max(1e-6, torch.finfo(torch.float32).eps * inputs[-1])
-    budget = 1.1 * plain.sqrt() + torch.tensor([1e-6, of_logits, of_logits]) * size.sqrt()
+    rounding = torch.full((3,), 1e-6, dtype=torch.float64)
+    if kind == "in" and extreme == "large":
+        # Its gradients vanish but for one weight in a few draws, where nothing averages out by how
+        # much rounding a logit moves it.
+        rounding[1:] = torch.finfo(torch.float32).eps * inputs[-1]
+    budget = 1.1 * plain.sqrt() + rounding * size.sqrt()
     assert (ours.sqrt() <= budget).all(), f"ours {ours.sqrt()}, plain {plain.sqrt()}"
 
 

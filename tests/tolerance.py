@@ -47,13 +47,13 @@ def assert_norm_no_worse(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
 def assert_sum_no_worse(actual: Tensor, plain: Tensor, terms: Tensor) -> None:
     """The same for a sum of terms of both signs, () against the exact terms.
 
-    Each term is rounded before it is added, so the error has the size of the terms, not of what is
-    left of them: which of two correct sums is closer is luck.
+    Each term is rounded before it is added, by chance up or down, so the error has the size of the
+    terms' norm, not of what is left of them: which of two correct sums is closer is luck.
     """
     exact = terms.sum()
     wide = torch.promote_types(plain.dtype, torch.float32)
     rtol, atol = TOLERANCE[plain.dtype]
-    rounding = torch.finfo(wide).eps * terms.abs().sum()
+    rounding = torch.finfo(wide).eps * terms.norm()
     budget = (plain.double() - exact).abs() + rounding + atol + rtol * exact.abs()
     error = (actual.double() - exact).abs()
     assert error <= budget, f"error {error:.3e} over budget {budget:.3e}, exact {exact:.3e}"

@@ -23,6 +23,10 @@ __all__ = [
     "trained_network",
 ]
 
+# Experts and teachers have the seeds from 0 on. A network that judges must not start from the
+# weights that one of them started from, to which the set was fitted.
+_FIRST_SEED = 2**31
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -58,11 +62,6 @@ class Accuracy:
     def summary(self) -> dict[str, float | int]:
         """Mean, standard deviation and number of seeds."""
         return {"mean": self.mean, "std": self.std, "seeds": len(self.values)}
-
-
-# Experts and teachers have the seeds from 0 on. A network that judges must not start from the
-# weights that one of them started from, to which the set was fitted.
-_FIRST_SEED = 2**31
 
 
 def percent(summary: Mapping[str, float | int], sign: str = "") -> str:

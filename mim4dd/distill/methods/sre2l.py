@@ -26,6 +26,7 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.methods.teachers import Teachers
+from mim4dd.distill.networks import networks_with
 
 __all__ = ["SRe2L", "SRe2LSettings"]
 
@@ -95,7 +96,7 @@ class SRe2L(BaseMethod):
         if not _batch_norms(networks[0]):
             raise ValueError(
                 "method 'sre2l' needs a network with BatchNorm: --norm batch, which --network "
-                "convnet, alexnet, vgg11 and resnet18 take"
+                f"{', '.join(networks_with('batch'))} take"
             )
         self.data = data
         self.settings = settings

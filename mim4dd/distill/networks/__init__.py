@@ -12,6 +12,7 @@ from mim4dd.distill.networks.registry import (
     fixed_sizes,
     make_network,
     network_title,
+    networks_with,
 )
 from mim4dd.distill.networks.resnet18 import ResNet18
 from mim4dd.distill.networks.vgg11 import VGG11
@@ -31,4 +32,5 @@ __all__ = [
     "fixed_sizes",
     "make_network",
     "network_title",
+    "networks_with",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "fixed_sizes",
     "make_network",
     "network_title",
+    "networks_with",
 ]
 
 NetworkName = Literal["convnet", "lenet", "alexnet", "vgg11", "resnet18", "mlp"]
@@ -67,6 +68,17 @@ def check_network(
     check_choice(f"norm of {name}", norm, choices.norms)
     check_choice(f"pooling of {name}", pooling, choices.poolings)
     return norm, pooling
+
+
+def networks_with(norm: Norm) -> list[NetworkName]:
+    """The networks that come with a norm.
+
+    Example:
+        >>> from mim4dd.distill.networks import networks_with
+        >>> networks_with("batch")
+        ['convnet', 'alexnet', 'vgg11', 'resnet18']
+    """
+    return [name for name in NETWORKS if norm in _CHOICES[name].norms]
 
 
 def fixed_sizes(name: NetworkName) -> set[str]:
