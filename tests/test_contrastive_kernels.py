@@ -347,7 +347,10 @@ def test_a_scale_of_no_temperature_gives_nan(scale, kernel_device):
 
 @pytest.mark.parametrize("critic", [Critic(), Critic("in"), Critic("nce")], ids=name)
 def test_large_logits_and_duplicated_keys(critic, backend, kernel_device):
-    case = Case((9, 12, [8]), torch.float32, kernel_device, scale=3e3)
+    case = Case((9, 12, [8]), torch.float32, kernel_device, scale=2.0**12)
+    # On a grid, so that float32 holds every logit exactly: else the gradients carry the rounding of
+    # logits of 1e4, and who adds up a product in the luckier order is the more exact.
+    case.query, case.key = ([(t[0] * 64).round() / 64] for t in (case.query, case.key))
     case.key[0][3:6] = case.key[0][0]
     check(case, critic, assert_difference)
 

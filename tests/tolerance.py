@@ -12,15 +12,18 @@ TOLERANCE = {
 }
 
 
-def assert_no_worse(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """Assert |actual − exact| ≤ |plain − exact| + tolerance, elementwise.
+def assert_no_worse(
+    actual: Tensor, plain: Tensor, exact: Tensor, rounding: Tensor | float = 0.0
+) -> None:
+    """Assert |actual − exact| ≤ |plain − exact| + tolerance + rounding, elementwise.
 
-    ``exact`` is the float64 result, ``plain`` the one of ordinary PyTorch in the dtype under test.
+    ``exact`` is the float64 result, ``plain`` the one of ordinary PyTorch in the dtype under test,
+    ``rounding`` what long sums of both signs may be off by (see ``sum_rounding``).
     """
     assert actual.shape == exact.shape
     assert actual.dtype == plain.dtype
     rtol, atol = TOLERANCE[plain.dtype]
-    budget = (plain.double() - exact).abs().amax() + atol + rtol * exact.abs()
+    budget = (plain.double() - exact).abs().amax() + atol + rtol * exact.abs() + rounding
     error = (actual.double() - exact).abs()
     # Not `error > budget`: a NaN must fail.
     assert (error <= budget).all(), (
@@ -45,15 +48,20 @@ def assert_norm_no_worse(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
 
 
 def assert_sum_no_worse(actual: Tensor, plain: Tensor, terms: Tensor) -> None:
-    """The same for a sum of terms of both signs, () against the exact terms.
+    """``assert_no_worse`` for a sum in double of rounded terms of both signs: () against the terms.
 
     Each term is rounded before it is added, by chance up or down, so the error has the size of the
     terms' norm, not of what is left of them: which of two correct sums is closer is luck.
     """
-    exact = terms.sum()
     wide = torch.promote_types(plain.dtype, torch.float32)
-    rtol, atol = TOLERANCE[plain.dtype]
-    rounding = torch.finfo(wide).eps * terms.norm()
-    budget = (plain.double() - exact).abs() + rounding + atol + rtol * exact.abs()
-    error = (actual.double() - exact).abs()
-    assert error <= budget, f"error {error:.3e} over budget {budget:.3e}, exact {exact:.3e}"
+    assert_no_worse(actual, plain, terms.sum(), torch.finfo(wide).eps * terms.norm())
+
+
+def sum_rounding(terms: Tensor, dim: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What a sum over ``dim`` of terms of both signs may be off by if ``dtype`` holds its parts.
+
+    Every addition rounds a part of the sum, so the error has the size of ε Σ|terms|, however little
+    of them is left. A term that is left out still shows among fewer than 1/ε.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.finfo(wide).eps * terms.abs().sum(dim)
