@@ -205,7 +205,8 @@ def test_a_block_that_occurs_twice_is_left_alone():
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 6), (3, 4, 2, 3, 5)])
 def test_without_pooling_maps_have_any_rank(shape):
-    plain, fused, _ = fused_pair(nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()))
+    # Two numbers of a group may lie so close that a smaller eps blows their rounding up.
+    plain, fused, _ = fused_pair(nn.Sequential(nn.GroupNorm(2, 4, eps=0.1), nn.ReLU()))
     assert_same(plain, fused, torch.randn(shape, dtype=torch.float64))
 
 
