@@ -80,8 +80,6 @@ struct Micro {
   static MIM4DD_INLINE void store(T* to, const Vector& from) {
     *reinterpret_cast<Vector*>(to) = from;
   }
-  // Subtracting a zero vector is how a number becomes a vector; it costs nothing.
-  static MIM4DD_INLINE void broadcast(Vector& to, T number) { to = number - Vector{}; }
   // The vector at a channel, with zeros after the last one.
   static MIM4DD_INLINE void
   load_channels(Vector& to, const T* pixel, int64_t channel, int64_t channels) {
@@ -145,8 +143,9 @@ struct Micro {
       for (int n = 0; n < kVectors; ++n) load(right[n], b + k * kColumns + n * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
-        Vector left;
-        broadcast(left, a[m * kRowStride + k * kDepthStride]);
+        // Subtracting a zero vector is how a number becomes a vector; it costs nothing. In a
+        // function of its own GCC would fill the lanes one by one, before it knows for which CPU.
+        const Vector left = a[m * kRowStride + k * kDepthStride] - Vector{};
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sum[m][n] += left * right[n];
       }

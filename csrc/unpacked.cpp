@@ -143,8 +143,7 @@ struct Combinations {
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kA; ++m) {
-        Vector multiple;
-        Kernel::broadcast(multiple, a.row(i + m)[j * a.column_stride]);
+        const Vector multiple = a.row(i + m)[j * a.column_stride] - Vector{};  // see Micro::advance
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sum[m][n] += multiple * right[n];
       }
