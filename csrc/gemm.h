@@ -4,7 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include "matrix.h"
-#include "unpacked.h"
+#include "product.h"
 
 namespace mim4dd {
 
@@ -17,7 +17,7 @@ void multiply(
     const Matrix<T>& b,
     bool accumulate,
     T alpha = 1) {
-  if (multiply_unpacked(out, a, b, accumulate, alpha)) return;
+  if (multiply_here(out, a, b, accumulate, alpha)) return;
   const Tensor out_view = out.view(), a_view = a.view(), b_view = b.view();
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
       out_view.get(), out_view.get(), a_view.get(), b_view.get(), accumulate ? 1.0 : 0.0, alpha));

@@ -1,5 +1,5 @@
-// Products straight from where their operands lie. A library packs them first, which takes long
-// where one of them has few rows.
+// Products by kernels of our own. What they read next lies in the first cache, packed if many rows
+// repay it; a library packs whole operands, and is tuned for fewer CPUs.
 #pragma once
 
 #include "matrix.h"
@@ -9,7 +9,7 @@ namespace mim4dd {
 // out = alpha a b, or out += alpha a b, if a library is not faster at it; else false, and nothing
 // is done.
 template <typename T>
-bool multiply_unpacked(
+bool multiply_here(
     const Matrix<T>& out,
     const Matrix<T>& a,
     const Matrix<T>& b,

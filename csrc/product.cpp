@@ -1,0 +1,313 @@
+#include "product.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "microkernel.h"
+
+namespace mim4dd {
+namespace {
+
+// body(std::integral_constant<int, n>()) for an n from 1 to kMost, as what depends on it is
+// unrolled.
+template <int kMost, typename Body>
+MIM4DD_INLINE void with_count(int64_t n, const Body& body) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_count<kMost - 1>(n, body);
+  }
+  body(std::integral_constant<int, kMost>());
+}
+
+template <typename T, int kCount>
+MIM4DD_INLINE T sum_of(const T* lanes) {
+  if constexpr (kCount == 1) {
+    return *lanes;
+  } else {
+    constexpr int kHalf = kCount / 2;
+    typedef T Half __attribute__((vector_size(kHalf * sizeof(T)), aligned(alignof(T))));
+    const Half sum =
+        *reinterpret_cast<const Half*>(lanes) + *reinterpret_cast<const Half*>(lanes + kHalf);
+    return sum_of<T, kHalf>(reinterpret_cast<const T*>(&sum));
+  }
+}
+
+// Rows of both sides lie along the depth: a result is a sum of products of vectors, then over
+// their lanes.
+template <typename T, typename Isa>
+struct Dots {
+  using Kernel = Micro<T, Isa>;
+  using Vector = typename Kernel::Vector;
+  // So many rows of each side, and what they sum to, are what registers hold.
+  static constexpr int kRows = Isa::kRows == 8 ? 5 : 3;
+  // All rows of the left side stream by for every few of the right one.
+  static constexpr int64_t kMostRows = Isa::kRows * 8;
+
+  const Matrix<T> out, a, keys;
+  const T alpha;
+
+  // The sum over the lanes takes as long as a few of them, and the library is the better the more
+  // rows there are.
+  static bool wins(int64_t rows, int64_t depth) {
+    return rows <= kMostRows &&
+           depth * static_cast<int64_t>(sizeof(T)) >= 64 * std::min<int64_t>(rows, 32);
+  }
+
+  MIM4DD_INLINE void operator()() const {
+    const int64_t rows = divide_up(a.rows, divide_up(a.rows, kRows));  // of groups alike
+    for (int64_t j = 0; j < keys.rows; j += kRows) {
+      const int64_t columns = std::min<int64_t>(kRows, keys.rows - j);
+      for (int64_t i = 0; i < a.rows; i += rows) {
+        with_count<kRows>(std::min(rows, a.rows - i), [&](auto count) MIM4DD_INLINE_LAMBDA {
+          if (columns == kRows) return tile<count(), kRows>(i, j);
+          for (int64_t last = j; last < keys.rows; ++last) tile<count(), 1>(i, last);
+        });
+      }
+    }
+  }
+
+ private:
+  template <int kA, int kB>
+  MIM4DD_INLINE void tile(int64_t i, int64_t j) const {
+    Vector sum[kA][kB] = {};
+    int64_t d = 0;
+    for (; d + Kernel::kLanes <= a.columns; d += Kernel::kLanes) {
+      Vector right[kB];
+#pragma GCC unroll 8
+      for (int n = 0; n < kB; ++n) Kernel::load(right[n], keys.row(j + n) + d);
+#pragma GCC unroll 8
+      for (int m = 0; m < kA; ++m) {
+        Vector left;
+        Kernel::load(left, a.row(i + m) + d);
+#pragma GCC unroll 8
+        for (int n = 0; n < kB; ++n) sum[m][n] += left * right[n];
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < kA; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kB; ++n) {
+        T total = sum_of<T, Kernel::kLanes>(reinterpret_cast<const T*>(&sum[m][n]));
+        for (int64_t rest = d; rest < a.columns; ++rest) {
+          total += a.row(i + m)[rest] * keys.row(j + n)[rest];
+        }
+        out.row(i + m)[j + n] = alpha * total;
+      }
+    }
+  }
+};
+
+// Rows of the right side, along the columns of the result: each adds its multiples.
+template <typename T, typename Isa>
+struct Combinations {
+  using Kernel = Micro<T, Isa>;
+  using Vector = typename Kernel::Vector;
+  // Where a CPU has 16 registers, 12 of them hold sums, two the right side, and one a multiple.
+  static constexpr int kRows = Isa::kRows == 8 ? 8 : 6, kVectors = Kernel::kVectors;
+  static constexpr int64_t kColumns = Kernel::kColumns;
+  // Terms summed in registers before they are added to the result: of more, float32 would round
+  // too much, and a panel of the right side would leave the first cache.
+  static constexpr int64_t kRun = 128;
+  // So many rows repay a panel's way into one place.
+  static constexpr int64_t kPackedFrom = 2 * kRows + 1;
+
+  const Matrix<T> out, a, b;
+  const bool accumulate;
+  const T alpha;
+
+  MIM4DD_INLINE void operator()() const {
+    alignas(64) T packed[kRun * kColumns];
+    const bool lying = b.column_stride == 1 && b.columns >= kColumns && a.rows < kPackedFrom;
+    for (int64_t begin = 0; begin < b.rows; begin += kRun) {
+      const Matrix<T> run = b.middle_rows(begin, std::min(b.rows, begin + kRun));
+      for (int64_t column = 0; column < b.columns; column += kColumns) {
+        Panel panel{
+            packed, kColumns, begin, run.rows, column, 0, std::min(kColumns, b.columns - column)};
+        if (lying) {
+          // The last panel is moved to end with the columns; what it shares is not written again.
+          panel.first = kColumns - panel.last;
+          panel.last = kColumns;
+          panel.column -= panel.first;
+          panel.right = run.data + panel.column;
+          panel.stride = run.row_stride;
+        } else {
+          pack(run, column, packed);
+        }
+        for (int64_t i = 0; i < a.rows; i += kRows) {
+          with_count<kRows>(
+              a.rows - i, [&](auto count) MIM4DD_INLINE_LAMBDA { tile<count()>(panel, i); });
+        }
+      }
+    }
+  }
+
+ private:
+  // Of the right side, some rows and as many columns as a tile has.
+  struct Panel {
+    const T* right;
+    int64_t stride;
+    int64_t begin, terms;  // rows of the right side
+    int64_t column;        // of the result, where the panel begins
+    int64_t first, last;   // columns of the panel that are written
+  };
+
+  // Columns from `column` on of a run of rows, with zeros after the last one.
+  static MIM4DD_INLINE void pack(const Matrix<T>& run, int64_t column, T* to) {
+    const int64_t columns = std::min(kColumns, run.columns - column);
+    if (columns < kColumns) std::fill_n(to, run.rows * kColumns, T(0));
+    if (run.column_stride == 1) return pack_rows(run, column, columns, to);
+    for (int64_t c = 0; c < columns; c += Kernel::kLanes) {
+      pack_columns(run, column + c, std::min<int64_t>(Kernel::kLanes, columns - c), to + c);
+    }
+  }
+
+  static MIM4DD_INLINE void
+  pack_rows(const Matrix<T>& run, int64_t column, int64_t columns, T* to) {
+    for (int64_t j = 0; j < run.rows; ++j, to += kColumns) {
+      const T* from = run.row(j) + column;
+      if (columns < kColumns) {
+        std::copy_n(from, columns, to);
+        continue;
+      }
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n) {
+        Vector values;
+        Kernel::load(values, from + n * Kernel::kLanes);
+        Kernel::store(to + n * Kernel::kLanes, values);
+      }
+    }
+  }
+
+  // Of columns that lie along the depth, a square of lanes at a time is transposed in registers.
+  static MIM4DD_INLINE void
+  pack_columns(const Matrix<T>& run, int64_t column, int64_t columns, T* to) {
+    constexpr int kLanes = Kernel::kLanes;
+    const T* const from = run.data + column * run.column_stride;
+    int64_t j = 0;
+    for (; j + kLanes <= run.rows && columns == kLanes; j += kLanes) {
+      Vector square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) Kernel::load(square[i], from + i * run.column_stride + j);
+      transpose<kLanes / 2>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) Kernel::store(to + (j + i) * kColumns, square[i]);
+    }
+    for (; j < run.rows; ++j) {
+      for (int64_t c = 0; c < columns; ++c) to[j * kColumns + c] = from[c * run.column_stride + j];
+    }
+  }
+
+  // Exchange what lies beside the diagonal, of the whole square and then of its quarters.
+  template <int kHalf>
+  static MIM4DD_INLINE void transpose(Vector (&square)[Kernel::kLanes]) {
+    if constexpr (kHalf > 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < Kernel::kLanes; ++i) {
+        if ((i & kHalf) == 0) {
+          exchange<kHalf>(square[i], square[i + kHalf], std::make_index_sequence<Kernel::kLanes>());
+        }
+      }
+      transpose<kHalf / 2>(square);
+    }
+  }
+
+  template <int kHalf, size_t... kLane>
+  static MIM4DD_INLINE void exchange(Vector& upper, Vector& lower, std::index_sequence<kLane...>) {
+    constexpr int kLanes = Kernel::kLanes;
+    const Vector before = upper;
+    upper =
+        __builtin_shufflevector(before, lower, (kLane & kHalf ? kLanes + kLane - kHalf : kLane)...);
+    lower =
+        __builtin_shufflevector(before, lower, (kLane & kHalf ? kLanes + kLane : kLane + kHalf)...);
+  }
+
+  template <int kA>
+  MIM4DD_INLINE void tile(const Panel& panel, int64_t i) const {
+    Vector sum[kA][kVectors] = {};
+    const T* from = panel.right;
+    const T* multiples = a.row(i) + panel.begin * a.column_stride;
+    for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += a.column_stride) {
+      Vector right[kVectors];
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n) Kernel::load(right[n], from + n * Kernel::kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < kA; ++m) {
+        const Vector multiple = multiples[m * a.row_stride] - Vector{};  // see Micro::advance
+#pragma GCC unroll 2
+        for (int n = 0; n < kVectors; ++n) sum[m][n] += multiple * right[n];
+      }
+    }
+    const bool add = accumulate || panel.begin > 0;
+#pragma GCC unroll 8
+    for (int m = 0; m < kA; ++m) write(sum[m], out.row(i + m) + panel.column, panel, add);
+  }
+
+  MIM4DD_INLINE void write(const Vector (&sum)[kVectors], T* row, const Panel& panel, bool add)
+      const {
+    if (panel.last - panel.first < kColumns) {
+      T values[kColumns];
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n) Kernel::store(values + n * Kernel::kLanes, sum[n]);
+      for (int64_t c = panel.first; c < panel.last; ++c) {
+        row[c] = alpha * values[c] + (add ? row[c] : T(0));
+      }
+      return;
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) {
+      Vector result = alpha * sum[n];
+      if (add) {
+        Vector old;
+        Kernel::load(old, row + n * Kernel::kLanes);
+        result += old;
+      }
+      Kernel::store(row + n * Kernel::kLanes, result);
+    }
+  }
+};
+
+template <typename T, typename Isa>
+bool multiply_on(
+    const Matrix<T>& out,
+    const Matrix<T>& a,
+    const Matrix<T>& b,
+    bool accumulate,
+    T alpha) {
+  const bool along_depth = a.column_stride == 1 && b.row_stride == 1;
+  if (!accumulate && along_depth && Dots<T, Isa>::wins(a.rows, a.columns)) {
+    Isa::call(Dots<T, Isa>{out, a, b.transposed(), alpha});
+    return true;
+  }
+  if (b.column_stride != 1 && b.row_stride != 1) return false;
+  Isa::call(Combinations<T, Isa>{out, a, b, accumulate, alpha});
+  return true;
+}
+
+}  // namespace
+
+template <typename T>
+bool multiply_here(
+    const Matrix<T>& out,
+    const Matrix<T>& a,
+    const Matrix<T>& b,
+    bool accumulate,
+    T alpha) {
+  if (out.column_stride != 1 || a.rows == 0 || a.columns == 0) return false;
+  bool done = false;
+  with_isa([&](auto isa) {
+    using Isa = decltype(isa);
+    // Of other CPUs it was not measured which is faster.
+    if constexpr (!std::is_same_v<Isa, Baseline>) {
+      done = multiply_on<T, Isa>(out, a, b, accumulate, alpha);
+    }
+  });
+  return done;
+}
+
+#define MIM4DD_INSTANTIATE(T) \
+  template bool multiply_here(const Matrix<T>&, const Matrix<T>&, const Matrix<T>&, bool, T);
+
+MIM4DD_INSTANTIATE(float)
+MIM4DD_INSTANTIATE(double)
+
+}  // namespace mim4dd
