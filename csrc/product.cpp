@@ -19,6 +19,17 @@ MIM4DD_INLINE void with_count(int64_t n, const Body& body) {
   body(std::integral_constant<int, kMost>());
 }
 
+// body(first, std::integral_constant<int, n>()) for groups of n of the rows, at most kMost, and all
+// about as large: what a small group loads serves few sums.
+template <int kMost, typename Body>
+MIM4DD_INLINE void in_groups(int64_t rows, const Body& body) {
+  for (int64_t first = 0, n; first < rows; first += n) {
+    const int64_t left = rows - first;
+    n = divide_up(left, divide_up(left, kMost));
+    with_count<kMost>(n, [&](auto count) MIM4DD_INLINE_LAMBDA { body(first, count); });
+  }
+}
+
 template <typename T, int kCount>
 MIM4DD_INLINE T sum_of(const T* lanes) {
   if constexpr (kCount == 1) {
@@ -40,29 +51,22 @@ struct Dots {
   using Vector = typename Kernel::Vector;
   // So many rows of each side, and what they sum to, are what registers hold.
   static constexpr int kRows = Isa::kRows == 8 ? 5 : 3;
-  // All rows of the left side stream by for every few of the right one.
-  static constexpr int64_t kMostRows = Isa::kRows * 8;
-
   const Matrix<T> out, a, keys;
   const T alpha;
 
-  // The sum over the lanes takes as long as a few of them, and the library is the better the more
-  // rows there are.
+  // The sum over the lanes takes as long as a few of them; to turn a panel of the right side
+  // around, as long as some rows.
   static bool wins(int64_t rows, int64_t depth) {
-    return rows <= kMostRows &&
-           depth * static_cast<int64_t>(sizeof(T)) >= 64 * std::min<int64_t>(rows, 32);
+    return rows <= 16 && depth * static_cast<int64_t>(sizeof(T)) >= 128 * rows;
   }
 
   MIM4DD_INLINE void operator()() const {
-    const int64_t rows = divide_up(a.rows, divide_up(a.rows, kRows));  // of groups alike
     for (int64_t j = 0; j < keys.rows; j += kRows) {
       const int64_t columns = std::min<int64_t>(kRows, keys.rows - j);
-      for (int64_t i = 0; i < a.rows; i += rows) {
-        with_count<kRows>(std::min(rows, a.rows - i), [&](auto count) MIM4DD_INLINE_LAMBDA {
-          if (columns == kRows) return tile<count(), kRows>(i, j);
-          for (int64_t last = j; last < keys.rows; ++last) tile<count(), 1>(i, last);
-        });
-      }
+      in_groups<kRows>(a.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA {
+        if (columns == kRows) return tile<count(), kRows>(i, j);
+        for (int64_t last = j; last < keys.rows; ++last) tile<count(), 1>(i, last);
+      });
     }
   }
 
@@ -109,7 +113,7 @@ struct Combinations {
   // too much, and a panel of the right side would leave the first cache.
   static constexpr int64_t kRun = 128;
   // So many rows repay a panel's way into one place.
-  static constexpr int64_t kPackedFrom = 2 * kRows + 1;
+  static constexpr int64_t kPackedFrom = 4 * kRows + 1;
 
   const Matrix<T> out, a, b;
   const bool accumulate;
@@ -133,10 +137,8 @@ struct Combinations {
         } else {
           pack(run, column, packed);
         }
-        for (int64_t i = 0; i < a.rows; i += kRows) {
-          with_count<kRows>(
-              a.rows - i, [&](auto count) MIM4DD_INLINE_LAMBDA { tile<count()>(panel, i); });
-        }
+        in_groups<kRows>(
+            a.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA { tile<count()>(panel, i); });
       }
     }
   }
