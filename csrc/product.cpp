@@ -217,10 +217,20 @@ struct Combinations {
   static MIM4DD_INLINE void exchange(Vector& upper, Vector& lower, std::index_sequence<kLane...>) {
     constexpr int kLanes = Kernel::kLanes;
     const Vector before = upper;
-    upper =
-        __builtin_shufflevector(before, lower, (kLane & kHalf ? kLanes + kLane - kHalf : kLane)...);
-    lower =
-        __builtin_shufflevector(before, lower, (kLane & kHalf ? kLanes + kLane : kLane + kHalf)...);
+    pick<(kLane & kHalf ? kLanes + kLane - kHalf : kLane)...>(upper, before, lower);
+    pick<(kLane & kHalf ? kLanes + kLane : kLane + kHalf)...>(lower, before, lower);
+  }
+
+  // Lanes of both vectors, those of b counted on from those of a.
+  template <size_t... kLane>
+  static MIM4DD_INLINE void pick(Vector& to, const Vector& a, const Vector& b) {
+#if defined(__clang__)
+    to = __builtin_shufflevector(a, b, kLane...);
+#else  // GCC has that only from 12 on
+    using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    typedef Index Lanes __attribute__((vector_size(Isa::kBytes)));
+    to = __builtin_shuffle(a, b, Lanes{static_cast<Index>(kLane)...});
+#endif
   }
 
   template <int kA>
