@@ -51,6 +51,7 @@ struct Dots {
   using Vector = typename Kernel::Vector;
   // So many rows of each side, and what they sum to, are what registers hold.
   static constexpr int kRows = Isa::kRows == 8 ? 5 : 3;
+
   const Matrix<T> out, a, keys;
   const T alpha;
 
