@@ -48,7 +48,7 @@ template <typename T>
 double length_of(const T* row, int64_t dimension) {
   const double square = sum_of_squares(row, dimension);
   if (std::isfinite(square)) return std::sqrt(square);
-  double largest = 0;  // float64 whose squares overflow
+  double largest = 0;  // the squares overflowed
   for (int64_t d = 0; d < dimension; ++d) {
     const double size = std::abs(double(row[d]));
     if (!(size <= largest)) largest = size;

@@ -6,9 +6,16 @@ namespace mim4dd {
 
 template <typename T>
 MIM4DD_SIMD double sum_of_squares(const T* row, int64_t n) {
+  // Converting every number would take as long as some rows of the product that needs the length.
+  constexpr int64_t kRun = 128;
   double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < n; ++d) sum += static_cast<double>(row[d]) * row[d];
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = n - begin < kRun ? n : begin + kRun;
+    T of_run = 0;
+#pragma omp simd reduction(+ : of_run)
+    for (int64_t d = begin; d < end; ++d) of_run += row[d] * row[d];
+    sum += of_run;
+  }
   return sum;
 }
 
