@@ -65,52 +65,60 @@ class Positives(NamedTuple):
 
 def as_layers(query: Features, key: Features) -> Layers:
     """Check features: (N, D) with (M, D), (L, N, D) with (L, M, D), or sequences of layers."""
-    sides: list[list[Tensor]] = []
-    for name, features in (("query", query), ("key", key)):
-        if isinstance(features, Tensor):
-            if features.dim() not in (2, 3):
-                raise ValueError(
-                    f"{name} must be (N, D), (L, N, D) or a sequence of (N, D), "
-                    f"got shape {tuple(features.shape)}"
-                )
-            sides.append([features] if features.dim() == 2 else list(features.unbind()))
-        else:
-            sides.append(list(features) if isinstance(features, Sequence) else [features])
-        for layer in sides[-1]:
-            check_tensor(name, layer)
-    single = isinstance(query, Tensor) and query.dim() == 2
-    layers = Layers(sides[0], sides[1], single)
+    layers = Layers(
+        _side("query", query),
+        _side("key", key),
+        single=isinstance(query, Tensor) and query.dim() == 2,
+    )
     if len(layers.query) != len(layers.key) or not layers.query:
         raise ValueError(
             "query and key must hold the same layers, at least one, "
             f"got {len(layers.query)} and {len(layers.key)}"
         )
-    _check_features(layers.query[0], layers.key[0])
-    for layer_query, layer_key in zip(layers.query[1:], layers.key[1:], strict=True):
-        _check_features(layer_query, layer_key)
-        check_matching("query", layer_query, "query of the first layer", layers.query[0])
-        rows = layer_query.shape[0], layer_key.shape[0]
-        if rows != (layers.num_queries, layers.num_keys):
+    first = layers.query[0]
+    check_floating("query", first)
+    for layer_query, layer_key in zip(layers.query, layers.key, strict=True):
+        query_shape = _check_features("query", layer_query, first)
+        key_shape = _check_features("key", layer_key, first)
+        if query_shape[1] != key_shape[1]:
+            raise ValueError(
+                f"query and key must have the same feature size, "
+                f"got {query_shape[1]} and {key_shape[1]}"
+            )
+        if query_shape[0] != layers.num_queries or key_shape[0] != layers.num_keys:
             raise ValueError(
                 "all layers must have the same queries and keys, got "
                 f"{layers.num_queries} and {layers.num_keys} rows in the first layer, "
-                f"{rows[0]} and {rows[1]} in another"
+                f"{query_shape[0]} and {key_shape[0]} in another"
             )
     return layers
 
 
-def _check_features(query: Tensor, key: Tensor) -> None:
-    for name, features in (("query", query), ("key", key)):
-        check_rank(name, features, 2)
-        if 0 in features.shape:
-            raise ValueError(f"{name} must not be empty, got shape {tuple(features.shape)}")
-    check_floating("query", query)
-    check_matching("query", query, "key", key)
-    if query.shape[1] != key.shape[1]:
-        raise ValueError(
-            f"query and key must have the same feature size, "
-            f"got {query.shape[1]} and {key.shape[1]}"
-        )
+def _side(name: str, features: Features) -> list[Tensor]:
+    if not isinstance(features, Tensor):
+        side = list(features) if isinstance(features, Sequence) else [features]
+        for layer in side:
+            check_tensor(name, layer)
+        return side
+    if features.dim() == 2:
+        return [features]
+    if features.dim() == 3:
+        return list(features.unbind())
+    raise ValueError(
+        f"{name} must be (N, D), (L, N, D) or a sequence of (N, D), "
+        f"got shape {tuple(features.shape)}"
+    )
+
+
+def _check_features(name: str, features: Tensor, first: Tensor) -> torch.Size:
+    """The shape of features that fit those of the first layer."""
+    check_rank(name, features, 2)
+    if features.dtype != first.dtype or features.device != first.device:
+        check_matching("query", first, "key" if name == "key" else "that of every layer", features)
+    shape = features.shape
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(shape)}")
+    return shape
 
 
 def _check_per_row(name: str, vector: Tensor, side: str, rows: int, layers: Layers) -> None:

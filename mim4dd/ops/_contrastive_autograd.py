@@ -15,6 +15,7 @@ from mim4dd.ops._reduction import count_queries, reduce_queries
 from mim4dd.reference import Critic
 
 _NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
+_NUM_SHARED = 4  # of the pairs, what all layers share
 
 
 class _Pairs(NamedTuple):
@@ -31,8 +32,8 @@ class _Pairs(NamedTuple):
 class _Gradients(NamedTuple):
     """By what they are gradients of; None where they are not wanted."""
 
-    query: list[Tensor | None]
-    key: list[Tensor | None]
+    query: Sequence[Tensor | None]
+    key: Sequence[Tensor | None]
     logit_scale: Tensor | None  # (L,)
     bias: Tensor | None  # (L,)
 
@@ -49,11 +50,11 @@ def register(lib: torch.library.Library) -> None:
         )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], rest: Sequence[Tensor | None]) -> None:
-    pairs = _Pairs(*inputs[:_NUM_PAIRS])
-    ctx.num_layers, ctx.num_queries = len(pairs.query), pairs.labels.shape[0]
-    ctx.critic = Critic(*inputs[_NUM_PAIRS : _NUM_PAIRS + _NUM_CRITIC])
-    ctx.save_for_backward(*pairs.query, *pairs.key, *pairs[2:], *rest)
+def _save(ctx: Any, inputs: Sequence[Any], rest: Sequence[Tensor | None]) -> None:
+    query, key, *shared = inputs[:_NUM_PAIRS]
+    ctx.num_layers = len(query)
+    ctx.critic = inputs[_NUM_PAIRS : _NUM_PAIRS + _NUM_CRITIC]
+    ctx.save_for_backward(*query, *key, *shared, *rest)
     ctx.set_materialize_grads(False)
 
 
@@ -75,14 +76,15 @@ def _over_layers(gradients: _Gradients) -> list[Tensor | None]:
 
 
 def _unflatten(flat: Sequence[Tensor | None], wanted: list[bool], num_layers: int) -> _Gradients:
-    left = list(flat)
-
-    def take(is_wanted: bool, count: int) -> list[Tensor | None]:
-        return [left.pop(0) if is_wanted else None for _ in range(count)]
-
-    query, key = (take(is_wanted, num_layers) for is_wanted in wanted[:2])
-    (logit_scale,), (bias,) = (take(is_wanted, 1) for is_wanted in wanted[2:])
-    return _Gradients(query, key, logit_scale, bias)
+    end_of_query = num_layers * wanted[0]
+    end_of_key = end_of_query + num_layers * wanted[1]
+    none = [None] * num_layers
+    return _Gradients(
+        flat[:end_of_query] or none,
+        flat[end_of_query:end_of_key] or none,
+        flat[end_of_key] if wanted[2] else None,
+        flat[-1] if wanted[3] else None,
+    )
 
 
 def _returned(gradients: _Gradients, *rest: Tensor | None) -> tuple[Any, ...]:
@@ -106,11 +108,7 @@ def _backward(
 
 
 def _first_derivative(
-    ctx: Any,
-    wanted: list[bool],
-    grad_loss: Tensor | None,
-    grad_lse: Tensor | None,
-    keep: bool = True,  # the unit gradients, for another walk over the graph
+    ctx: Any, wanted: list[bool], grad_loss: Tensor | None, grad_lse: Tensor | None
 ) -> _Gradients:
     pairs, (lse, positive_weight, *unit_gradients) = _saved(ctx)
     if grad_loss is None:
@@ -119,13 +117,27 @@ def _first_derivative(
     covered = all(have or not want for have, want in zip(ctx.unit_wanted, wanted, strict=True))
     # With create_graph the result has to be differentiable, and the unit gradients are constants.
     if uniform and covered and grad_lse is None and not torch.is_grad_enabled():
-        unit = _unflatten(unit_gradients, ctx.unit_wanted, ctx.num_layers)
-        return _scaled(unit, grad_loss[:, 0], wanted, keep)
+        return _scaled(ctx, unit_gradients, grad_loss[:, 0], keep=True)
     # lse only saves work: the derivative through it is part of the op's own.
     flat = torch.ops.mim4dd.contrastive_bwd(
         *pairs, *ctx.critic, lse.detach(), positive_weight, grad_loss, grad_lse, wanted
     )
     return _unflatten(flat, wanted, ctx.num_layers)
+
+
+def _scaled(ctx: Any, unit_gradients: Sequence[Tensor], factor: Tensor, keep: bool) -> _Gradients:
+    """For the upstream gradient ``factor`` (L,), from those for 1; in their place, if no other
+    walk over the graph needs them.
+    """
+    sides = sum(ctx.unit_wanted[:2])
+    end = sides * ctx.num_layers
+    features, shared = list(unit_gradients[:end]), unit_gradients[end:]
+    if features:
+        multiply = torch._foreach_mul if keep else torch._foreach_mul_
+        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
+        features = list(multiply(features, list(factor.unbind()) * sides) or features)
+    flat = [*features, *(part * factor for part in shared)]
+    return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
 
 
 class ContrastiveFunction(torch.autograd.Function):
@@ -142,19 +154,19 @@ class ContrastiveFunction(torch.autograd.Function):
         """Reduced loss, loss, lse and positive_weight of labels, key_labels, logit_scale, bias,
         features: reduced here, since every node of a graph takes as long as a small product.
         """
-        shared, features = inputs[:4], inputs[4:]
+        shared, features = inputs[:_NUM_SHARED], inputs[_NUM_SHARED:]
         layers = len(features) // 2
-        pairs = list(features[:layers]), list(features[layers:]), *shared
+        pairs = list(features[:layers]), list(features[layers:]), *shared, *critic
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.mim4dd.contrastive.default(*pairs, *critic, wanted)
+            outputs = torch.ops.mim4dd.contrastive.default(*pairs, wanted)
         loss, lse, positive_weight, unit = outputs
         reduced = None
         if reduction != "none":
             count = count_queries(positive_weight)
             reduced = reduce_queries(loss, count, reduction)
             ctx.divisor = count if reduction == "mean" else 1
-        _save(ctx, (*pairs, *critic), (lse, positive_weight, *unit))
-        ctx.unit_wanted = wanted
+        _save(ctx, pairs, (lse, positive_weight, *unit))
+        ctx.unit_wanted, ctx.num_unit_gradients = wanted, len(unit)
         ctx.mark_non_differentiable(positive_weight)
         return reduced, loss, lse, positive_weight
 
@@ -162,34 +174,25 @@ class ContrastiveFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients of the inputs."""
         grad_reduced, grad_loss, grad_lse, _ = grad_outputs
-        _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
-        query, key = features[: ctx.num_layers], features[ctx.num_layers :]
-        wanted = [any(query), any(key), scale, bias]
         if grad_reduced is not None:
-            of_each = (grad_reduced / ctx.divisor).unsqueeze(1).expand(-1, ctx.num_queries)
-            grad_loss = of_each if grad_loss is None else grad_loss + of_each
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        gradients = _first_derivative(ctx, wanted, grad_loss, grad_lse, keep)
+            grad_reduced = grad_reduced / ctx.divisor
+        only_reduced = grad_loss is None and grad_lse is None
+        # The usual case at once, since small layers take no longer than the way through the others.
+        if only_reduced and any(ctx.unit_wanted) and not torch.is_grad_enabled():
+            keep = torch._C._autograd._get_current_graph_task_keep_graph()
+            unit_gradients = ctx.saved_tensors[-ctx.num_unit_gradients :]
+            gradients = _scaled(ctx, unit_gradients, grad_reduced, keep)
+        else:
+            if grad_reduced is not None:
+                num_queries = ctx.saved_tensors[2 * ctx.num_layers].shape[0]
+                of_each = grad_reduced.unsqueeze(1).expand(-1, num_queries)
+                grad_loss = of_each if grad_loss is None else grad_loss + of_each
+            _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
+            query, key = features[: ctx.num_layers], features[ctx.num_layers :]
+            wanted = [any(query), any(key), scale, bias]
+            gradients = _first_derivative(ctx, wanted, grad_loss, grad_lse)
         shared = _over_layers(gradients)
         return None, None, None, None, None, *shared, *gradients.query, *gradients.key
-
-
-def _scaled(unit: _Gradients, factor: Tensor, wanted: list[bool], keep: bool) -> _Gradients:
-    """Gradients for the upstream gradient ``factor`` (L,) from those for 1, or in their place."""
-    factors = list(factor.unbind())
-    multiply = torch._foreach_mul if keep else torch._foreach_mul_
-
-    def layers(of_side: list[Any], is_wanted: bool) -> list[Tensor | None]:
-        if not is_wanted:
-            return [None] * len(of_side)
-        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
-        return list(multiply(of_side, factors) or of_side)
-
-    shared = [
-        part * factor if is_wanted and part is not None else None
-        for part, is_wanted in zip(unit[2:], wanted[2:], strict=True)
-    ]
-    return _Gradients(layers(unit.query, wanted[0]), layers(unit.key, wanted[1]), *shared)
 
 
 def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -200,10 +203,10 @@ def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _backward_bwd(ctx: Any, flat_tangents: list[Tensor | None]) -> tuple[Any, ...]:
     pairs, (lse, positive_weight, grad_loss, grad_lse) = _saved(ctx)
     tangents = _unflatten(flat_tangents, ctx.produced, ctx.num_layers)
-    normalize = ctx.critic.normalize
-    derive = _derivative_through_unit_rows if normalize else _second_derivative
+    critic = Critic(*ctx.critic)
+    derive = _derivative_through_unit_rows if critic.normalize else _second_derivative
     gradients, on_loss, on_lse = derive(
-        pairs, ctx.critic, lse, positive_weight, grad_loss, grad_lse, tangents, _wanted(ctx)
+        pairs, critic, lse, positive_weight, grad_loss, grad_lse, tangents, _wanted(ctx)
     )
     return _returned(gradients, None, None, on_loss, on_lse, None)
 
@@ -220,7 +223,7 @@ def _second_derivative(
 ) -> tuple[_Gradients, Tensor, Tensor | None]:
     """Of ⟨tangents, contrastive_bwd⟩ by pairs, grad_loss and grad_lse."""
 
-    def filled(parts: list[Tensor | None], like: list[Tensor]) -> list[Tensor]:
+    def filled(parts: Sequence[Tensor | None], like: list[Tensor]) -> list[Tensor]:
         return [
             torch.zeros_like(a) if part is None else part
             for part, a in zip(parts, like, strict=True)

@@ -121,10 +121,14 @@ def _wanted(
     uniform: bool,
 ) -> list[bool]:
     """Which gradients to form along with the losses."""
-    return [
-        uniform and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in group)
-        for group in (query, key, [logit_scale], [] if bias is None else [bias])
-    ]
+    if not uniform or not torch.is_grad_enabled():
+        return [False] * 4
+    of_bias = bias is not None and bias.requires_grad
+    return [*map(_any_requires_grad, (query, key)), logit_scale.requires_grad, of_bias]
+
+
+def _any_requires_grad(features: Sequence[Tensor]) -> bool:
+    return any(layer.requires_grad for layer in features)
 
 
 def _launcher(name: str) -> Callable[..., Any]:
