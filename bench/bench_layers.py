@@ -57,7 +57,8 @@ def plain(query, key, *labels):
 PROVIDERS = {
     "mim4dd": Provider(in_one_call, package="mim4dd"),
     "torch": Provider(partial(for_each, plain)),
-    "torch.compile": Provider(compiled(partial(for_each, plain))),
+    "torch.compile": Provider(compiled(partial(for_each, plain))),  # all layers in one graph
+    "torch.compile, each": Provider(partial(for_each, compiled(plain))),
 } | {
     name: provider._replace(loss=partial(for_each, provider.loss))
     for name, provider in installed(LABELLED | SINGLE).items()
