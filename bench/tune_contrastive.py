@@ -43,10 +43,10 @@ def problem(kernel: str, dtype: torch.dtype, rows: int, D: int):
     scale = torch.tensor(10.0, device="cuda", dtype=torch.promote_types(dtype, torch.float32))
     critic = ("out", False, False, 0.0, False)
     inputs = ([query], [key], labels, key_labels, scale, None, *critic)
-    loss, lse, weight, _ = contrastive.contrastive(*inputs, [False] * 4)
+    *_, loss, lse, weight, _ = contrastive.contrastive(*inputs, "none", [False] * 4)
     upstream = torch.full_like(loss, 1 / rows)
     if kernel == "forward":
-        return lambda: contrastive.contrastive(*inputs, [False] * 4)
+        return lambda: contrastive.contrastive(*inputs, "none", [False] * 4)
     wanted = [True, True, True, False]
     return lambda: contrastive.contrastive_bwd(*inputs, lse, weight, upstream, None, wanted)
 

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <numeric>
 #include <tuple>
 
 #include "contrastive_tile.h"
@@ -246,9 +248,36 @@ class FirstOrder {
   std::vector<T> scale_terms_, bias_terms_;
 };
 
+// reduced, count, loss, lse, positive_weight, unit_gradients
+using Contrast = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <typename T, size_t kRank>
+Tensor zeros(const std::array<int64_t, kRank>& sizes) {
+  Tensor tensor = empty_tensor<T, kRank>(sizes);
+  std::fill_n(tensor.mutable_data_ptr<T>(), tensor.numel(), T(0));
+  return tensor;
+}
+
+// The mean or the sum of the losses of every layer, (layers,), and over how many queries, ().
+template <typename T>
+std::tuple<Tensor, Tensor>
+reduce(const std::string& reduction, const Outputs<T>& outputs, int64_t layers, int64_t n) {
+  const int64_t count = n - std::count(outputs.positive_weight, outputs.positive_weight + n, T(0));
+  const bool reduced = reduction != "none";
+  Tensor values = empty_tensor<T, 1>({reduced ? layers : 0});
+  for (int64_t layer = 0; layer < layers && reduced; ++layer) {
+    const T* loss = outputs.loss + layer * n;
+    const double sum = std::accumulate(loss, loss + n, 0.0);
+    values.mutable_data_ptr<T>()[layer] = T(reduction == "mean" ? sum / double(count) : sum);
+  }
+  Tensor counted = empty_tensor<T, 0>({});
+  *counted.mutable_data_ptr<T>() = T(count);
+  return {values, counted};
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> contrastive_cpu(
+Contrast contrastive_cpu(
     std::vector<Tensor> query,
     std::vector<Tensor> key,
     Tensor labels,
@@ -260,25 +289,30 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> contrastive_cpu(
     bool exclude_self,
     double hardness,
     bool normalize,
+    std::string reduction,
     std::vector<bool> gradients) {
   const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
+  STD_TORCH_CHECK(
+      reduction == "mean" || reduction == "sum" || reduction == "none",
+      "contrastive: no reduction is called ", reduction);
   check_inputs(query, key, labels, key_labels, logit_scale, bias);
   const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
-  Tensor loss = torch::stable::new_zeros(logit_scale, {layers, n});
-  Tensor lse = torch::stable::new_zeros(logit_scale, {layers, n});
-  Tensor positive_weight = torch::stable::new_zeros(logit_scale, {n});
-  std::vector<Tensor> unit_gradients;
+  Contrast result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive", [&] {
+    // What is ignored keeps its 0.
+    Tensor loss = zeros<scalar_t, 2>({layers, n}), lse = zeros<scalar_t, 2>({layers, n});
+    Tensor positive_weight = zeros<scalar_t, 1>({n});
     const auto problem =
         make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
-    pass.run(
-        {nullptr, nullptr}, nullptr,
-        {loss.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<scalar_t>(),
-         positive_weight.mutable_data_ptr<scalar_t>()});
-    unit_gradients = pass.gradients();
+    const Outputs<scalar_t> outputs{
+        loss.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<scalar_t>(),
+        positive_weight.mutable_data_ptr<scalar_t>()};
+    pass.run({nullptr, nullptr}, nullptr, outputs);
+    const auto [reduced, count] = reduce(reduction, outputs, layers, n);
+    result = {reduced, count, loss, lse, positive_weight, pass.gradients()};
   });
-  return {loss, lse, positive_weight, unit_gradients};
+  return result;
 }
 
 std::vector<Tensor> contrastive_bwd_cpu(

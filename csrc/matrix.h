@@ -37,15 +37,21 @@ struct Matrix {
 
 // By the way of compiled models: a quarter of the time of torch::stable::empty, which looks its op
 // up by name.
+template <typename T, size_t kRank>
+Tensor empty_tensor(const std::array<int64_t, kRank>& sizes) {
+  std::array<int64_t, kRank> strides;
+  int64_t stride = 1;
+  for (size_t i = kRank; i-- > 0; stride *= sizes[i]) strides[i] = stride;
+  const int32_t dtype = sizeof(T) == 4 ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64();
+  AtenTensorHandle tensor;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      kRank, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &tensor));
+  return Tensor(tensor);
+}
+
 template <typename T>
 Tensor empty_matrix(int64_t rows, int64_t columns) {
-  const std::array<int64_t, 2> sizes{rows, columns}, strides{columns, 1};
-  AtenTensorHandle matrix;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      2, sizes.data(), strides.data(),
-      sizeof(T) == 4 ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
-      aoti_torch_device_type_cpu(), 0, &matrix));
-  return Tensor(matrix);
+  return empty_tensor<T, 2>({rows, columns});
 }
 
 template <typename T>

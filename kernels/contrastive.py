@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mim4dd._checks import Reduction
 from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _tangent
 from mim4dd.kernels._ahead_of_time import Compilation
 from mim4dd.kernels._chunked import chunk_pass
@@ -19,6 +20,7 @@ from mim4dd.kernels._gradient import fused_backward
 from mim4dd.kernels._inputs import Found, packed, prepare
 from mim4dd.kernels._tangent import tangent_pass
 from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
+from mim4dd.ops._reduction import count_queries, reduce_queries
 from mim4dd.reference import Critic
 
 SMALL = 2**27  # multiply-adds that cost less than the launches of the chunked back-end
@@ -43,9 +45,12 @@ def contrastive(
     exclude_self: bool,
     hardness: float,
     normalize: bool,
+    reduction: Reduction,
     gradients: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Loss and lse (L, N), positive weight (N,), gradients of the summed losses."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Reduced loss (L,) and the number of its queries, loss and lse (L, N), positive weight (N,),
+    gradients of the summed losses.
+    """
     critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic)
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
@@ -64,7 +69,9 @@ def contrastive(
             found[i] = chunk_pass(
                 query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None
             )
-    return loss, lse, queries.weight, in_order(found, gradients)
+    count = count_queries(queries.weight)
+    reduced = loss.new_empty(0) if reduction == "none" else reduce_queries(loss, count, reduction)
+    return reduced, count, loss, lse, queries.weight, in_order(found, gradients)
 
 
 def contrastive_bwd(

@@ -8,7 +8,8 @@ import torch
 from torch.library import opcheck
 
 from mim4dd import clip_loss, info_nce, reference
-from mim4dd.ops.contrastive import contrastive
+from mim4dd.ops._reduction import reduced_loss
+from mim4dd.ops.contrastive import contrastive, reduced_contrastive
 from mim4dd.reference import Contrast, Critic
 
 SOFTMAX = [Critic(kind, decoupled) for kind in ("out", "in") for decoupled in (False, True)]
@@ -137,6 +138,41 @@ def test_gradients_formed_along_with_the_losses(critic, device):
         for contrast in (problem.reference(), problem.op(uniform=True))
     ]
     assert_same(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("by_rules", [False, True], ids=["function", "rules"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_what_comes_through_the_reduced_and_the_single_losses(reduction, by_rules, device):
+    """Both ways at once, either one alone, and with a second derivative."""
+    problem = Problem(Critic(), False, True, 1, device)
+    pairs = (
+        *(problem.query, problem.key, problem.labels, problem.key_labels),
+        *(problem.logit_scale, problem.bias),
+    )
+    factor = torch.randn(2, dtype=torch.float64, device=device)
+
+    def derivatives(reduced, loss):
+        through = (reduced * factor).sum(), (loss * problem.upstream[0]).sum()
+        of_single = torch.autograd.grad(through[1], problem.inputs, retain_graph=True)
+        first = torch.autograd.grad(sum(through), problem.inputs, create_graph=True)
+        along = sum((a * t).sum() for a, t in zip(first, problem.tangents, strict=True))
+        second = torch.autograd.grad(along, problem.inputs, retain_graph=True)
+        return of_single, first, second, torch.autograd.grad(through[0], problem.inputs)
+
+    expected = problem.reference()
+    if by_rules:
+        wanted = [True, True, True, False]
+        outputs = torch.ops.mim4dd.contrastive(*pairs, *problem.critic, reduction, wanted)
+        reduced, loss = outputs[0], outputs[2]
+    else:
+        reduced, contrast = reduced_contrastive(*pairs, problem.critic, reduction)
+        loss = contrast.loss
+    plain = reduced_loss(expected, reduction)
+    torch.testing.assert_close(reduced, plain)
+    for actual, exact in zip(
+        derivatives(reduced, loss), derivatives(plain, expected.loss), strict=True
+    ):
+        assert_same(actual, exact)
 
 
 def test_a_second_walk_over_a_kept_graph_gives_the_same(device):
@@ -299,8 +335,9 @@ def test_registration(critic, device):
         *(problem.logit_scale, problem.bias),
     )
     ops = torch.ops.mim4dd
-    opcheck(ops.contrastive.default, (*pairs, *critic, [True, True, True, False]))
-    opcheck(ops.contrastive.default, (*pairs, *critic, [False] * 4))
+    for reduction in ("mean", "sum", "none"):
+        opcheck(ops.contrastive.default, (*pairs, *critic, reduction, [True, True, True, False]))
+    opcheck(ops.contrastive.default, (*pairs, *critic, "mean", [False] * 4))
     with torch.no_grad():
         _, lse, weight = problem.op()
     saved = (lse, weight, problem.upstream[0].detach(), problem.upstream[1].detach())

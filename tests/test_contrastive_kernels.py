@@ -111,7 +111,7 @@ def run(case, critic, wanted=None, grad_lse=True):
     """(loss, lse, weight) and the gradients wanted, by default all."""
     from mim4dd.kernels import contrastive as kernels
 
-    loss, lse, weight, _ = case.call(kernels.contrastive, critic, [False] * 4)
+    *_, loss, lse, weight, _ = case.call(kernels.contrastive, critic, "none", [False] * 4)
     wanted = wanted or [True, True, True, case.bias is not None]
     upstream = (case.grad_loss, case.grad_lse if grad_lse else None)
     grads = case.call(kernels.contrastive_bwd, critic, lse, weight, *upstream, wanted)
@@ -183,7 +183,7 @@ def check_second_order(case, critic):
 
     L = len(case.query)
     tangents = [torch.randn_like(leaf) for leaf in case.leaves(None)]
-    _, lse, weight, _ = case.call(kernels.contrastive, critic, [False] * 4)
+    *_, lse, weight, _ = case.call(kernels.contrastive, critic, "none", [False] * 4)
     loss, grad_lse, grads = case.call(
         kernels.contrastive_bwd_bwd,
         critic,
@@ -239,11 +239,16 @@ def test_wide_layers_are_chunked_beside_narrow_ones(kernel_device, monkeypatch):
 
 
 @pytest.mark.parametrize("critic", [Critic("in"), Critic("nce")], ids=name)
-def test_the_gradients_of_the_sum_come_along(critic, backend, kernel_device):
+def test_the_reduced_loss_and_the_gradients_of_the_sum_come_along(critic, backend, kernel_device):
     from mim4dd.kernels import contrastive as kernels
 
     case = Case((9, 13, [8, 20]), torch.float64, kernel_device)
-    *_, actual = case.call(kernels.contrastive, critic, [True, True, True, False])
+    wanted = [True, True, True, False]
+    mean, count, loss, _, weight, actual = case.call(kernels.contrastive, critic, "mean", wanted)
+    assert count == weight.count_nonzero()
+    torch.testing.assert_close(mean, loss.sum(1) / count)
+    total, *_ = case.call(kernels.contrastive, critic, "sum", [False] * 4)
+    torch.testing.assert_close(total, loss.sum(1))
     case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
     _, _, exact = first_order(case, critic, torch.float64)
     for a, e in zip(over_layers(actual), exact, strict=True):

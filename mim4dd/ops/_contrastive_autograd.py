@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import Reduction
-from mim4dd.ops._reduction import count_queries, reduce_queries
 from mim4dd.reference import Critic
 
 _NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
@@ -95,49 +94,85 @@ def _returned(gradients: _Gradients, *rest: Tensor | None) -> tuple[Any, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _, lse, positive_weight, unit_gradients = output
-    _save(ctx, inputs, (lse, positive_weight, *unit_gradients))
-    ctx.unit_wanted = inputs[-1]
-    ctx.mark_non_differentiable(positive_weight, *unit_gradients)
+    _, count, _, lse, positive_weight, unit_gradients = output
+    _save(ctx, inputs, (count, lse, positive_weight, *unit_gradients))
+    ctx.reduction, ctx.unit_wanted = inputs[-2:]
+    ctx.mark_non_differentiable(count, positive_weight, *unit_gradients)
 
 
 def _backward(
-    ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, *_: Any
+    ctx: Any,
+    grad_reduced: Tensor | None,
+    _: Any,
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
+    *__: Any,
 ) -> tuple[Any, ...]:
-    return _returned(_first_derivative(ctx, _wanted(ctx), grad_loss, grad_lse), None)
+    upstream, wanted = (grad_reduced, grad_loss, grad_lse), _wanted(ctx)
+    covered = all(have or not want for have, want in zip(ctx.unit_wanted, wanted, strict=True))
+    factor = _unit_factor(ctx, *upstream) if covered else None
+    if factor is None:
+        gradients = _by_kernel(ctx, wanted, *upstream)
+    else:
+        gradients = _scaled(ctx, factor, keep=True)
+    return _returned(gradients, None, None)
 
 
-def _first_derivative(
-    ctx: Any, wanted: list[bool], grad_loss: Tensor | None, grad_lse: Tensor | None
+def _unit_factor(
+    ctx: Any, grad_reduced: Tensor | None, grad_loss: Tensor | None, grad_lse: Tensor | None
+) -> Tensor | None:
+    """What makes the unit gradients those wanted, (L,); None if nothing does."""
+    # With create_graph the result has to be differentiable, and the unit gradients are constants.
+    if grad_lse is not None or torch.is_grad_enabled():
+        return None
+    if ctx.reduction != "none":
+        return None if grad_loss is not None else _grad_of_each(ctx, grad_reduced)
+    # No look at values: no GPU waits.
+    uniform = grad_loss is not None and (grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0)
+    return grad_loss[:, 0] if grad_loss is not None and uniform else None
+
+
+def _grad_of_each(ctx: Any, grad_reduced: Tensor | None) -> Tensor | None:
+    """What the loss of every query of a layer receives through the reduced loss, (L,)."""
+    if grad_reduced is None or ctx.reduction == "none":
+        return None
+    if ctx.reduction == "sum":
+        return grad_reduced
+    count = ctx.saved_tensors[2 * ctx.num_layers + _NUM_SHARED]
+    return grad_reduced / count
+
+
+def _scaled(ctx: Any, factor: Tensor, keep: bool) -> _Gradients:
+    """The unit gradients times ``factor`` (L,); in their place, unless they are to be kept."""
+    sides, singles = sum(ctx.unit_wanted[:2]), sum(ctx.unit_wanted[2:])
+    num_features = sides * ctx.num_layers
+    unit_gradients = ctx.saved_tensors[-num_features - singles :]
+    features = list(unit_gradients[:num_features])
+    if features:
+        multiply = torch._foreach_mul if keep else torch._foreach_mul_
+        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
+        features = list(multiply(features, list(factor.unbind()) * sides) or features)
+    flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
+    return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
+
+
+def _by_kernel(
+    ctx: Any,
+    wanted: list[bool],
+    grad_reduced: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
 ) -> _Gradients:
-    pairs, (lse, positive_weight, *unit_gradients) = _saved(ctx)
+    pairs, (_, lse, positive_weight, *_) = _saved(ctx)
     if grad_loss is None:
         grad_loss = torch.zeros_like(lse)
-    uniform = grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0  # no look at values: no GPU waits
-    covered = all(have or not want for have, want in zip(ctx.unit_wanted, wanted, strict=True))
-    # With create_graph the result has to be differentiable, and the unit gradients are constants.
-    if uniform and covered and grad_lse is None and not torch.is_grad_enabled():
-        return _scaled(ctx, unit_gradients, grad_loss[:, 0], keep=True)
+    if (of_each := _grad_of_each(ctx, grad_reduced)) is not None:
+        grad_loss = grad_loss + of_each.unsqueeze(1)
     # lse only saves work: the derivative through it is part of the op's own.
     flat = torch.ops.mim4dd.contrastive_bwd(
         *pairs, *ctx.critic, lse.detach(), positive_weight, grad_loss, grad_lse, wanted
     )
     return _unflatten(flat, wanted, ctx.num_layers)
-
-
-def _scaled(ctx: Any, unit_gradients: Sequence[Tensor], factor: Tensor, keep: bool) -> _Gradients:
-    """For the upstream gradient ``factor`` (L,), from those for 1; in their place, if no other
-    walk over the graph needs them.
-    """
-    sides = sum(ctx.unit_wanted[:2])
-    end = sides * ctx.num_layers
-    features, shared = list(unit_gradients[:end]), unit_gradients[end:]
-    if features:
-        multiply = torch._foreach_mul if keep else torch._foreach_mul_
-        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
-        features = list(multiply(features, list(factor.unbind()) * sides) or features)
-    flat = [*features, *(part * factor for part in shared)]
-    return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
 
 
 class ContrastiveFunction(torch.autograd.Function):
@@ -150,47 +185,33 @@ class ContrastiveFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, critic: Critic, wanted: list[bool], reduction: Reduction, *inputs: Tensor | None
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """Reduced loss, loss, lse and positive_weight of labels, key_labels, logit_scale, bias,
-        features: reduced here, since every node of a graph takes as long as a small product.
-        """
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of labels, key_labels, logit_scale, bias, features: what the op returns."""
         shared, features = inputs[:_NUM_SHARED], inputs[_NUM_SHARED:]
         layers = len(features) // 2
         pairs = list(features[:layers]), list(features[layers:]), *shared, *critic
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.mim4dd.contrastive.default(*pairs, wanted)
-        loss, lse, positive_weight, unit = outputs
-        reduced = None
-        if reduction != "none":
-            count = count_queries(positive_weight)
-            reduced = reduce_queries(loss, count, reduction)
-            ctx.divisor = count if reduction == "mean" else 1
-        _save(ctx, pairs, (lse, positive_weight, *unit))
-        ctx.unit_wanted, ctx.num_unit_gradients = wanted, len(unit)
-        ctx.mark_non_differentiable(positive_weight)
-        return reduced, loss, lse, positive_weight
+            outputs = torch.ops.mim4dd.contrastive.default(*pairs, reduction, wanted)
+        reduced, count, loss, lse, positive_weight, unit_gradients = outputs
+        _save(ctx, pairs, (count, lse, positive_weight, *unit_gradients))
+        ctx.reduction, ctx.unit_wanted = reduction, wanted
+        ctx.mark_non_differentiable(count, positive_weight)
+        return reduced, count, loss, lse, positive_weight
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients of the inputs."""
-        grad_reduced, grad_loss, grad_lse, _ = grad_outputs
-        if grad_reduced is not None:
-            grad_reduced = grad_reduced / ctx.divisor
-        only_reduced = grad_loss is None and grad_lse is None
-        # The usual case at once, since small layers take no longer than the way through the others.
-        if only_reduced and any(ctx.unit_wanted) and not torch.is_grad_enabled():
-            keep = torch._C._autograd._get_current_graph_task_keep_graph()
-            unit_gradients = ctx.saved_tensors[-ctx.num_unit_gradients :]
-            gradients = _scaled(ctx, unit_gradients, grad_reduced, keep)
-        else:
-            if grad_reduced is not None:
-                num_queries = ctx.saved_tensors[2 * ctx.num_layers].shape[0]
-                of_each = grad_reduced.unsqueeze(1).expand(-1, num_queries)
-                grad_loss = of_each if grad_loss is None else grad_loss + of_each
+        grad_reduced, _, grad_loss, grad_lse, _ = grad_outputs
+        upstream = grad_reduced, grad_loss, grad_lse
+        # Where unit gradients were formed, they are all that inputs need.
+        factor = _unit_factor(ctx, *upstream) if any(ctx.unit_wanted) else None
+        if factor is None:
             _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
             query, key = features[: ctx.num_layers], features[ctx.num_layers :]
-            wanted = [any(query), any(key), scale, bias]
-            gradients = _first_derivative(ctx, wanted, grad_loss, grad_lse)
+            gradients = _by_kernel(ctx, [any(query), any(key), scale, bias], *upstream)
+        else:
+            keep = torch._C._autograd._get_current_graph_task_keep_graph()
+            gradients = _scaled(ctx, factor, keep)
         shared = _over_layers(gradients)
         return None, None, None, None, None, *shared, *gradients.query, *gradients.key
 

@@ -87,10 +87,10 @@ class _Contrast(torch.autograd.Function):
         bias: Tensor | None,
         *features: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, lse, positive_weight, _ = torch.ops.mim4dd.contrastive(
-            *_split(features), labels, key_labels, logit_scale, bias, *fixed.critic, _NONE
+        _, _, *of_queries, _ = torch.ops.mim4dd.contrastive(
+            *_split(features), labels, key_labels, logit_scale, bias, *fixed.critic, "none", _NONE
         )
-        return loss, lse, positive_weight
+        return tuple(of_queries)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -13,22 +13,22 @@ def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
-def count_queries(positive_weight: Tensor) -> Tensor | int:
-    """How many queries have a positive: what a mean is divided by, and not 0."""
-    # count_nonzero takes a fifth of the time, but older releases have no vmap rule for it.
-    if not can_look_at(positive_weight):
-        return (positive_weight > 0).sum()
-    count = int(positive_weight.count_nonzero())
-    if count == 0:
+def count_queries(positive_weight: Tensor) -> Tensor:
+    """How many queries have a positive: what a mean is divided by."""
+    return (positive_weight > 0).sum(dtype=positive_weight.dtype)
+
+
+def check_count(count: Tensor, num_queries: int) -> None:
+    """Require queries to reduce over, where that can be seen."""
+    if can_look_at(count) and count.item() == 0:
         raise ValueError(
-            f"none of the {positive_weight.shape[0]} queries has a positive key (with "
-            "decoupled, both a positive and a negative one), so there is nothing to reduce; "
+            f"none of the {num_queries} queries has a positive key (with decoupled, both a "
+            "positive and a negative one), so there is nothing to reduce; "
             "do labels and key_labels share no class?"
         )
-    return count
 
 
-def reduce_queries(loss: Tensor, count: Tensor | int, reduction: Reduction) -> Tensor:
+def reduce_queries(loss: Tensor, count: Tensor, reduction: Reduction) -> Tensor:
     """Reduce over the last axis, where the loss of a query without a positive is 0."""
     total = loss.sum(-1)
     return total / count if reduction == "mean" else total
@@ -38,4 +38,6 @@ def reduced_loss(contrast: Contrast, reduction: Reduction) -> Tensor:
     """The reduced loss of every layer, (L,), or (L, N)."""
     if reduction == "none":
         return contrast.loss
-    return reduce_queries(contrast.loss, count_queries(contrast.positive_weight), reduction)
+    count = count_queries(contrast.positive_weight)
+    check_count(count, contrast.positive_weight.shape[0])
+    return reduce_queries(contrast.loss, count, reduction)

@@ -14,7 +14,7 @@ from mim4dd._checks import Reduction, refuse_forward_ad
 from mim4dd._library import LIB, expect_compiled
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
-from mim4dd.ops._reduction import reduced_loss
+from mim4dd.ops._reduction import check_count, reduced_loss
 from mim4dd.reference import Contrast, Critic
 
 _PAIRS = (
@@ -25,10 +25,13 @@ _CRITIC = "str kind, bool decoupled, bool exclude_self, float hardness, bool nor
 _UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
 
 # `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
-# last two as one number per layer, (L,).
+# last two as one number per layer, (L,). The unit gradients are those of the summed losses.
+# `reduced`, (L,) and empty for "none", is formed by the op, as a call of PyTorch's takes as long as
+# a small product; `count`, (), is the number of queries that have a positive, in the loss' dtype.
 LIB.define(
-    f"contrastive({_PAIRS}, {_CRITIC}, bool[] gradients)"
-    " -> (Tensor loss, Tensor lse, Tensor positive_weight, Tensor[] unit_gradients)"
+    f"contrastive({_PAIRS}, {_CRITIC}, str reduction, bool[] gradients)"
+    " -> (Tensor reduced, Tensor count, Tensor loss, Tensor lse, Tensor positive_weight,"
+    " Tensor[] unit_gradients)"
 )
 LIB.define(f"contrastive_bwd({_PAIRS}, {_CRITIC}, {_UPSTREAM}, bool[] gradients) -> Tensor[]")
 LIB.define(
@@ -56,11 +59,7 @@ def contrastive(
     instead of four. Where it turns out wrong that costs time, never the result.
     """
     shared = labels, key_labels, logit_scale, bias
-    if _needs_rules():
-        return _by_rules(query, key, *shared, critic, uniform)
-    wanted = _wanted(query, key, logit_scale, bias, uniform)
-    _, *outputs = autograd.ContrastiveFunction.apply(critic, wanted, "none", *shared, *query, *key)
-    return Contrast(*outputs)
+    return _evaluate(query, key, *shared, critic, "none", uniform)[1]
 
 
 def reduced_contrastive(
@@ -75,24 +74,10 @@ def reduced_contrastive(
 ) -> tuple[Tensor, Contrast]:
     """The reduced loss of every layer, (L,) or (L, N), and what it was reduced from."""
     shared = labels, key_labels, logit_scale, bias
-    uniform = reduction != "none"
-    if _needs_rules():
-        contrast = _by_rules(query, key, *shared, critic, uniform)
-        return reduced_loss(contrast, reduction), contrast
-    wanted = _wanted(query, key, logit_scale, bias, uniform)
-    reduced, *outputs = autograd.ContrastiveFunction.apply(
-        critic, wanted, reduction, *shared, *query, *key
-    )
-    contrast = Contrast(*outputs)
-    return (reduced if uniform else contrast.loss), contrast
+    return _evaluate(query, key, *shared, critic, reduction, reduction != "none")
 
 
-def _needs_rules() -> bool:
-    """Whether something looks through the op, for which ContrastiveFunction has no rules."""
-    return torch.compiler.is_compiling() or transforms.active()
-
-
-def _by_rules(
+def _evaluate(
     query: Sequence[Tensor],
     key: Sequence[Tensor],
     labels: Tensor,
@@ -100,17 +85,31 @@ def _by_rules(
     logit_scale: Tensor,
     bias: Tensor | None,
     critic: Critic,
+    reduction: Reduction,
     uniform: bool,
-) -> Contrast:
+) -> tuple[Tensor, Contrast]:
     shared = labels, key_labels, logit_scale, bias
-    if not torch.compiler.is_compiling():
-        return transforms.contrast(query, key, *shared, critic)
-    scalars = (logit_scale,) if bias is None else (logit_scale, bias)
-    refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
+    if torch.compiler.is_compiling():
+        scalars = (logit_scale,) if bias is None else (logit_scale, bias)
+        refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
+    elif transforms.active():
+        contrast = transforms.contrast(query, key, *shared, critic)
+        return reduced_loss(contrast, reduction), contrast
     wanted = _wanted(query, key, logit_scale, bias, uniform)
-    return Contrast(
-        *torch.ops.mim4dd.contrastive(list(query), list(key), *shared, *critic, wanted)[:3]
-    )
+    if torch.compiler.is_compiling():  # it has no rules for ContrastiveFunction
+        outputs = torch.ops.mim4dd.contrastive(
+            list(query), list(key), *shared, *critic, reduction, wanted
+        )
+    else:
+        outputs = autograd.ContrastiveFunction.apply(
+            critic, wanted, reduction, *shared, *query, *key
+        )
+    reduced, count, *of_queries = outputs[:5]
+    contrast = Contrast(*of_queries)
+    if reduction == "none":
+        return contrast.loss, contrast
+    check_count(count, len(labels))
+    return reduced, contrast
 
 
 def _wanted(
@@ -161,10 +160,13 @@ def _empty_gradients(
 @torch.library.register_fake("mim4dd::contrastive", lib=LIB)
 def _fake(
     query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, logit_scale: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    *_, reduction, gradients = rest
+    reduced = logit_scale.new_empty(0 if reduction == "none" else len(query))
     loss = logit_scale.new_empty(len(query), labels.shape[0])
-    gradients = _empty_gradients(query, key, logit_scale, rest[-1])
-    return loss, torch.empty_like(loss), logit_scale.new_empty(labels.shape), gradients
+    of_queries = loss, torch.empty_like(loss), logit_scale.new_empty(labels.shape)
+    unit_gradients = _empty_gradients(query, key, logit_scale, gradients)
+    return reduced, logit_scale.new_empty(()), *of_queries, unit_gradients
 
 
 @torch.library.register_fake("mim4dd::contrastive_bwd", lib=LIB)
