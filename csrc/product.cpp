@@ -138,8 +138,11 @@ struct Combinations {
         } else {
           pack(run, column, packed);
         }
-        in_groups<kRows>(
-            a.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA { tile<count()>(panel, i); });
+        in_groups<kRows>(a.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA {
+          // What is left of the columns may need half of the sums.
+          if (panel.last <= Kernel::kLanes) return tile<count(), 1>(panel, i);
+          tile<count(), kVectors>(panel, i);
+        });
       }
     }
   }
@@ -234,20 +237,20 @@ struct Combinations {
 #endif
   }
 
-  template <int kA>
+  template <int kA, int kB>
   MIM4DD_INLINE void tile(const Panel& panel, int64_t i) const {
-    Vector sum[kA][kVectors] = {};
+    Vector sum[kA][kB] = {};
     const T* from = panel.right;
     const T* multiples = a.row(i) + panel.begin * a.column_stride;
     for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += a.column_stride) {
-      Vector right[kVectors];
+      Vector right[kB];
 #pragma GCC unroll 2
-      for (int n = 0; n < kVectors; ++n) Kernel::load(right[n], from + n * Kernel::kLanes);
+      for (int n = 0; n < kB; ++n) Kernel::load(right[n], from + n * Kernel::kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kA; ++m) {
         const Vector multiple = multiples[m * a.row_stride] - Vector{};  // see Micro::advance
 #pragma GCC unroll 2
-        for (int n = 0; n < kVectors; ++n) sum[m][n] += multiple * right[n];
+        for (int n = 0; n < kB; ++n) sum[m][n] += multiple * right[n];
       }
     }
     const bool add = accumulate || panel.begin > 0;
@@ -255,19 +258,19 @@ struct Combinations {
     for (int m = 0; m < kA; ++m) write(sum[m], out.row(i + m) + panel.column, panel, add);
   }
 
-  MIM4DD_INLINE void write(const Vector (&sum)[kVectors], T* row, const Panel& panel, bool add)
-      const {
-    if (panel.last - panel.first < kColumns) {
-      T values[kColumns];
+  template <int kB>
+  MIM4DD_INLINE void write(const Vector (&sum)[kB], T* row, const Panel& panel, bool add) const {
+    if (panel.last - panel.first < kB * Kernel::kLanes) {
+      T values[kB * Kernel::kLanes];
 #pragma GCC unroll 2
-      for (int n = 0; n < kVectors; ++n) Kernel::store(values + n * Kernel::kLanes, sum[n]);
+      for (int n = 0; n < kB; ++n) Kernel::store(values + n * Kernel::kLanes, sum[n]);
       for (int64_t c = panel.first; c < panel.last; ++c) {
         row[c] = alpha * values[c] + (add ? row[c] : T(0));
       }
       return;
     }
 #pragma GCC unroll 2
-    for (int n = 0; n < kVectors; ++n) {
+    for (int n = 0; n < kB; ++n) {
       Vector result = alpha * sum[n];
       if (add) {
         Vector old;
