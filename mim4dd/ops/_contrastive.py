@@ -77,19 +77,20 @@ def as_layers(query: Features, key: Features) -> Layers:
         )
     first = layers.query[0]
     check_floating("query", first)
+    expected = None
     for layer_query, layer_key in zip(layers.query, layers.key, strict=True):
-        query_shape = _check_features("query", layer_query, first)
-        key_shape = _check_features("key", layer_key, first)
-        if query_shape[1] != key_shape[1]:
+        num_queries, query_size = _check_features("query", layer_query, first)
+        num_keys, key_size = _check_features("key", layer_key, first)
+        if query_size != key_size:
             raise ValueError(
-                f"query and key must have the same feature size, "
-                f"got {query_shape[1]} and {key_shape[1]}"
+                f"query and key must have the same feature size, got {query_size} and {key_size}"
             )
-        if query_shape[0] != layers.num_queries or key_shape[0] != layers.num_keys:
+        expected = expected or (num_queries, num_keys)
+        if (num_queries, num_keys) != expected:
             raise ValueError(
                 "all layers must have the same queries and keys, got "
-                f"{layers.num_queries} and {layers.num_keys} rows in the first layer, "
-                f"{query_shape[0]} and {key_shape[0]} in another"
+                f"{expected[0]} and {expected[1]} rows in the first layer, "
+                f"{num_queries} and {num_keys} in another"
             )
     return layers
 
