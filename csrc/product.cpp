@@ -113,6 +113,8 @@ struct Combinations {
   // Terms summed in registers before they are added to the result: of more, float32 would round
   // too much, and a panel of the right side would leave the first cache.
   static constexpr int64_t kRun = 128;
+  // Terms between what is multiplied and what is fetched.
+  static constexpr int64_t kAhead = 32;
   // So many rows repay a panel's way into one place.
   static constexpr int64_t kPackedFrom = 4 * kRows + 1;
 
@@ -240,9 +242,18 @@ struct Combinations {
   template <int kA, int kB>
   MIM4DD_INLINE void tile(const Panel& panel, int64_t i) const {
     Vector sum[kA][kB] = {};
+    // What is written at the end lies in the third cache: it takes until then to come.
+#pragma GCC unroll 8
+    for (int m = 0; m < kA; ++m) {
+      T* const row = out.row(i + m) + panel.column;
+#pragma GCC unroll 2
+      for (int n = 0; n < kB; ++n) __builtin_prefetch(row + n * Kernel::kLanes, 1);
+    }
     const T* from = panel.right;
     const T* multiples = a.row(i) + panel.begin * a.column_stride;
     for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += a.column_stride) {
+      // Of a transposed left side every term begins another page, where no CPU looks ahead.
+      __builtin_prefetch(multiples + kAhead * a.column_stride);
       Vector right[kB];
 #pragma GCC unroll 2
       for (int n = 0; n < kB; ++n) Kernel::load(right[n], from + n * Kernel::kLanes);
