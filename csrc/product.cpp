@@ -242,7 +242,7 @@ struct Combinations {
   template <int kA, int kB>
   MIM4DD_INLINE void tile(const Panel& panel, int64_t i) const {
     Vector sum[kA][kB] = {};
-    // What is written at the end lies in the third cache: it takes until then to come.
+    // A result in the third cache comes while its sums are formed.
 #pragma GCC unroll 8
     for (int m = 0; m < kA; ++m) {
       T* const row = out.row(i + m) + panel.column;
@@ -252,7 +252,7 @@ struct Combinations {
     const T* from = panel.right;
     const T* multiples = a.row(i) + panel.begin * a.column_stride;
     for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += a.column_stride) {
-      // Of a transposed left side every term begins another page, where no CPU looks ahead.
+      // The terms of a transposed left side lie farther apart than a CPU looks ahead.
       __builtin_prefetch(multiples + kAhead * a.column_stride);
       Vector right[kB];
 #pragma GCC unroll 2
