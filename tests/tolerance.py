@@ -32,17 +32,19 @@ def assert_no_worse(
     )
 
 
-def assert_norm_no_worse(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """Assert ‖actual − exact‖ ≤ 1.25 ‖plain − exact‖ + tolerance.
+def assert_norm_no_worse(
+    actual: Tensor, plain: Tensor, exact: Tensor, rounding: Tensor | float = 0.0
+) -> None:
+    """Assert ‖actual − exact‖ ≤ 1.25 ‖plain − exact‖ + tolerance + rounding.
 
     For values that carry the rounding of large logits: which of two correct computations is closer
-    in one element is luck, by the norm they differ by a few per cent.
+    in one element is luck, by the norm they differ by a few per cent where many elements share it.
     """
     assert actual.shape == exact.shape
     assert actual.dtype == plain.dtype
     rtol, atol = TOLERANCE[plain.dtype]
-    rounding = rtol * exact.norm() + atol * exact.numel() ** 0.5
-    budget = 1.25 * (plain.double() - exact).norm() + rounding
+    tolerance = rtol * exact.norm() + atol * exact.numel() ** 0.5
+    budget = 1.25 * (plain.double() - exact).norm() + tolerance + rounding
     error = (actual.double() - exact).norm()
     assert error <= budget, f"error {error:.3e} over budget {budget:.3e}"
 
