@@ -127,9 +127,10 @@ def _unit_factor(
         return None
     if ctx.reduction != "none":
         return None if grad_loss is not None else _grad_of_each(ctx, grad_reduced)
-    # No look at values: no GPU waits.
-    uniform = grad_loss is not None and (grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0)
-    return grad_loss[:, 0] if grad_loss is not None and uniform else None
+    if grad_loss is None:
+        return None
+    uniform = grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0  # no look at values: no GPU waits
+    return grad_loss[:, 0] if uniform else None
 
 
 def _grad_of_each(ctx: Any, grad_reduced: Tensor | None) -> Tensor | None:

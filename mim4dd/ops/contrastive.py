@@ -89,14 +89,15 @@ def _evaluate(
     uniform: bool,
 ) -> tuple[Tensor, Contrast]:
     shared = labels, key_labels, logit_scale, bias
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if compiling:
         scalars = (logit_scale,) if bias is None else (logit_scale, bias)
         refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
     elif transforms.active():
         contrast = transforms.contrast(query, key, *shared, critic)
         return reduced_loss(contrast, reduction), contrast
     wanted = _wanted(query, key, logit_scale, bias, uniform)
-    if torch.compiler.is_compiling():  # it has no rules for ContrastiveFunction
+    if compiling:  # it has no rules for ContrastiveFunction
         outputs = torch.ops.mim4dd.contrastive(
             list(query), list(key), *shared, *critic, reduction, wanted
         )
