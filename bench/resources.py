@@ -6,7 +6,9 @@ Exits with an error if a kernel does not compile or spills registers to memory.
 """
 
 import argparse
+import functools
 import importlib
+import multiprocessing
 import os
 import pkgutil
 import re
@@ -16,10 +18,18 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
+
+import triton
+from torch.utils.cpp_extension import include_paths
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import mim4dd.kernels
+from mim4dd.kernels._ahead_of_time import Compilation
 
 CAPABILITIES = (80, 90, 100)
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,46 +53,53 @@ class Usage(NamedTuple):
 
 
 def triton_usages() -> Iterator[Usage]:
-    """Compile what each module of mim4dd.kernels lists in compilations()."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    """Compile what each module of mim4dd.kernels lists in compilations(), on every CPU."""
+    names = [m.name for m in pkgutil.iter_modules(mim4dd.kernels.__path__, "mim4dd.kernels.")]
+    jobs = [
+        (name, index, capability)
+        for name in names
+        if not name.rpartition(".")[2].startswith("_")
+        for index, case in enumerate(triton_cases(name))
+        for capability in case.capabilities
+    ]
+    # Spawned, for a fork of a process that has threads may hang.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(triton_usage, *zip(*jobs, strict=True), chunksize=4)
 
-    import mim4dd.kernels
 
+@functools.cache
+def triton_cases(module: str) -> list[Compilation]:
+    """Its compilations; a kernel cannot be sent to another process, its place in this list can."""
+    return list(importlib.import_module(module).compilations())
+
+
+def triton_usage(module: str, index: int, capability: int) -> Usage:
+    """Compile one."""
+    case = triton_cases(module)[index]
+    signature = case.signature | dict.fromkeys(case.constants, "constexpr")
+    # As the launcher finds of the tensors that PyTorch allocates.
+    aligned = {
+        (case.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in case.signature.items()
+        if kind.startswith("*")
+    }
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, case.constants, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options=case.options,
+    )
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    for module in pkgutil.iter_modules(mim4dd.kernels.__path__, "mim4dd.kernels."):
-        if module.name.rpartition(".")[2].startswith("_"):
-            continue
-        for case in importlib.import_module(module.name).compilations():
-            signature = case.signature | dict.fromkeys(case.constants, "constexpr")
-            # As the launcher finds of the tensors that PyTorch allocates.
-            aligned = {
-                (case.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-                for name, kind in case.signature.items()
-                if kind.startswith("*")
-            }
-            for capability in case.capabilities:
-                compiled = triton.compile(
-                    ASTSource(case.kernel, signature, case.constants, aligned),
-                    target=GPUTarget("cuda", capability, 32),
-                    options=case.options,
-                )
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-                    cubin.write(compiled.asm["cubin"])
-                    cubin.flush()
-                    report = run(str(cuobjdump), "-res-usage", cubin.name)
-                # Triton kernels have no local arrays: whatever is on the stack was spilled.
-                registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
-                yield Usage(
-                    case.name, capability, int(registers), compiled.metadata.shared, int(stack)
-                )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        report = run(str(cuobjdump), "-res-usage", cubin.name)
+    # Triton kernels have no local arrays: whatever is on the stack was spilled.
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
+    return Usage(case.name, capability, int(registers), compiled.metadata.shared, int(stack))
 
 
 def cuda_usages() -> Iterator[Usage]:
     """Compile csrc/*.cu with nvcc against the headers of the installed torch, CUDA build or not."""
-    from torch.utils.cpp_extension import include_paths
-
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not on the PATH: install the CUDA toolkit, or pass --triton alone")
     includes = [*include_paths(), sysconfig.get_path("include")]
