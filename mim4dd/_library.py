@@ -38,6 +38,17 @@ def expect_compiled(op: str, device: str) -> None:
     LIB.impl(op, missing, device)
 
 
+def use_triton(op: str, room: str) -> None:
+    """Make ``mim4dd::<op>`` on a GPU the launcher of that name in ``mim4dd.kernels.<room>``."""
+
+    def launch(*inputs: Any) -> Any:
+        # It imports Triton, so not before the first call.
+        kernels = importlib.import_module(f"mim4dd.kernels.{room}")
+        return getattr(kernels, op)(*inputs)
+
+    LIB.impl(op, launch, "CUDA")
+
+
 def refuse_autograd(op: str) -> None:
     """Make a derivative through ``mim4dd::<op>`` raise: with no rule it would be a silent zero."""
 

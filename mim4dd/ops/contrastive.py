@@ -4,14 +4,14 @@ Lists hold one tensor per layer: all layers share the number of queries and keys
 each has a feature size of its own. The first derivative is an op too, and so is the second.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mim4dd._checks import Reduction, refuse_forward_ad
-from mim4dd._library import LIB, expect_compiled
+from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
 from mim4dd.ops._reduction import check_count, reduced_loss
@@ -131,20 +131,9 @@ def _any_requires_grad(features: Sequence[Tensor]) -> bool:
     return any(layer.requires_grad for layer in features)
 
 
-def _launcher(name: str) -> Callable[..., Any]:
-    """The launcher of Triton kernels of this name."""
-
-    def launch(*inputs: Any) -> Any:
-        from mim4dd.kernels import contrastive as kernels  # imports Triton, so not at the top
-
-        return getattr(kernels, name)(*inputs)
-
-    return launch
-
-
 for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
     expect_compiled(_name, "CPU")
-    LIB.impl(_name, _launcher(_name), "CUDA")
+    use_triton(_name, "contrastive")
     torch.library.register_vmap(
         f"mim4dd::{_name}", transforms.one_by_one(getattr(torch.ops.mim4dd, _name)), lib=LIB
     )

@@ -1,6 +1,5 @@
 """Group norm, ReLU and average pooling as one layer: public function, checks and registration."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from mim4dd._checks import (
     check_same_device,
     refuse_forward_ad,
 )
-from mim4dd._library import LIB, expect_compiled
+from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd.ops import _norm_relu_pool_autograd as autograd
 
 __all__ = ["norm_relu_pool"]
@@ -202,19 +201,8 @@ def _fake_bwd_bwd(
     return images[0], images[1], _new_numbers(input, weight, of_weight)
 
 
-def _launcher(name: str) -> Callable[..., Any]:
-    """The launcher of Triton kernels of this name."""
-
-    def launch(*inputs: Any) -> Any:
-        from mim4dd.kernels import norm_relu_pool as kernels  # imports Triton, so not at the top
-
-        return getattr(kernels, name)(*inputs)
-
-    return launch
-
-
 for _name in ("norm_relu_pool", "norm_relu_pool_bwd", "norm_relu_pool_bwd_bwd"):
     expect_compiled(_name, "CPU")
-    LIB.impl(_name, _launcher(_name), "CUDA")
+    use_triton(_name, "norm_relu_pool")
 
 autograd.register(LIB)
