@@ -50,10 +50,22 @@ def pair(labels, offs_n, key_labels, offs_m, mask_m, EXCLUDE_SELF: tl.constexpr)
 
 
 @triton.jit
-def logits_of(similarity, positive, scale, raised, HARD: tl.constexpr):
-    """Logits; NaN where not finite, for exp(-inf) = 0 would hide an infinite key."""
-    logits = similarity * (tl.where(positive, scale, raised) if HARD else scale)
+def finite_or_nan(logits):
+    """NaN where not finite, for exp(-inf) = 0 would hide an infinite key."""
     return tl.where(tl.abs(logits) < float("inf"), logits, float("nan"))
+
+
+@triton.jit
+def logits_of(similarity, positive, scale, raised, HARD: tl.constexpr):
+    """Logits, each by the scale of its kind of pair."""
+    return finite_or_nan(similarity * (tl.where(positive, scale, raised) if HARD else scale))
+
+
+@triton.jit
+def log_of_one_plus(x):
+    """log(1 + x) of x ≥ 0, with what 1 + x rounds away."""
+    rounded = 1 + x
+    return tl.log(rounded) + (x - (rounded - 1))
 
 
 @triton.jit
@@ -62,6 +74,14 @@ def add_exponentials(logits, maximum, total):
     new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
     total *= tl.exp(maximum - new_maximum)
     return new_maximum, total + tl.sum(tl.exp(logits - new_maximum[:, None]), axis=1)
+
+
+@triton.jit
+def merge(maximum, total, part_maximum, part_total):
+    """The online softmax of two parts together."""
+    new_maximum = tl.maximum(maximum, part_maximum)
+    total *= tl.exp(maximum - new_maximum)
+    return new_maximum, total + part_total * tl.exp(part_maximum - new_maximum)
 
 
 @triton.jit
@@ -81,9 +101,8 @@ def add_tile(
     if KIND == "nce":
         signed = tl.where(positive, -(logits + bias), logits + bias)
         small = tl.exp(-tl.abs(signed))
-        # log(1 + small), with what 1 + small rounds away: many keys have a tiny share.
-        rounded = 1 + small
-        softplus = tl.log(rounded) + (small - (rounded - 1)) + tl.maximum(signed, 0.0)
+        # To the last digit, for many keys have a tiny share.
+        softplus = log_of_one_plus(small) + tl.maximum(signed, 0.0)
         total += tl.sum(tl.where(valid, softplus, 0.0), axis=1)
     else:
         inside = (valid & ~positive) if DECOUPLED else valid

@@ -20,6 +20,7 @@ from mim4dd.kernels._critic import (
     logits_of,
     loss_of,
     lowest,
+    merge,
     pair,
 )
 from mim4dd.kernels._dots import load_tile, multiply_rows
@@ -180,17 +181,18 @@ def combine_kernel(
     positive_total = total
     partial_ptr += out
     for _ in range(0, splits):
-        part = tl.load(partial_ptr, mask=mask_n, other=0.0)
-        new = tl.maximum(maximum, part)
-        total *= tl.exp(maximum - new)
-        total += tl.load(partial_ptr + size, mask=mask_n, other=0.0) * tl.exp(part - new)
-        maximum = new
-        part = tl.load(partial_ptr + 2 * size, mask=mask_n, other=0.0)
-        new = tl.maximum(positive_maximum, part)
-        positive_total *= tl.exp(positive_maximum - new)
-        found = tl.load(partial_ptr + 3 * size, mask=mask_n, other=0.0)
-        positive_total += found * tl.exp(part - new)
-        positive_maximum = new
+        maximum, total = merge(
+            maximum,
+            total,
+            tl.load(partial_ptr, mask=mask_n, other=0.0),
+            tl.load(partial_ptr + size, mask=mask_n, other=0.0),
+        )
+        positive_maximum, positive_total = merge(
+            positive_maximum,
+            positive_total,
+            tl.load(partial_ptr + 2 * size, mask=mask_n, other=0.0),
+            tl.load(partial_ptr + 3 * size, mask=mask_n, other=0.0),
+        )
         partial_ptr += 4 * size
     used = tl.load(labels_ptr + offs_n, mask=mask_n, other=IGNORE) != IGNORE
     weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
@@ -280,5 +282,5 @@ def compilations() -> Iterator[Compilation]:
             name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
     for dtype in (torch.float32, torch.float64):
-        constants = {"KIND": "in", "BLOCK_N": 128}
+        constants = {"KIND": "in", "BLOCK_N": 128, "enable_fp_fusion": True}
         yield compilation("combine in", combine_kernel, dtype, (), constants)

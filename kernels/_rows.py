@@ -308,7 +308,8 @@ def compilations() -> Iterator[Compilation]:
             ("rows_ptr", "grad_ptr"),
             {"NORMALIZE": True, "HAS_LABELS": True, **rows},
         )
-    flags = {"HAS_KEY_LABELS": True, "EXCLUDE_SELF": True, "DECOUPLED": True, "num_warps": 8}
+    flags = {"HAS_KEY_LABELS": True, "EXCLUDE_SELF": True, "DECOUPLED": True}
+    flags |= {"num_warps": 8, "enable_fp_fusion": True}
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
         yield compilation(

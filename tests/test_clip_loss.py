@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from paired import both_directions, make_inputs, moved_by_rounding
 from tolerance import assert_norm_no_worse
 from torch.library import opcheck
 
@@ -13,20 +14,7 @@ from mim4dd import clip_loss
 
 def textbook(query, key, logit_scale):
     """The loss of CLIP's paper, by pair."""
-    logits = logit_scale * query @ key.T
-    index = torch.arange(len(query), device=query.device)
-    directions = [F.cross_entropy(each, index, reduction="none") for each in (logits, logits.T)]
-    return (directions[0] + directions[1]) / 2
-
-
-def make_inputs(n, d, dtype, device, spread=1.0):
-    query, key = (
-        (F.normalize(torch.randn(n, d, dtype=torch.float64, device=device), dim=1) * size)
-        .to(dtype)
-        .requires_grad_()
-        for size in (spread, 1.0)
-    )
-    return query, key
+    return sum(both_directions(query, key, logit_scale)) / 2
 
 
 def run(fn, query, key, scale, upstream):
@@ -37,20 +25,6 @@ def run(fn, query, key, scale, upstream):
 
 def ours(query, key, scale):
     return clip_loss(query, key, logit_scale=scale, reduction="none")
-
-
-def moved_by_rounding(query, key, scale, upstream, dtype):
-    """Norms that the gradients of query and key may move by if logits are rounded to ``dtype``.
-
-    Of logits up to s each difference is off by ε s, and so p by no more than 2 ε s p (1 − p). Where
-    few queries are undecided, all of the error is that of their largest logits: luck.
-    """
-    logits = scale * query @ key.T
-    by_query, by_key = (logits.softmax(dim) for dim in (1, 0))
-    weights = (upstream / 2)[:, None] * by_query * (1 - by_query)
-    weights = weights + upstream / 2 * by_key * (1 - by_key)
-    size = 2 * torch.finfo(dtype).eps * logits.abs().max() * scale
-    return [(size * side).norm() for side in (weights @ key.abs(), weights.T @ query.abs())]
 
 
 # Logits up to 40 need no shift, larger ones do; 600 pairs are several tiles in every direction.
@@ -65,7 +39,8 @@ def test_values_and_gradients(shape, dtype, spread, device):
     exact = run(textbook, *doubles, scale.double(), upstream)
     plain = run(textbook, query, key, scale, upstream)
     actual = run(ours, query, key, scale, upstream)
-    moved = moved_by_rounding(*(d.detach() for d in doubles), scale.double(), upstream, dtype)
+    sides = [d.detach() for d in doubles]
+    *moved, _ = moved_by_rounding(*sides, scale.double(), [upstream / 2] * 2, dtype)
     for a, p, e, rounding in zip(actual[:3], plain[:3], exact[:3], (0, *moved), strict=True):
         assert_norm_no_worse(a, p, e, rounding)
     size = 2 * spread * upstream.sum()  # of the terms that the last gradient sums
@@ -97,6 +72,24 @@ def test_options_are_the_mean_of_two_info_nce(device):
     torch.testing.assert_close(
         clip_loss(query, key, labels=every_own, **arguments), expected.mean()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_normalised(dtype, device):
+    query, key = (3 * side.detach() for side in make_inputs(40, 16, dtype, device))
+    query.requires_grad_()
+    exact_query = query.detach().double().requires_grad_()
+    loss = clip_loss(query, key, normalize=True, temperature=0.2, reduction="none")
+    exact = textbook(F.normalize(exact_query), F.normalize(key.double()), 1 / 0.2)
+    assert loss.dtype == torch.float32
+    # Unit rows may be rounded once more, by ε/2 of their length: a logit moves by ε/τ, a loss by
+    # twice that, and so do the weights, before the gradient is rounded itself.
+    moved = 2 * torch.finfo(dtype).eps / 0.2
+    torch.testing.assert_close(loss.double(), exact, rtol=0, atol=moved)
+    (actual,) = torch.autograd.grad(loss.mean(), query)
+    (expected,) = torch.autograd.grad(exact.mean(), exact_query)
+    assert actual.dtype == dtype
+    assert (actual.double() - expected).norm() <= (moved + torch.finfo(dtype).eps) * expected.norm()
 
 
 def test_labels_make_several_positives(device):

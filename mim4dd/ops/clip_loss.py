@@ -12,7 +12,7 @@ from mim4dd._checks import (
     check_choice,
     refuse_forward_ad,
 )
-from mim4dd._library import LIB, expect_compiled
+from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd.ops import _contrastive_transforms as transforms
 from mim4dd.ops._contrastive import (
     Layers,
@@ -44,9 +44,10 @@ def clip_loss(
         \ell_i = \tfrac12 \Big(\log \sum_j e^{s_{ij}} + \log \sum_j e^{s_{ji}}\Big) - s_{ii},
         \qquad s_{ij} = q_i^\top k_j / \tau
 
-    On a CPU both log-sum-exps come from one pass over the logits, which are never stored, and the
-    gradients of both directions from another: four matrix products, where two calls of
-    :func:`mim4dd.info_nce` need six. With ``labels``, and on a GPU, it is those two calls.
+    Both log-sum-exps come from one pass over the logits, which are never stored, and the gradients
+    of both directions from another: four matrix products, where two calls of
+    :func:`mim4dd.info_nce` need six, or ten on a GPU where they fuse. With ``labels`` it is those
+    two calls.
 
     Args:
         query: One side of the pairs, such as images. (N, D), floating point
@@ -83,18 +84,24 @@ def clip_loss(
         )
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     scale = as_logit_scale(layers, temperature, logit_scale)
-    fused = labels is None and backend is None and layers.device.type == "cpu"
+    fused = labels is None and backend is None
     if torch.compiler.is_compiling():
         refuse_forward_ad("the compiled clip_loss", query, key, scale)
     elif transforms.active():  # the other ops have rules for them
         fused = False
     if fused:
-        query, key = (reference.unit_rows(rows)[0] if normalize else rows for rows in (query, key))
+        query, key = (_unit_rows(rows) if normalize else rows for rows in (query, key))
         of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale)
         return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
         labels = torch.arange(layers.num_queries, device=layers.device)
     return _by_direction(layers, labels, scale, reduction, normalize, backend)
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Unit rows to multiply: on a GPU in the dtype of ``rows``, which its tensor cores take."""
+    unit = reference.unit_rows(rows)[0]
+    return unit.to(rows.dtype) if unit.is_cuda else unit
 
 
 def _by_direction(
@@ -125,8 +132,9 @@ LIB.define(
     " Tensor grad_query_loss, Tensor grad_key_loss)"
     " -> (Tensor grad_query, Tensor grad_key, Tensor grad_logit_scale)"
 )
-expect_compiled("clip_loss", "CPU")
-expect_compiled("clip_loss_bwd", "CPU")
+for _name in ("clip_loss", "clip_loss_bwd"):
+    expect_compiled(_name, "CPU")
+    use_triton(_name, "clip_loss")
 
 
 @torch.library.register_fake("mim4dd::clip_loss", lib=LIB)

@@ -1,0 +1,280 @@
+"""Triton launchers of CLIP's symmetric loss: forward, gradients.
+
+cuBLAS makes the logits of some queries at a time, and one reading of them serves both directions:
+sums of exponentials by row and by column in the forward, one matrix of weights for the gradients.
+8·N²·D operations in all, where two calls of InfoNCE take 12 with chunks and 20 fused. Nothing is
+added atomically: every result has the same bits each time.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._chunked import accumulate, multiply, rows_per_chunk
+from mim4dd.kernels._critic import (
+    add_exponentials,
+    finite_or_nan,
+    load_scales,
+    log_of_one_plus,
+    lowest,
+    merge,
+)
+from mim4dd.kernels._inputs import boosted, split
+
+# 8 numbers of a thread: 64 registers where N is a multiple of 16, 112 where it is not. Not tuned on
+# a GPU yet.
+TILE: dict[str, int | bool] = {
+    "BLOCK_OWN": 32,
+    "BLOCK_STREAM": 64,
+    "num_warps": 8,
+    "enable_fp_fusion": True,
+}
+ROWS: dict[str, int | bool] = {"BLOCK_N": 128, "enable_fp_fusion": True}
+
+
+@triton.jit
+def load_logits(similarity_ptr, offs_c, mask_n, offs_m, N, scale):
+    """Similarities and logits of a tile, which of them are there, and where they are."""
+    offsets = offs_c.to(tl.int64)[:, None] * N + offs_m[None, :]
+    mask = mask_n[:, None] & (offs_m < N)[None, :]
+    similarity = tl.load(similarity_ptr + offsets, mask=mask, other=0.0)
+    return similarity, finite_or_nan(similarity * scale), mask, offsets
+
+
+@triton.jit
+def sums_kernel(
+    similarity_ptr,  # (C, N)
+    scale_ptr,  # ()
+    pair_ptr,  # (N,): each pair's own logit
+    row_parts_ptr,  # (splits, 2, N)
+    column_parts_ptr,  # (tiles, 2, N), carried from chunk to chunk
+    first,
+    C,
+    N,
+    per_split,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_STREAM: tl.constexpr,
+):
+    """Maxima of BLOCK_OWN rows and of a split's columns, and the sums of exponentials over them.
+
+    Without the pair's own, which is most of the sum where the loss is small.
+    """
+    dtype: tl.constexpr = pair_ptr.dtype.element_ty
+    offs_c = tl.program_id(0) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
+    offs_n = first + offs_c
+    mask_n = offs_c < C
+    scale, _raised = load_scales(scale_ptr, scale_ptr)
+    row_maximum = tl.full((BLOCK_OWN,), lowest(dtype), dtype)
+    row_total = tl.zeros((BLOCK_OWN,), dtype)
+    # No other program has these parts of columns, and chunks come one after another.
+    carried = tl.where(first > 0, N, 0)
+    column_parts_ptr += tl.program_id(0).to(tl.int64) * 2 * N
+    start_split = tl.program_id(1) * per_split
+    for start in range(start_split, tl.minimum(start_split + per_split, N), BLOCK_STREAM):
+        offs_m = start + tl.arange(0, BLOCK_STREAM)
+        _, logits, mask, _offsets = load_logits(similarity_ptr, offs_c, mask_n, offs_m, N, scale)
+        others = tl.where(mask & (offs_n[:, None] != offs_m[None, :]), logits, float("-inf"))
+        row_maximum, row_total = add_exponentials(others, row_maximum, row_total)
+        mask_m = offs_m < carried
+        column_maximum = tl.load(column_parts_ptr + offs_m, mask=mask_m, other=lowest(dtype))
+        column_total = tl.load(column_parts_ptr + N + offs_m, mask=mask_m, other=0.0)
+        column_maximum, column_total = add_exponentials(
+            tl.trans(others), column_maximum, column_total
+        )
+        tl.store(column_parts_ptr + offs_m, column_maximum, mask=offs_m < N)
+        tl.store(column_parts_ptr + N + offs_m, column_total, mask=offs_m < N)
+    row_parts_ptr += tl.program_id(1).to(tl.int64) * 2 * N
+    tl.store(row_parts_ptr + offs_n, row_maximum, mask=mask_n)
+    tl.store(row_parts_ptr + N + offs_n, row_total, mask=mask_n)
+    if tl.program_id(1) == 0:
+        pair = tl.load(similarity_ptr + offs_c.to(tl.int64) * N + offs_n, mask=mask_n, other=0.0)
+        tl.store(pair_ptr + offs_n, finite_or_nan(pair * scale), mask=mask_n)
+
+
+@triton.jit
+def losses_kernel(
+    parts_ptr,  # (parts, 2, N)
+    pair_ptr,  # (N,)
+    loss_ptr,  # (N,)
+    shift_ptr,  # (N,)
+    sum_ptr,  # (N,)
+    N,
+    parts,
+    BLOCK_N: tl.constexpr,
+):
+    """Of one direction: losses, and shift and sum of exponentials with the pair's own."""
+    dtype: tl.constexpr = pair_ptr.dtype.element_ty
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = offs_n < N
+    maximum = tl.full((BLOCK_N,), lowest(dtype), dtype)
+    total = tl.zeros((BLOCK_N,), dtype)
+    parts_ptr += offs_n
+    for _ in range(0, parts):
+        part_maximum = tl.load(parts_ptr, mask=mask, other=0.0)
+        part_total = tl.load(parts_ptr + N, mask=mask, other=0.0)
+        maximum, total = merge(maximum, total, part_maximum, part_total)
+        parts_ptr += 2 * tl.cast(N, tl.int64)
+    pair = tl.load(pair_ptr + offs_n, mask=mask, other=0.0)
+    shift = tl.maximum(maximum, pair)
+    positive = tl.exp(pair - shift)
+    negative = total * tl.exp(maximum - shift)
+    # Near p = 1 the logarithm of the sum has no digits left.
+    loss = tl.where(
+        positive > negative,
+        log_of_one_plus(negative / positive),
+        tl.log(negative + positive) - (pair - shift),
+    )
+    tl.store(loss_ptr + offs_n, loss, mask=mask)
+    tl.store(shift_ptr + offs_n, shift, mask=mask)
+    tl.store(sum_ptr + offs_n, negative + positive, mask=mask)
+
+
+@triton.jit
+def weights_kernel(
+    similarity_ptr,  # (C, N)
+    weights_ptr,  # (C, N), may be the same
+    scale_ptr,  # ()
+    query_shift_ptr,  # (N,)
+    key_shift_ptr,  # (N,)
+    query_factor_ptr,  # (N,): upstream gradient over the sum of exponentials
+    key_factor_ptr,  # (N,)
+    pair_weight_ptr,  # (N,)
+    grad_scale_ptr,  # (splits, N)
+    first,
+    C,
+    N,
+    per_split,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_STREAM: tl.constexpr,
+):
+    """Derivative of the losses of both directions by each logit, and the rows' part of scale's."""
+    dtype: tl.constexpr = grad_scale_ptr.dtype.element_ty
+    offs_c = tl.program_id(0) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
+    offs_n = first + offs_c
+    mask_n = offs_c < C
+    scale = tl.load(scale_ptr)  # of no temperature, it has left NaN in the factors
+    query_shift = tl.load(query_shift_ptr + offs_n, mask=mask_n, other=0.0)
+    query_factor = tl.load(query_factor_ptr + offs_n, mask=mask_n, other=0.0)
+    pair_weight = tl.load(pair_weight_ptr + offs_n, mask=mask_n, other=0.0)
+    grad_scale = tl.zeros((BLOCK_OWN,), dtype)
+    start_split = tl.program_id(1) * per_split
+    for start in range(start_split, tl.minimum(start_split + per_split, N), BLOCK_STREAM):
+        offs_m = start + tl.arange(0, BLOCK_STREAM)
+        similarity, logits, mask, offsets = load_logits(
+            similarity_ptr, offs_c, mask_n, offs_m, N, scale
+        )
+        key_shift = tl.load(key_shift_ptr + offs_m, mask=offs_m < N, other=0.0)
+        key_factor = tl.load(key_factor_ptr + offs_m, mask=offs_m < N, other=0.0)
+        weights = query_factor[:, None] * tl.exp(logits - query_shift[:, None])
+        weights += key_factor[None, :] * tl.exp(logits - key_shift[None, :])
+        own = offs_n[:, None] == offs_m[None, :]
+        weights = tl.where(mask, tl.where(own, pair_weight[:, None], weights), 0.0)
+        grad_scale += tl.sum(weights * similarity, axis=1)
+        tl.store(weights_ptr + offsets, weights, mask=mask)
+    out = tl.program_id(1).to(tl.int64) * N + offs_n
+    tl.store(grad_scale_ptr + out, grad_scale, mask=mask_n)
+
+
+def clip_loss(
+    query: Tensor,  # (N, D)
+    key: Tensor,  # (N, D)
+    logit_scale: Tensor,  # ()
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of queries, then of keys: the losses, the shifts and the sums of exp(logit - shift), (N,)."""
+    N = len(query)
+    rows = rows_per_chunk(N, N, logit_scale.itemsize)
+    tiles, splits, per_split = tiling(rows, query)
+    pair = logit_scale.new_empty(N)
+    row_parts = logit_scale.new_empty(splits, 2, N)
+    column_parts = logit_scale.new_empty(tiles, 2, N)
+    outputs = [logit_scale.new_empty(N) for _ in range(6)]
+    with torch.cuda.device_of(query):
+        for first in range(0, N, rows):
+            similarity = multiply(query[first : first + rows], key.T)
+            C = len(similarity)
+            sums_kernel[(triton.cdiv(C, TILE["BLOCK_OWN"]), splits)](
+                similarity,
+                logit_scale,
+                pair,
+                row_parts,
+                column_parts,
+                first,
+                C,
+                N,
+                per_split,
+                **TILE,
+            )
+        for parts, of_side in ((row_parts, outputs[::2]), (column_parts, outputs[1::2])):
+            losses_kernel[(triton.cdiv(N, ROWS["BLOCK_N"]),)](
+                parts, pair, *of_side, N, len(parts), **ROWS
+            )
+    return tuple(outputs)
+
+
+def clip_loss_bwd(
+    query: Tensor,  # (N, D)
+    key: Tensor,  # (N, D)
+    logit_scale: Tensor,  # ()
+    query_loss: Tensor,  # (N,)
+    key_loss: Tensor,  # (N,)
+    query_shift: Tensor,  # (N,)
+    key_shift: Tensor,  # (N,)
+    query_sum: Tensor,  # (N,)
+    key_sum: Tensor,  # (N,)
+    grad_query_loss: Tensor,  # (N,)
+    grad_key_loss: Tensor,  # (N,)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and logit_scale."""
+    N, wide = len(query), logit_scale.dtype
+    on_query, on_key, boost = boosted(query, grad_query_loss, grad_key_loss, 256.0)
+    factor, divisor = (logit_scale, 1) if boost is None else (logit_scale / boost, boost)
+    # A pair's p - 1 is expm1 of minus its loss: at p = 1 the difference has no digits left.
+    pair_weight = on_query * torch.expm1(-query_loss) + on_key * torch.expm1(-key_loss)
+    factors = on_query / query_sum, on_key / key_sum
+    rows = rows_per_chunk(N, N, wide.itemsize + query.itemsize * (query.dtype != wide))
+    _, splits, per_split = tiling(rows, query)
+    grad_query = query.new_empty(query.shape)
+    grad_key = key.new_zeros(key.shape, dtype=wide)
+    grad_scale = logit_scale.new_empty(splits, N)
+    for first in range(0, N, rows):
+        some = query[first : first + rows]
+        similarity = multiply(some, key.T)
+        weights = similarity if query.dtype == wide else query.new_empty(similarity.shape)
+        with torch.cuda.device_of(query):
+            weights_kernel[(triton.cdiv(len(some), TILE["BLOCK_OWN"]), splits)](
+                similarity,
+                weights,
+                logit_scale,
+                query_shift.contiguous(),
+                key_shift.contiguous(),
+                *factors,
+                pair_weight,
+                grad_scale,
+                first,
+                len(some),
+                N,
+                per_split,
+                **TILE,
+            )
+        grad_query[first : first + rows] = multiply(weights, key) * factor
+        accumulate(grad_key, weights.T, some)
+    return grad_query, (grad_key * factor).to(key.dtype), grad_scale.sum() / divisor
+
+
+def tiling(rows: int, query: Tensor) -> tuple[int, int, int]:
+    """Tiles that cover a chunk's rows, splits of its columns, and columns of each split."""
+    tiles = triton.cdiv(rows, TILE["BLOCK_OWN"])
+    return tiles, *split(tiles, len(query), TILE["BLOCK_STREAM"], query.device)
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every kernel; float16 takes what bfloat16 does and is left out."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        yield compilation("clip weights", weights_kernel, dtype, ("weights_ptr",), TILE)
+    for dtype in (torch.float32, torch.float64):
+        yield compilation("clip sums", sums_kernel, dtype, (), TILE)
+        yield compilation("clip losses", losses_kernel, dtype, (), ROWS)
