@@ -34,7 +34,7 @@ constexpr T kLeftOut = std::numeric_limits<T>::lowest();
 template <typename T>
 class ClipPairs {
  public:
-  ClipPairs(const Tensor& query, const Tensor& key, T logit_scale)
+  ClipPairs(const Tensor& query, const Tensor& key, T logit_scale, bool normalize)
       : n_(query.size(0)),
         every_(n_),
         // A negative temperature would give a finite loss that means nothing.
@@ -42,8 +42,9 @@ class ClipPairs {
             logit_scale > 0 && std::isfinite(logit_scale) ? logit_scale
                                                           : std::numeric_limits<T>::quiet_NaN()) {
     std::iota(every_.begin(), every_.end(), 0);
-    query_.emplace(make_features<T>(query, every_, Normalize::kNot));
-    key_.emplace(make_features<T>(key, every_, Normalize::kNot));
+    const Normalize how = normalize ? Normalize::kCopy : Normalize::kNot;
+    query_.emplace(make_features<T>(query, every_, how));
+    key_.emplace(make_features<T>(key, every_, how));
     bounded_ = query_->longest * key_->longest * std::abs(double(scale_)) <= kSafeLogit<T>;
   }
 
@@ -246,12 +247,12 @@ void check(const Tensor& query, const Tensor& key, const Tensor& logit_scale) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-clip_loss_cpu(Tensor query, Tensor key, Tensor logit_scale) {
+clip_loss_cpu(Tensor query, Tensor key, Tensor logit_scale, bool normalize) {
   check(query, key, logit_scale);
   std::vector<Tensor> out;
   for (int i = 0; i < 6; ++i) out.push_back(torch::stable::new_empty(logit_scale, {query.size(0)}));
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "clip_loss", [&] {
-    ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>());
+    ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>(), normalize);
     const auto at = [&](int i) { return out[i].mutable_data_ptr<scalar_t>(); };
     pairs.forward(at(0), at(1), at(2), at(3), at(4), at(5));
   });
@@ -262,6 +263,7 @@ std::tuple<Tensor, Tensor, Tensor> clip_loss_bwd_cpu(
     Tensor query,
     Tensor key,
     Tensor logit_scale,
+    bool normalize,
     Tensor query_loss,
     Tensor key_loss,
     Tensor query_shift,
@@ -281,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor> clip_loss_bwd_cpu(
       rows.push_back(as_type<scalar_t>(each));
     }
     const auto at = [&](int i) { return rows[i].const_data_ptr<scalar_t>(); };
-    ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>());
+    ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>(), normalize);
     result = pairs.backward(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
   });
   return {result[0], result[1], result[2]};

@@ -26,7 +26,7 @@ from mim4dd.kernels._critic import (
     pair,
     weights_of,
 )
-from mim4dd.kernels._inputs import Found, Queries, boosted, options_of, packed
+from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, options_of, packed
 from mim4dd.kernels._rows import finish
 from mim4dd.reference import Critic
 
@@ -323,22 +323,36 @@ def chunk_pass(
             grad_query[some] = multiply(weights, key)
         if grad_key is not None:
             accumulate(grad_key, weights.T, query[some])
+        del similarity, weights  # before the next are made
 
-    def narrowed(grad: Tensor | None, side: Tensor, norms: Tensor, labels: Tensor) -> Tensor | None:
-        if grad is None:
-            return None
-        grad *= queries.scale / divisor
-        if norms is None:
-            return grad.to(side.dtype)
-        table = layers.table(D)
-        return finish(grad.view(1, -1), side, norms, labels, table, (D,), len(side)).view_as(side)
-
+    if grad_query is not None:
+        grad_query *= queries.scale / divisor
+        grad_query = gradient_of_input(
+            grad_query, query, layers.query_norms, queries.labels, layers
+        )
+    if grad_key is not None:
+        grad_key *= queries.scale / divisor
+        grad_key = gradient_of_input(grad_key, key, layers.key_norms, queries.key_labels, layers)
     return Found(
-        narrowed(grad_query, query, layers.query_norms, queries.labels),
-        narrowed(grad_key, key, layers.key_norms, queries.key_labels),
+        grad_query,
+        grad_key,
         grad_scale.sum() / divisor if want_scale else None,
         grad_bias.sum() / divisor if want_bias else None,
     )
+
+
+def gradient_of_input(
+    grad: Tensor,  # (R, D) of the rows as they were multiplied and then scaled by norms
+    rows: Tensor,  # (R, D) as they were multiplied
+    norms: Tensor | None,  # (2, 1, R)
+    labels: Tensor | None,  # (R,)
+    layers: Layers,
+) -> Tensor:
+    """The gradient of a side as it was given, in its dtype."""
+    if norms is None:
+        return grad.to(rows.dtype)
+    R, D = rows.shape
+    return finish(grad.view(1, -1), rows, norms, labels, layers.table(D), (D,), R).view_as(rows)
 
 
 def compilations() -> Iterator[Compilation]:

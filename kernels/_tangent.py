@@ -261,6 +261,7 @@ def tangent_pass(
         if grad_key is not None:
             accumulate(grad_key, products.T, query[some])
             accumulate(grad_key, weights.T, tangent_query[some])
+        del similarity, tangent, products, weights  # before the next are made
     return Found(
         grad_query,
         None if grad_key is None else (grad_key / divisor).to(key.dtype),

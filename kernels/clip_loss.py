@@ -2,8 +2,8 @@
 
 cuBLAS makes the logits of some queries at a time, and one reading of them serves both directions:
 sums of exponentials by row and by column in the forward, one matrix of weights for the gradients.
-8·N²·D operations in all, where two calls of InfoNCE take 12 with chunks and 20 fused. Nothing is
-added atomically: every result has the same bits each time.
+8·N²·D operations in all, where two calls of InfoNCE take 12 to 16 with chunks and 20 fused. Nothing
+is added atomically: every result has the same bits each time.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
-from mim4dd.kernels._chunked import accumulate, multiply, rows_per_chunk
+from mim4dd.kernels._chunked import accumulate, gradient_of_input, multiply, rows_per_chunk
 from mim4dd.kernels._critic import (
     add_exponentials,
     finite_or_nan,
@@ -23,9 +23,10 @@ from mim4dd.kernels._critic import (
     lowest,
     merge,
 )
-from mim4dd.kernels._inputs import boosted, split
+from mim4dd.kernels._inputs import Layers, boosted, packed, split
+from mim4dd.reference import Critic
 
-# 8 numbers of a thread: 64 registers where N is a multiple of 16, 112 where it is not. Not tuned on
+# 8 numbers of a thread: 76 registers where N is a multiple of 16, 128 where it is not. Not tuned on
 # a GPU yet.
 TILE: dict[str, int | bool] = {
     "BLOCK_OWN": 32,
@@ -37,25 +38,35 @@ ROWS: dict[str, int | bool] = {"BLOCK_N": 128, "enable_fp_fusion": True}
 
 
 @triton.jit
-def load_logits(similarity_ptr, offs_c, mask_n, offs_m, N, scale):
-    """Similarities and logits of a tile, which of them are there, and where they are."""
+def load_logits(
+    similarity_ptr, key_norms_ptr, offs_c, mask_n, offs_m, N, query_norms, scale,
+    NORMALIZE: tl.constexpr,
+):  # fmt: skip
+    """Similarities, the products of the norms and logits of a tile, which are there, and where."""
     offsets = offs_c.to(tl.int64)[:, None] * N + offs_m[None, :]
     mask = mask_n[:, None] & (offs_m < N)[None, :]
     similarity = tl.load(similarity_ptr + offsets, mask=mask, other=0.0)
-    return similarity, finite_or_nan(similarity * scale), mask, offsets
+    norms = query_norms[:, None]
+    if NORMALIZE:
+        norms = norms * tl.load(key_norms_ptr + offs_m, mask=offs_m < N, other=0.0)[None, :]
+        similarity *= norms
+    return similarity, norms, finite_or_nan(similarity * scale), mask, offsets
 
 
 @triton.jit
 def sums_kernel(
     similarity_ptr,  # (C, N)
+    query_norms_ptr,  # (N,)
+    key_norms_ptr,  # (N,)
     scale_ptr,  # ()
     pair_ptr,  # (N,): each pair's own logit
-    row_parts_ptr,  # (splits, 2, N)
+    row_parts_ptr,  # (splits, 2, C)
     column_parts_ptr,  # (tiles, 2, N), carried from chunk to chunk
     first,
     C,
     N,
     per_split,
+    NORMALIZE: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
     BLOCK_STREAM: tl.constexpr,
 ):
@@ -68,6 +79,9 @@ def sums_kernel(
     offs_n = first + offs_c
     mask_n = offs_c < C
     scale, _raised = load_scales(scale_ptr, scale_ptr)
+    query_norms = tl.full((BLOCK_OWN,), 1.0, dtype)
+    if NORMALIZE:
+        query_norms = tl.load(query_norms_ptr + offs_n, mask=mask_n, other=0.0)
     row_maximum = tl.full((BLOCK_OWN,), lowest(dtype), dtype)
     row_total = tl.zeros((BLOCK_OWN,), dtype)
     # No other program has these parts of columns, and chunks come one after another.
@@ -76,7 +90,9 @@ def sums_kernel(
     start_split = tl.program_id(1) * per_split
     for start in range(start_split, tl.minimum(start_split + per_split, N), BLOCK_STREAM):
         offs_m = start + tl.arange(0, BLOCK_STREAM)
-        _, logits, mask, _offsets = load_logits(similarity_ptr, offs_c, mask_n, offs_m, N, scale)
+        _similarity, _norms, logits, mask, _offsets = load_logits(
+            similarity_ptr, key_norms_ptr, offs_c, mask_n, offs_m, N, query_norms, scale, NORMALIZE
+        )
         others = tl.where(mask & (offs_n[:, None] != offs_m[None, :]), logits, float("-inf"))
         row_maximum, row_total = add_exponentials(others, row_maximum, row_total)
         mask_m = offs_m < carried
@@ -87,11 +103,13 @@ def sums_kernel(
         )
         tl.store(column_parts_ptr + offs_m, column_maximum, mask=offs_m < N)
         tl.store(column_parts_ptr + N + offs_m, column_total, mask=offs_m < N)
-    row_parts_ptr += tl.program_id(1).to(tl.int64) * 2 * N
-    tl.store(row_parts_ptr + offs_n, row_maximum, mask=mask_n)
-    tl.store(row_parts_ptr + N + offs_n, row_total, mask=mask_n)
+    row_parts_ptr += tl.program_id(1).to(tl.int64) * 2 * C
+    tl.store(row_parts_ptr + offs_c, row_maximum, mask=mask_n)
+    tl.store(row_parts_ptr + C + offs_c, row_total, mask=mask_n)
     if tl.program_id(1) == 0:
         pair = tl.load(similarity_ptr + offs_c.to(tl.int64) * N + offs_n, mask=mask_n, other=0.0)
+        if NORMALIZE:
+            pair *= query_norms * tl.load(key_norms_ptr + offs_n, mask=mask_n, other=0.0)
         tl.store(pair_ptr + offs_n, finite_or_nan(pair * scale), mask=mask_n)
 
 
@@ -137,22 +155,25 @@ def losses_kernel(
 def weights_kernel(
     similarity_ptr,  # (C, N)
     weights_ptr,  # (C, N), may be the same
+    query_norms_ptr,  # (N,)
+    key_norms_ptr,  # (N,)
     scale_ptr,  # ()
     query_shift_ptr,  # (N,)
     key_shift_ptr,  # (N,)
     query_factor_ptr,  # (N,): upstream gradient over the sum of exponentials
     key_factor_ptr,  # (N,)
     pair_weight_ptr,  # (N,)
-    grad_scale_ptr,  # (splits, N)
+    grad_scale_ptr,  # (splits, rows of the first chunk), carried from chunk to chunk
     first,
     C,
     N,
     per_split,
+    stride_split,
+    NORMALIZE: tl.constexpr,
     BLOCK_OWN: tl.constexpr,
     BLOCK_STREAM: tl.constexpr,
 ):
     """Derivative of the losses of both directions by each logit, and the rows' part of scale's."""
-    dtype: tl.constexpr = grad_scale_ptr.dtype.element_ty
     offs_c = tl.program_id(0) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
     offs_n = first + offs_c
     mask_n = offs_c < C
@@ -160,12 +181,16 @@ def weights_kernel(
     query_shift = tl.load(query_shift_ptr + offs_n, mask=mask_n, other=0.0)
     query_factor = tl.load(query_factor_ptr + offs_n, mask=mask_n, other=0.0)
     pair_weight = tl.load(pair_weight_ptr + offs_n, mask=mask_n, other=0.0)
-    grad_scale = tl.zeros((BLOCK_OWN,), dtype)
+    query_norms = tl.full((BLOCK_OWN,), 1.0, scale.dtype)
+    if NORMALIZE:
+        query_norms = tl.load(query_norms_ptr + offs_n, mask=mask_n, other=0.0)
+    grad_scale_ptr += tl.program_id(1).to(tl.int64) * stride_split + offs_c
+    grad_scale = tl.load(grad_scale_ptr, mask=offs_c < tl.where(first > 0, C, 0), other=0.0)
     start_split = tl.program_id(1) * per_split
     for start in range(start_split, tl.minimum(start_split + per_split, N), BLOCK_STREAM):
         offs_m = start + tl.arange(0, BLOCK_STREAM)
-        similarity, logits, mask, offsets = load_logits(
-            similarity_ptr, offs_c, mask_n, offs_m, N, scale
+        similarity, norms, logits, mask, offsets = load_logits(
+            similarity_ptr, key_norms_ptr, offs_c, mask_n, offs_m, N, query_norms, scale, NORMALIZE
         )
         key_shift = tl.load(key_shift_ptr + offs_m, mask=offs_m < N, other=0.0)
         key_factor = tl.load(key_factor_ptr + offs_m, mask=offs_m < N, other=0.0)
@@ -174,30 +199,50 @@ def weights_kernel(
         own = offs_n[:, None] == offs_m[None, :]
         weights = tl.where(mask, tl.where(own, pair_weight[:, None], weights), 0.0)
         grad_scale += tl.sum(weights * similarity, axis=1)
+        if NORMALIZE:
+            weights *= norms
         tl.store(weights_ptr + offsets, weights, mask=mask)
-    out = tl.program_id(1).to(tl.int64) * N + offs_n
-    tl.store(grad_scale_ptr + out, grad_scale, mask=mask_n)
+    tl.store(grad_scale_ptr, grad_scale, mask=mask_n)
+
+
+def compared(query: Tensor, key: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Layers]:
+    """Rows as they are multiplied, and the norms that make them unit rows where there are some."""
+    layers = packed([query], [key], Critic(normalize=normalize))
+    if normalize:
+        query, key = layers.query.view(query.shape), layers.key.view(key.shape)
+    return query, key, layers
 
 
 def clip_loss(
     query: Tensor,  # (N, D)
     key: Tensor,  # (N, D)
     logit_scale: Tensor,  # ()
+    normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of queries, then of keys: the losses, the shifts and the sums of exp(logit - shift), (N,)."""
+    query, key, layers = compared(query, key, normalize)
     N = len(query)
     rows = rows_per_chunk(N, N, logit_scale.itemsize)
     tiles, splits, per_split = tiling(rows, query)
     pair = logit_scale.new_empty(N)
-    row_parts = logit_scale.new_empty(splits, 2, N)
     column_parts = logit_scale.new_empty(tiles, 2, N)
     outputs = [logit_scale.new_empty(N) for _ in range(6)]
+
+    def finish(parts: Tensor, some: slice, of_side: list[Tensor]) -> None:
+        results = [each[some] for each in (pair, *of_side)]
+        C = len(results[0])
+        losses_kernel[(triton.cdiv(C, ROWS["BLOCK_N"]),)](parts, *results, C, len(parts), **ROWS)
+
     with torch.cuda.device_of(query):
         for first in range(0, N, rows):
-            similarity = multiply(query[first : first + rows], key.T)
+            some = slice(first, first + rows)
+            similarity = multiply(query[some], key.T)
             C = len(similarity)
+            row_parts = logit_scale.new_empty(splits, 2, C)
             sums_kernel[(triton.cdiv(C, TILE["BLOCK_OWN"]), splits)](
                 similarity,
+                layers.query_norms,
+                layers.key_norms,
                 logit_scale,
                 pair,
                 row_parts,
@@ -206,12 +251,12 @@ def clip_loss(
                 C,
                 N,
                 per_split,
+                NORMALIZE=normalize,
                 **TILE,
             )
-        for parts, of_side in ((row_parts, outputs[::2]), (column_parts, outputs[1::2])):
-            losses_kernel[(triton.cdiv(N, ROWS["BLOCK_N"]),)](
-                parts, pair, *of_side, N, len(parts), **ROWS
-            )
+            del similarity  # before the next is made
+            finish(row_parts, some, outputs[::2])
+        finish(column_parts, slice(None), outputs[1::2])
     return tuple(outputs)
 
 
@@ -219,6 +264,7 @@ def clip_loss_bwd(
     query: Tensor,  # (N, D)
     key: Tensor,  # (N, D)
     logit_scale: Tensor,  # ()
+    normalize: bool,
     query_loss: Tensor,  # (N,)
     key_loss: Tensor,  # (N,)
     query_shift: Tensor,  # (N,)
@@ -229,40 +275,51 @@ def clip_loss_bwd(
     grad_key_loss: Tensor,  # (N,)
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and logit_scale."""
+    query, key, layers = compared(query, key, normalize)
     N, wide = len(query), logit_scale.dtype
     on_query, on_key, boost = boosted(query, grad_query_loss, grad_key_loss, 256.0)
     factor, divisor = (logit_scale, 1) if boost is None else (logit_scale / boost, boost)
     # A pair's p - 1 is expm1 of minus its loss: at p = 1 the difference has no digits left.
     pair_weight = on_query * torch.expm1(-query_loss) + on_key * torch.expm1(-key_loss)
     factors = on_query / query_sum, on_key / key_sum
+    shifts = query_shift.contiguous(), key_shift.contiguous()
     rows = rows_per_chunk(N, N, wide.itemsize + query.itemsize * (query.dtype != wide))
     _, splits, per_split = tiling(rows, query)
-    grad_query = query.new_empty(query.shape)
+    grad_query = query.new_empty(query.shape, dtype=wide)
     grad_key = key.new_zeros(key.shape, dtype=wide)
-    grad_scale = logit_scale.new_empty(splits, N)
+    grad_scale = logit_scale.new_empty(splits, rows)
     for first in range(0, N, rows):
-        some = query[first : first + rows]
-        similarity = multiply(some, key.T)
+        some = slice(first, first + rows)
+        similarity = multiply(query[some], key.T)
         weights = similarity if query.dtype == wide else query.new_empty(similarity.shape)
+        C = len(similarity)
         with torch.cuda.device_of(query):
-            weights_kernel[(triton.cdiv(len(some), TILE["BLOCK_OWN"]), splits)](
+            weights_kernel[(triton.cdiv(C, TILE["BLOCK_OWN"]), splits)](
                 similarity,
                 weights,
+                layers.query_norms,
+                layers.key_norms,
                 logit_scale,
-                query_shift.contiguous(),
-                key_shift.contiguous(),
+                *shifts,
                 *factors,
                 pair_weight,
                 grad_scale,
                 first,
-                len(some),
+                C,
                 N,
                 per_split,
+                rows,
+                NORMALIZE=normalize,
                 **TILE,
             )
-        grad_query[first : first + rows] = multiply(weights, key) * factor
-        accumulate(grad_key, weights.T, some)
-    return grad_query, (grad_key * factor).to(key.dtype), grad_scale.sum() / divisor
+        grad_query[some] = multiply(weights, key)
+        accumulate(grad_key, weights.T, query[some])
+        del similarity, weights  # before the next are made
+    return (
+        gradient_of_input(grad_query * factor, query, layers.query_norms, None, layers),
+        gradient_of_input(grad_key * factor, key, layers.key_norms, None, layers),
+        grad_scale.sum() / divisor,
+    )
 
 
 def tiling(rows: int, query: Tensor) -> tuple[int, int, int]:
@@ -273,8 +330,13 @@ def tiling(rows: int, query: Tensor) -> tuple[int, int, int]:
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel; float16 takes what bfloat16 does and is left out."""
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        yield compilation("clip weights", weights_kernel, dtype, ("weights_ptr",), TILE)
+    for normalize in (False, True):
+        constants = {"NORMALIZE": normalize, **TILE}
+        name = " normalized" * normalize
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            narrow = ("weights_ptr",)
+            yield compilation(f"clip weights{name}", weights_kernel, dtype, narrow, constants)
+        for dtype in (torch.float32, torch.float64):
+            yield compilation(f"clip sums{name}", sums_kernel, dtype, (), constants)
     for dtype in (torch.float32, torch.float64):
-        yield compilation("clip sums", sums_kernel, dtype, (), TILE)
         yield compilation("clip losses", losses_kernel, dtype, (), ROWS)

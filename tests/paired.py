@@ -21,16 +21,17 @@ def make_inputs(n, d, dtype, device, spread=1.0):
     return query, key
 
 
-def moved_by_rounding(query, key, scale, upstreams, dtype):
+def moved_by_rounding(query, key, scale, upstreams, dtype, lengths=(1.0, 1.0)):
     """Norms that the gradients of query, key and scale may move by if logits are rounded.
 
     Of logits up to s each difference is off by ε s, and so p by no more than 2 ε s p (1 − p). Where
-    few queries are undecided, all of the error is that of their largest logits: luck.
+    few queries are undecided, all of the error is that of their largest logits: luck. Gradients of
+    rows that were normalised come divided by their ``lengths``.
     """
     logits = scale * query @ key.T
     by_query, by_key = (logits.softmax(dim) for dim in (1, 0))
     weights = upstreams[0][:, None] * by_query * (1 - by_query)
     weights = weights + upstreams[1] * by_key * (1 - by_key)
     weights = 2 * torch.finfo(dtype).eps * logits.abs().max() * weights
-    sides = weights @ key.abs(), weights.T @ query.abs()
+    sides = weights @ key.abs() / lengths[0], weights.T @ query.abs() / lengths[1]
     return [*((scale * side).norm() for side in sides), (weights * logits.abs()).sum() / scale]

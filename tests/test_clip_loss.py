@@ -47,12 +47,18 @@ def test_values_and_gradients(shape, dtype, spread, device):
     assert (actual[3] - exact[3]).abs() <= 8 * torch.finfo(dtype).eps * size
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("spread", [1.0, 500.0])
-def test_derivatives_of_first_and_second_order(spread, device):
+def test_derivatives_of_first_and_second_order(spread, normalize, device):
     query, key = make_inputs(5, 3, torch.float64, device, spread)
-    scale = torch.tensor(2.0 / spread, dtype=torch.float64, device=device, requires_grad=True)
-    assert torch.autograd.gradcheck(ours, (query, key, scale))
-    assert torch.autograd.gradgradcheck(ours, (query, key, scale))
+    size = 1.0 if normalize else spread
+    scale = torch.tensor(2.0 / size, dtype=torch.float64, device=device, requires_grad=True)
+
+    def losses(query, key, scale):
+        return clip_loss(query, key, logit_scale=scale, normalize=normalize, reduction="none")
+
+    assert torch.autograd.gradcheck(losses, (query, key, scale))
+    assert torch.autograd.gradgradcheck(losses, (query, key, scale))
 
 
 def test_options_are_the_mean_of_two_info_nce(device):
@@ -75,21 +81,21 @@ def test_options_are_the_mean_of_two_info_nce(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_normalised(dtype, device):
-    query, key = (3 * side.detach() for side in make_inputs(40, 16, dtype, device))
+def test_half_precision_is_normalised_in_full(dtype, device):
+    """Unit rows, rounded to half, would move these losses by a hundred times the tolerance."""
+    query, key = (30 * side.detach() for side in make_inputs(40, 16, dtype, device))
     query.requires_grad_()
     exact_query = query.detach().double().requires_grad_()
-    loss = clip_loss(query, key, normalize=True, temperature=0.2, reduction="none")
-    exact = textbook(F.normalize(exact_query), F.normalize(key.double()), 1 / 0.2)
-    assert loss.dtype == torch.float32
-    # Unit rows may be rounded once more, by ε/2 of their length: a logit moves by ε/τ, a loss by
-    # twice that, and so do the weights, before the gradient is rounded itself.
-    moved = 2 * torch.finfo(dtype).eps / 0.2
-    torch.testing.assert_close(loss.double(), exact, rtol=0, atol=moved)
-    (actual,) = torch.autograd.grad(loss.mean(), query)
+    loss = clip_loss(query, key, normalize=True, temperature=0.05, reduction="none")
+    exact = textbook(F.normalize(exact_query), F.normalize(key.double()), 1 / 0.05)
+    torch.testing.assert_close(loss, exact.float(), rtol=1e-5, atol=1e-5)
+    # As a loss scaler does: the gradients of unit rows, 30 times these, are too large for float16.
+    size = 1e6
+    (actual,) = torch.autograd.grad(loss.mean(), query, torch.tensor(size, device=device))
     (expected,) = torch.autograd.grad(exact.mean(), exact_query)
     assert actual.dtype == dtype
-    assert (actual.double() - expected).norm() <= (moved + torch.finfo(dtype).eps) * expected.norm()
+    error = (actual.double() / size - expected).norm()
+    assert error <= 2 * torch.finfo(dtype).eps * expected.norm()
 
 
 def test_labels_make_several_positives(device):
@@ -127,14 +133,18 @@ def test_certain_pairs_keep_their_digits(device):
     )
 
 
-def test_registration():
-    query, key = make_inputs(9, 4, torch.float64, "cpu")
-    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    opcheck(torch.ops.mim4dd.clip_loss.default, (query, key, scale))
+@pytest.mark.parametrize("normalize", [False, True])
+def test_registration(normalize, device):
+    query, key = make_inputs(9, 4, torch.float64, device)
+    scale = torch.tensor(3.0, dtype=torch.float64, device=device, requires_grad=True)
+    inputs = query, key, scale, normalize
+    opcheck(torch.ops.mim4dd.clip_loss.default, inputs)
     with torch.no_grad():
-        outputs = torch.ops.mim4dd.clip_loss(query, key, scale)
-    upstream = [torch.rand(9, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    opcheck(torch.ops.mim4dd.clip_loss_bwd.default, (query, key, scale, *outputs, *upstream))
+        outputs = torch.ops.mim4dd.clip_loss(*inputs)
+    upstream = [
+        torch.rand(9, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
+    ]
+    opcheck(torch.ops.mim4dd.clip_loss_bwd.default, (*inputs, *outputs, *upstream))
 
 
 def test_bad_input():

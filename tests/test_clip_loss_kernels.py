@@ -14,27 +14,30 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 @pytest.fixture(params=["one chunk", "chunks", "splits"])
 def way(request, monkeypatch):
     """All pairs at once, a few queries at a time, and the keys split among programs."""
-    from mim4dd.kernels import _chunked, _inputs
+    from mim4dd.kernels import _inputs, clip_loss
 
-    if request.param == "chunks":  # of more rows than a tile has, and no multiple of them
-        monkeypatch.setattr(_chunked, "WORKSPACE", 2**15)
+    if request.param == "chunks":  # of a tile and a part of one
+        monkeypatch.setattr(clip_loss, "rows_per_chunk", lambda N, *_: min(N, 40))
     elif request.param == "splits":
         monkeypatch.setattr(_inputs, "num_multiprocessors", lambda device: 16)
 
 
-def run(query, key, scale, upstreams):
+def run(query, key, scale, upstreams, normalize=False):
     """Both losses, then the gradients of query, key and logit_scale."""
     from mim4dd.kernels import clip_loss as kernels
 
-    inputs = [tensor.detach() for tensor in (query, key, scale)]
+    inputs = query, key, scale, normalize
     outputs = kernels.clip_loss(*inputs)
     return *outputs[:2], *kernels.clip_loss_bwd(*inputs, *outputs, *upstreams)
 
 
-def define(query, key, scale, upstreams, dtype):
+def define(query, key, scale, upstreams, dtype, normalize=False):
     """The same by PyTorch in ``dtype``; gradients in the types of the inputs."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (query, key, scale)]
-    losses = both_directions(*(leaf.to(dtype) for leaf in leaves))
+    sides = [leaf.to(dtype) for leaf in leaves[:2]]
+    if normalize:
+        sides = [F.normalize(side, dim=1) for side in sides]
+    losses = both_directions(*sides, leaves[2])
     total = sum((loss * each).sum() for loss, each in zip(losses, upstreams, strict=True))
     return *losses, *torch.autograd.grad(total, leaves)
 
@@ -57,19 +60,23 @@ def lost_by_weights(weights, dtype, upstreams):
     return (weights.abs() * finfo.eps + least) / 2
 
 
-def check(query, key, scale, upstreams):
+def check(query, key, scale, upstreams, normalize=False):
     sides = [side.double() for side in (query, key)]
     wide = scale.double()
-    exact = define(*sides, wide, upstreams, torch.float64)
-    plain = define(query, key, scale, upstreams, scale.dtype)
-    actual = run(query, key, scale, upstreams)
+    exact = define(*sides, wide, upstreams, torch.float64, normalize)
+    plain = define(query, key, scale, upstreams, scale.dtype, normalize)
+    actual = run(query, key, scale, upstreams, normalize)
+    lengths = [1.0, 1.0]
+    if normalize:
+        lengths = [side.norm(dim=1, keepdim=True) for side in sides]
+        sides = [side / length for side, length in zip(sides, lengths, strict=True)]
     sizes = [upstream.abs() for upstream in upstreams]
-    *moved, of_scale = moved_by_rounding(*sides, wide, sizes, scale.dtype)
+    *moved, of_scale = moved_by_rounding(*sides, wide, sizes, scale.dtype, lengths)
     similarity = sides[0] @ sides[1].T
     weights = weights_of(similarity, wide, upstreams)
     lost = wide * lost_by_weights(weights, query.dtype, upstreams)
-    moved[0] += (lost @ sides[1].abs()).norm()
-    moved[1] += (lost.T @ sides[0].abs()).norm()
+    moved[0] += (lost @ sides[1].abs() / lengths[0]).norm()
+    moved[1] += (lost.T @ sides[0].abs() / lengths[1]).norm()
     for a, p, e, rounding in zip(actual[:4], plain[:4], exact[:4], (0, 0, *moved), strict=True):
         assert_norm_no_worse(a, p, e, rounding)
     terms = weights * similarity
@@ -91,16 +98,24 @@ def test_values_and_gradients(shape, dtype, spread, way, kernel_device):
     check(*make_case(*shape, dtype, kernel_device, spread))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_normalised(dtype, way, kernel_device):
+    query, key, scale, upstreams = make_case(70, 17, dtype, kernel_device, spread=5.0)
+    check(query, key / 8, scale, upstreams, normalize=True)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_bad_feature_reaches_every_loss(side, bad, way, kernel_device):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_bad_feature_reaches_every_loss(normalize, side, bad, way, kernel_device):
     case = make_case(70, 4, torch.float32, kernel_device)
-    case[side][40, 1] = bad
-    query_loss, key_loss, *gradients = run(*case)
-    # Every logit of a bad query is bad: its own loss, and that of every key.
+    case[side][20, 1] = bad
+    query_loss, key_loss, *gradients = run(*case, normalize)
+    # Every logit of a bad query is bad: its own loss, and that of every key, so every weight.
     assert (query_loss, key_loss)[1 - side].isnan().all()
-    assert (query_loss, key_loss)[side][40].isnan()
-    assert all(gradient.isnan().any() for gradient in gradients)
+    own = torch.arange(70, device=kernel_device) == 20
+    assert torch.equal((query_loss, key_loss)[side].isnan(), own)
+    assert all(gradient.isnan().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])

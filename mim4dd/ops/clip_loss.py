@@ -1,5 +1,6 @@
 """The symmetric loss of CLIP: public function, checks and operator registration."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,10 +45,9 @@ def clip_loss(
         \ell_i = \tfrac12 \Big(\log \sum_j e^{s_{ij}} + \log \sum_j e^{s_{ji}}\Big) - s_{ii},
         \qquad s_{ij} = q_i^\top k_j / \tau
 
-    Both log-sum-exps come from one pass over the logits, which are never stored, and the gradients
-    of both directions from another: four matrix products, where two calls of
-    :func:`mim4dd.info_nce` need six, or ten on a GPU where they fuse. With ``labels`` it is those
-    two calls.
+    Both log-sum-exps come from one pass over the logits, of which some are held at a time, and the
+    gradients of both directions from another: four matrix products, where two calls of
+    :func:`mim4dd.info_nce` need at least six. With ``labels`` it is those two calls.
 
     Args:
         query: One side of the pairs, such as images. (N, D), floating point
@@ -90,18 +90,11 @@ def clip_loss(
     elif transforms.active():  # the other ops have rules for them
         fused = False
     if fused:
-        query, key = (_unit_rows(rows) if normalize else rows for rows in (query, key))
-        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale)
+        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale, normalize)
         return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
         labels = torch.arange(layers.num_queries, device=layers.device)
     return _by_direction(layers, labels, scale, reduction, normalize, backend)
-
-
-def _unit_rows(rows: Tensor) -> Tensor:
-    """Unit rows to multiply: on a GPU in the dtype of ``rows``, which its tensor cores take."""
-    unit = reference.unit_rows(rows)[0]
-    return unit.to(rows.dtype) if unit.is_cuda else unit
 
 
 def _by_direction(
@@ -126,9 +119,11 @@ _OUTPUTS = (
     "Tensor query_loss, Tensor key_loss, Tensor query_shift, Tensor key_shift, Tensor query_sum, "
     "Tensor key_sum"
 )
-LIB.define(f"clip_loss(Tensor query, Tensor key, Tensor logit_scale) -> ({_OUTPUTS})")
 LIB.define(
-    f"clip_loss_bwd(Tensor query, Tensor key, Tensor logit_scale, {_OUTPUTS},"
+    f"clip_loss(Tensor query, Tensor key, Tensor logit_scale, bool normalize) -> ({_OUTPUTS})"
+)
+LIB.define(
+    f"clip_loss_bwd(Tensor query, Tensor key, Tensor logit_scale, bool normalize, {_OUTPUTS},"
     " Tensor grad_query_loss, Tensor grad_key_loss)"
     " -> (Tensor grad_query, Tensor grad_key, Tensor grad_logit_scale)"
 )
@@ -138,34 +133,50 @@ for _name in ("clip_loss", "clip_loss_bwd"):
 
 
 @torch.library.register_fake("mim4dd::clip_loss", lib=LIB)
-def _fake(query: Tensor, key: Tensor, logit_scale: Tensor) -> tuple[Tensor, ...]:
+def _fake(query: Tensor, key: Tensor, logit_scale: Tensor, normalize: bool) -> tuple[Tensor, ...]:
     return tuple(logit_scale.new_empty(query.shape[0]) for _ in range(6))
 
 
 @torch.library.register_fake("mim4dd::clip_loss_bwd", lib=LIB)
-def _fake_bwd(query: Tensor, key: Tensor, logit_scale: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+def _fake_bwd(query: Tensor, key: Tensor, logit_scale: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return query.new_empty(query.shape), key.new_empty(key.shape), torch.empty_like(logit_scale)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.normalize = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[2:])
 
 
-def _backward(ctx: Any, on_query: Tensor, on_key: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _backward(ctx: Any, on_query: Tensor, on_key: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     query, key, logit_scale, *outputs = ctx.saved_tensors
     # The outputs only save work: the derivative through them is part of the op's own.
     saved = [output.detach() for output in outputs]
-    return torch.ops.mim4dd.clip_loss_bwd(query, key, logit_scale, *saved, on_query, on_key)
+    gradients = torch.ops.mim4dd.clip_loss_bwd(
+        query, key, logit_scale, ctx.normalize, *saved, on_query, on_key
+    )
+    return *gradients, None
 
 
-def _setup_bwd(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, key, logit_scale, ctx.normalize, *rest = inputs
+    ctx.save_for_backward(query, key, logit_scale, *rest)
 
 
 def _backward_bwd(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
-    """The second derivative of each direction, by the op of :func:`mim4dd.info_nce`."""
-    query, key, scale, _, _, *softmax, on_query, on_key = ctx.saved_tensors
+    derive = _derivative_through_unit_rows if ctx.normalize else _second_derivative
+    *on_pairs, on_on_query, on_on_key = derive(ctx.saved_tensors, tangents)
+    return *on_pairs, *(None,) * 7, on_on_query, on_on_key
+
+
+def _second_derivative(
+    saved: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Of ⟨tangents, clip_loss_bwd⟩ by query, key, logit_scale and the upstream gradients.
+
+    Each direction by the op of :func:`mim4dd.info_nce`.
+    """
+    query, key, scale, _, _, *softmax, on_query, on_key = saved
     query_lse, key_lse = (
         shift + total.log() for shift, total in zip(softmax[:2], softmax[2:], strict=True)
     )
@@ -186,14 +197,35 @@ def _backward_bwd(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
 
     on_on_query, by_query = direction(query, key, query_lse, on_query, tangent_query, tangent_key)
     on_on_key, by_key = direction(key, query, key_lse, on_key, tangent_key, tangent_query)
-    return (
-        by_query[0] + by_key[1],
-        by_query[1] + by_key[0],
-        (by_query[2] + by_key[2])[0],
-        *(None,) * 6,
-        on_on_query,
-        on_on_key,
-    )
+    by_scale = (by_query[2] + by_key[2])[0]
+    return by_query[0] + by_key[1], by_query[1] + by_key[0], by_scale, on_on_query, on_on_key
+
+
+def _derivative_through_unit_rows(
+    saved: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The same where the op normalises: the chain rule around it, over O(N D) numbers."""
+    query, key, scale, *outputs, on_query, on_key = saved
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that none is reached through another that depends on it.
+        inputs = [each.view_as(each) for each in (query, key, scale, on_query, on_key)]
+        (query_unit, query_length), (key_unit, key_length) = map(reference.unit_rows, inputs[:2])
+        of_query, of_key, of_scale = torch.ops.mim4dd.clip_loss_bwd(
+            query_unit, key_unit, inputs[2], False, *outputs, *inputs[3:]
+        )
+        gradients = (
+            reference.unit_rows_bwd(of_query, query_unit, query_length),
+            reference.unit_rows_bwd(of_key, key_unit, key_length),
+            of_scale,
+        )
+        cotangents = [
+            tangent.to(gradient.dtype)
+            for tangent, gradient in zip(tangents, gradients, strict=True)
+        ]
+        needed = [each for each in inputs if each.requires_grad]
+        found = iter(torch.autograd.grad(gradients, needed, cotangents, create_graph=create_graph))
+    return tuple(next(found) if each.requires_grad else None for each in inputs)
 
 
 torch.library.register_autograd("mim4dd::clip_loss", _backward, setup_context=_setup, lib=LIB)
