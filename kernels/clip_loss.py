@@ -21,7 +21,6 @@ from mim4dd.kernels._critic import (
     load_scales,
     log_of_one_plus,
     lowest,
-    merge,
 )
 from mim4dd.kernels._inputs import Layers, boosted, packed, split
 from mim4dd.reference import Critic
@@ -34,7 +33,13 @@ TILE: dict[str, int | bool] = {
     "num_warps": 8,
     "enable_fp_fusion": True,
 }
-ROWS: dict[str, int | bool] = {"BLOCK_N": 128, "enable_fp_fusion": True}
+# Few columns, for the parts of each are many: one to every 32 queries of a chunk.
+MERGE: dict[str, int | bool] = {
+    "BLOCK_N": 32,
+    "BLOCK_PARTS": 32,
+    "num_warps": 4,
+    "enable_fp_fusion": True,
+}
 
 
 @triton.jit
@@ -123,6 +128,7 @@ def losses_kernel(
     N,
     parts,
     BLOCK_N: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
 ):
     """Of one direction: losses, and shift and sum of exponentials with the pair's own."""
     dtype: tl.constexpr = pair_ptr.dtype.element_ty
@@ -130,12 +136,16 @@ def losses_kernel(
     mask = offs_n < N
     maximum = tl.full((BLOCK_N,), lowest(dtype), dtype)
     total = tl.zeros((BLOCK_N,), dtype)
-    parts_ptr += offs_n
-    for _ in range(0, parts):
-        part_maximum = tl.load(parts_ptr, mask=mask, other=0.0)
-        part_total = tl.load(parts_ptr + N, mask=mask, other=0.0)
-        maximum, total = merge(maximum, total, part_maximum, part_total)
-        parts_ptr += 2 * tl.cast(N, tl.int64)
+    for start in range(0, parts, BLOCK_PARTS):
+        offs_part = start + tl.arange(0, BLOCK_PARTS)
+        pointers = parts_ptr + offs_part.to(tl.int64)[:, None] * 2 * N + offs_n[None, :]
+        found = (offs_part < parts)[:, None] & mask[None, :]
+        part_maximum = tl.load(pointers, mask=found, other=lowest(dtype))
+        part_total = tl.load(pointers + N, mask=found, other=0.0)
+        new_maximum = tl.maximum(maximum, tl.max(part_maximum, axis=0))
+        part_total *= tl.exp(part_maximum - new_maximum[None, :])
+        total = total * tl.exp(maximum - new_maximum) + tl.sum(part_total, axis=0)
+        maximum = new_maximum
     pair = tl.load(pair_ptr + offs_n, mask=mask, other=0.0)
     shift = tl.maximum(maximum, pair)
     positive = tl.exp(pair - shift)
@@ -231,7 +241,7 @@ def clip_loss(
     def finish(parts: Tensor, some: slice, of_side: list[Tensor]) -> None:
         results = [each[some] for each in (pair, *of_side)]
         C = len(results[0])
-        losses_kernel[(triton.cdiv(C, ROWS["BLOCK_N"]),)](parts, *results, C, len(parts), **ROWS)
+        losses_kernel[(triton.cdiv(C, MERGE["BLOCK_N"]),)](parts, *results, C, len(parts), **MERGE)
 
     with torch.cuda.device_of(query):
         for first in range(0, N, rows):
@@ -316,8 +326,8 @@ def clip_loss_bwd(
         accumulate(grad_key, weights.T, query[some])
         del similarity, weights  # before the next are made
     return (
-        gradient_of_input(grad_query * factor, query, layers.query_norms, None, layers),
-        gradient_of_input(grad_key * factor, key, layers.key_norms, None, layers),
+        gradient_of_input(grad_query.mul_(factor), query, layers.query_norms, None, layers),
+        gradient_of_input(grad_key.mul_(factor), key, layers.key_norms, None, layers),
         grad_scale.sum() / divisor,
     )
 
@@ -339,4 +349,4 @@ def compilations() -> Iterator[Compilation]:
         for dtype in (torch.float32, torch.float64):
             yield compilation(f"clip sums{name}", sums_kernel, dtype, (), constants)
     for dtype in (torch.float32, torch.float64):
-        yield compilation("clip losses", losses_kernel, dtype, (), ROWS)
+        yield compilation("clip losses", losses_kernel, dtype, (), MERGE)

@@ -13,12 +13,16 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 @pytest.fixture(params=["one chunk", "chunks", "splits"])
 def way(request, monkeypatch):
-    """All pairs at once, a few queries at a time, and the keys split among programs."""
+    """All pairs at once, a few queries at a time, and the keys split among programs.
+
+    And fewer of a loss' parts at once than there are.
+    """
     from mim4dd.kernels import _inputs, clip_loss
 
     if request.param == "chunks":  # of a tile and a part of one
         monkeypatch.setattr(clip_loss, "rows_per_chunk", lambda N, *_: min(N, 40))
     elif request.param == "splits":
+        monkeypatch.setitem(clip_loss.MERGE, "BLOCK_PARTS", 2)
         monkeypatch.setattr(_inputs, "num_multiprocessors", lambda device: 16)
 
 
