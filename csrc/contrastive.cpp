@@ -56,53 +56,60 @@ void write_outputs(Tile<T>& tile, const Outputs<T>& outputs, int64_t layer_offse
   }
 }
 
-// The gradient weights of a row are W = factor·w. w is exps·(exp(logits - shift)) but at positives.
+// The gradient weights of a row are W = factor·w. w is exps·exp(logits - shift), less `amount` at
+// positives, for variant "in" amount·exp(logits - positive_shift); by index it is `own` there.
 template <typename T>
-struct RowFactors {
-  T factor, exps = 1;
+struct RowWeights {
+  T factor, exps = 1, amount = 0, own = 0;
 };
 
-// Turn a row of exp(logits - shift) into w: W = (g + h) p - g y, formed before anything is rounded
-// or summed.
+// W = (g + h) p - g y.
 template <typename T>
-RowFactors<T> weigh_row(Tile<T>& tile, int64_t row, T g, T h) {
+RowWeights<T> row_weights(Tile<T>& tile, int64_t row, T g, T h) {
   const Problem<T>& problem = tile.problem;
   const RowSums<T>& sums = tile.sums(row);
-  const int64_t self = problem.pairs.self_of(row);
-  if (self != kNone) *tile.at(tile.kWeights, row, self) = 0;
   if (!problem.counts(row)) g = 0;
   if (problem.critic.kind == Kind::kNce) return {g + sums.negative * 0};
   const T denominator = sums.denominator();
   if (denominator == 0) return {T(0)};
   if (h == 0 && g == 0) return {denominator * 0};
   // Usually h = 0, and g can wait.
-  const T exp_factor = h == 0 ? T(1) : g + h, positive_factor = h == 0 ? T(1) : g;
-  const int32_t own = problem.pairs.row_label[row];
-  const T amount = positive_factor * denominator / T(problem.pairs.num_positives[row]);
-  const bool attracts = g != 0;
-  tile.for_blocks([&](int64_t left, int64_t right) {
-    T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
-    if (exp_factor != 1) scale_row(weights, right - left, exp_factor);
-    if (!attracts || problem.by_index()) return;
+  const T part = h == 0 ? T(1) : g;
+  RowWeights<T> result{(h == 0 ? g : T(1)) / denominator, h == 0 ? T(1) : g + h};
+  if (problem.by_index()) {
+    // p - 1 from the other keys: at p = 1 the difference has no digits left.
+    result.own = (h == 0 ? T(0) : h * sums.positive) - (g == 0 ? T(0) : part * sums.negative);
+  } else if (g != 0) {
+    const bool in = problem.critic.kind == Kind::kIn;
+    result.amount =
+        part * denominator / (in ? sums.own_positive : T(problem.pairs.num_positives[row]));
+  }
+  return result;
+}
+
+// Turn a run of a row's exp(logits - shift) into w, formed before anything is rounded or summed.
+template <typename T>
+void weigh_run(Tile<T>& tile, int64_t row, const RowWeights<T>& w, int64_t left, int64_t right) {
+  const Problem<T>& problem = tile.problem;
+  T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
+  if (w.exps != 1) scale_row(weights, right - left, w.exps);
+  if (w.amount != 0) {
+    const int32_t own = problem.pairs.row_label[row];
     tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
       if (problem.critic.kind == Kind::kOut) {
-        subtract_positives(values, labels, own, n, amount);
+        subtract_positives(values, labels, own, n, w.amount);
         return;
       }
       const T* logits =
           tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
       subtract_positive_exps(
-          values, logits, labels, own, n, sums.positive_shift,
-          positive_factor * denominator / sums.own_positive);
+          values, logits, labels, own, n, tile.sums(row).positive_shift, w.amount);
     });
-  });
-  if (problem.by_index() && problem.pairs.positive[row] != kNone) {
-    // p - 1 from the other keys: at p = 1 the difference has no digits left.
-    const T h_part = h == 0 ? T(0) : h * sums.positive;
-    *tile.at(tile.kWeights, row, problem.pairs.positive[row]) =
-        attracts ? h_part - positive_factor * sums.negative : h_part;
   }
-  return {(h == 0 ? g : T(1)) / denominator, exp_factor};
+  const int64_t self = problem.pairs.self_of(row);
+  if (left <= self && self < right) weights[self - left] = 0;
+  const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;
+  if (left <= positive && positive < right) weights[positive - left] = w.own;
 }
 
 template <typename T>
@@ -191,16 +198,20 @@ class FirstOrder {
   }
 
   void weigh(Tile<T>& tile, int64_t layer, const Upstream<T>& upstream, bool summed) {
-    std::vector<RowFactors<T>> factors(tile.last - tile.first);
+    std::vector<RowWeights<T>> weights(tile.last - tile.first);
     for (int64_t row = tile.first; row < tile.last; ++row) {
       const int64_t place = layer * num_queries_ + problem_.pairs.queries[row];
       const T g = upstream.loss == nullptr ? T(1) : upstream.loss[place];
       const T h = upstream.lse == nullptr ? T(0) : upstream.lse[place];
-      factors[row - tile.first] = weigh_row(tile, row, g, h);
+      weights[row - tile.first] = row_weights(tile, row, g, h);
     }
     const int64_t dimension = tile.layer.query.dimension();
     const Matrix<T> key = tile.layer.key.rows;
+    // By blocks, for only a block stays in the second cache until its product.
     tile.for_blocks([&](int64_t left, int64_t right) {
+      for (int64_t row = tile.first; row < tile.last; ++row) {
+        weigh_run(tile, row, weights[row - tile.first], left, right);
+      }
       if (summed) return;
       tile.scale_columns(left, right);
       if (query_.empty()) return;
@@ -210,7 +221,7 @@ class FirstOrder {
     });
     for (int64_t row = tile.first; row < tile.last && summed; ++row) {
       const int64_t positive = problem_.pairs.positive[row];
-      const T exps = factors[row - tile.first].exps;
+      const T exps = weights[row - tile.first].exps;
       T* gradient = query_gradient(tile, layer).row(row - tile.first);
       if (positive == kNone) {
         scale_row(gradient, dimension, exps);
@@ -221,7 +232,7 @@ class FirstOrder {
       }
     }
     for (int64_t row = tile.first; row < tile.last; ++row) {
-      const T factor = factors[row - tile.first].factor;
+      const T factor = weights[row - tile.first].factor;
       const int64_t place = layer * problem_.pairs.rows() + row;
       const T* query = tile.layer.query.rows.row(row);
       if (!query_.empty()) {
