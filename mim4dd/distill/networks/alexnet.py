@@ -8,8 +8,8 @@ from mim4dd.distill.networks._layers import (
     check_image_size,
     check_images,
     check_sizes,
+    first_padding,
     norm_relu_pool,
-    padding_to_32,
 )
 
 __all__ = ["AlexNet"]
@@ -21,8 +21,9 @@ class AlexNet(nn.Module):
     """AlexNet: five convolutions with ReLU, the first two of 5 × 5; then one linear map.
 
     Max pooling halves the maps after the first, second and fifth. Parameters come in the order of
-    MTT's AlexNet, or, with ``norm="batch"``, of DC's AlexNetBN. Images of 28 pixels are padded to
-    32, as there; other sizes than those two have a classifier of their size.
+    MTT's AlexNet, or, with ``norm="batch"``, of DC's AlexNetBN. As there, the first convolution
+    pads images of 28 pixels to 32, and images of one channel by 4 pixels where that leaves the
+    classifier its 4 × 4 pixels, as it does at 32; other sizes have a classifier of their own.
 
     Args:
         num_classes: Number of classes C.
@@ -52,10 +53,11 @@ class AlexNet(nn.Module):
         check_image_size("AlexNet", image_size, 8)
         check_choice("norm", norm, ("none", "instance", "batch"))
         self.channels, self.image_size = channels, image_size
-        first_padding, size = padding_to_32(image_size, 2)
-        before, stages = channels, []
-        for index, (width, kernel, is_pooled) in enumerate(_STAGES):
-            padding = first_padding if index == 0 else kernel // 2
+        first, size = first_padding(2, channels, image_size, halvings=3, last_size=4)
+        before = channels
+        stages: list[nn.Module] = []
+        for width, kernel, is_pooled in _STAGES:
+            padding = kernel // 2 if stages else first
             stages.append(
                 nn.Sequential(
                     nn.Conv2d(before, width, kernel, padding=padding),

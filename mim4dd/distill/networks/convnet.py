@@ -7,8 +7,8 @@ from mim4dd.distill.networks._layers import (
     Pooling,
     check_images,
     check_sizes,
+    first_padding,
     norm_relu_pool,
-    padding_to_32,
 )
 
 __all__ = ["ConvNet"]
@@ -17,8 +17,9 @@ __all__ = ["ConvNet"]
 class ConvNet(nn.Module):
     """The field's ConvNet: blocks of convolution, norm, ReLU, pooling; then a linear map.
 
-    Parameters come in the order of MTT's ConvNet, so that their trajectories fit. Images of 28
-    pixels are padded to 32, as there.
+    Parameters have the order and shapes of MTT's ConvNet, so that their trajectories fit. As there,
+    the first convolution pads images of 28 pixels to 32, and images of one channel by 3 pixels
+    wherever MTT's network of them runs: at 3 blocks of 32 or 64 pixels, not at 1 or 2.
 
     Args:
         num_classes: Number of classes C.
@@ -26,8 +27,8 @@ class ConvNet(nn.Module):
         width: Channels of every block.
         depth: Number of blocks; each halves the image, unless there is no pooling.
         image_size: Height and width of the images, in pixels.
-        norm: ``"instance"`` (the field's default), ``"group"`` (4 groups), ``"layer"``,
-            ``"batch"`` or ``"none"``.
+        norm: ``"instance"`` (the field's default), ``"group"`` (4 groups), ``"layer"`` (with a
+            scale and a shift of every entry of the maps), ``"batch"`` or ``"none"``.
         pooling: ``"avg"`` (the field's default), ``"max"`` or ``"none"``.
 
     Raises:
@@ -62,7 +63,10 @@ class ConvNet(nn.Module):
             depth=depth,
             image_size=image_size,
         )
-        padding, size = padding_to_32(image_size, 1)
+        # MTT's layer norm is of the size that the image has without the padding.
+        halvings = 0 if pooling == "none" or norm == "layer" else depth
+        last_size = image_size >> halvings
+        padding, size = first_padding(1, channels, image_size, halvings, last_size)
         if pooling != "none" and size < 2**depth:
             raise ValueError(
                 f"depth must be at most {size.bit_length() - 1} for image_size {image_size}, "
@@ -79,7 +83,7 @@ class ConvNet(nn.Module):
                         kernel_size=3,
                         padding=padding if block == 0 else 1,
                     ),
-                    *norm_relu_pool(norm, width, pooling),
+                    *norm_relu_pool(norm, width, pooling, size),
                 )
             )
             size //= 1 if pooling == "none" else 2

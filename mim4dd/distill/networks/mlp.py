@@ -8,11 +8,14 @@ from mim4dd.distill.networks._layers import check_sizes
 
 __all__ = ["MLP"]
 
-_DEPTH = 3
+_DEPTH = 2
 
 
 class MLP(nn.Module):
-    """Multi-layer perceptron: three hidden layers with ReLU; then a linear map.
+    """Multi-layer perceptron: two hidden layers with ReLU; then a linear map.
+
+    Parameters have the order of MTT's MLP, and for its images, 1 × 28 × 28 and 3 × 32 × 32, its
+    shapes.
 
     Args:
         num_classes: Number of classes C.
@@ -27,6 +30,9 @@ class MLP(nn.Module):
         >>> from mim4dd.distill.networks import MLP
         >>> MLP(num_classes=3, num_features=13)(torch.zeros(2, 13)).shape
         torch.Size([2, 3])
+
+    References:
+        Sizes as in the code of DC and MTT.
     """
 
     def __init__(self, num_classes: int, num_features: int, width: int = 128) -> None:

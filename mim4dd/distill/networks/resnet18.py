@@ -23,9 +23,10 @@ class ResNet18(nn.Module):
 
     From the second on a stage halves the maps, by the stride of its convolutions as in MTT's
     ResNet18, or by average pooling as in its ResNet18_AP; the first reads the mean of the last maps
-    with its linear map, the other all their pixels. Halvings that would leave fewer than 2 × 2
-    pixels are left out, since the instance norm of one pixel is a constant: at 8 pixels the last.
-    Parameters come in MTT's order, or, with ``norm="batch"``, in that of the BN variants.
+    with its linear map, the other all their pixels. As there, that mean is of the first 4 × 4
+    pixels where the last maps have 5 to 7, of images of 33 to 56. Halvings that would leave fewer
+    than 2 × 2 pixels are left out, since the instance norm of one pixel is a constant: at 8 pixels
+    the last. Parameters come in MTT's order, or, with ``norm="batch"``, in that of the BN variants.
 
     Args:
         num_classes: Number of classes C.
@@ -93,7 +94,10 @@ class ResNet18(nn.Module):
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
         check_images(images, self.channels, self.image_size)
         maps = self.stages(self.stem(images))
-        return self.classifier(maps.flatten(1) if self.pooling == "avg" else maps.mean((2, 3)))
+        if self.pooling == "avg":
+            return self.classifier(maps.flatten(1))
+        seen = 4 if maps.shape[2] < 8 else maps.shape[2]  # avg_pool2d(4) leaves the rest out
+        return self.classifier(maps[..., :seen, :seen].mean((2, 3)))
 
 
 class _Block(nn.Module):

@@ -8,8 +8,8 @@ from mim4dd.distill.networks._layers import (
     check_image_size,
     check_images,
     check_sizes,
+    first_padding,
     norm_relu_pool,
-    padding_to_32,
 )
 
 __all__ = ["VGG11"]
@@ -24,7 +24,9 @@ class VGG11(nn.Module):
     one pixel, as in the field. Poolings that would leave fewer than 2 × 2 pixels to a following
     norm are left out, since the instance norm of one pixel is a constant: at 8 pixels the third and
     the fourth. Parameters come in the order of MTT's VGG11, or, with ``norm="batch"``, of VGG11BN,
-    and do not depend on the size of the images. Images of 28 pixels are padded to 32, as there.
+    and do not depend on the size of the images. As there, the first convolution pads images of 28
+    pixels to 32, and images of one channel by 3 pixels where that leaves one pixel, as it does at
+    32.
 
     Args:
         num_classes: Number of classes C.
@@ -54,7 +56,7 @@ class VGG11(nn.Module):
         check_image_size("VGG11", image_size, 2)
         check_choice("norm", norm, ("instance", "batch"))
         self.channels, self.image_size = channels, image_size
-        padding, size = padding_to_32(image_size, 1)
+        padding, size = first_padding(1, channels, image_size, halvings=5, last_size=1)
         before, stages = channels, []
         for index, widths in enumerate(_STAGES):
             layers: list[nn.Module] = []
