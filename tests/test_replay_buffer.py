@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TRAINING, make_data, make_experts, make_network
+from torch import nn
 from torch.func import functional_call
 
+from mim4dd.distill.data import from_tensors
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.replay_buffer import (
     export_replay_buffers,
     import_replay_buffers,
@@ -27,7 +30,7 @@ def snapshot(network):
     return [p.detach().cpu().clone() for p in network.parameters()]
 
 
-def train_as_mtt(data, store=snapshot, epochs=3):
+def train_as_mtt(data, store=snapshot, epochs=3, make_network=make_network):
     network = make_network(data)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     timestamps = [store(network)]
@@ -79,7 +82,7 @@ def loss_as_mtt(network, trajectory, images, labels, syn_lr, start=0):
 
 
 def convert(source, folder, data, name="tiny"):
-    return import_replay_buffers(source, folder, make_network(data), name, data.name)
+    return import_replay_buffers(source, folder, make_network(data), name, data.name, data=data)
 
 
 @pytest.mark.parametrize("zipped", [True, False])  # False: as torch before 1.6 wrote
@@ -127,7 +130,7 @@ def test_an_outer_step_on_ours_is_mtts_on_theirs(tmp_path):
     network = make_network(data).double()
     trajectory = [[p.double() for p in step] for step in train_as_mtt(data)]
     source = write_as_mtt(tmp_path / "theirs", [trajectory])
-    experts = import_replay_buffers(source, tmp_path / "ours", network, "tiny", "bars")
+    experts = import_replay_buffers(source, tmp_path / "ours", network, "tiny", "bars", data=data)
     export_replay_buffers(tmp_path / "ours", tmp_path / "back")
     (buffer,) = load_as_mtt(tmp_path / "back")
     images, labels = data.sample(1, torch.Generator().manual_seed(0))
@@ -207,6 +210,84 @@ def test_trajectories_that_are_none_are_refused(tmp_path):
         convert(source, tmp_path / "ours", data)
 
 
+def four_bars(order=(0, 1, 2, 3)):
+    """Four classes of 40 images, told by where a bright bar lies; their labels in an order."""
+    bars = torch.arange(4).repeat(40)
+    images = 0.3 * torch.rand(160, 1, 8, 8)
+    for image, bar in zip(images, bars.tolist(), strict=True):
+        image[0, 2 * bar : 2 * bar + 2] += 0.6
+    return from_tensors(images, torch.tensor(order)[bars], name="bars")
+
+
+def make_batch_norm(data):
+    return ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm="batch")
+
+
+@pytest.mark.parametrize("make", [make_network, make_batch_norm])
+def test_an_expert_is_tested_on_the_data(make, tmp_path, recwarn):
+    """Of batch norms the files hold no running statistics."""
+    data = four_bars()
+    source = write_as_mtt(tmp_path / "theirs", [train_as_mtt(data, epochs=30, make_network=make)])
+    experts = import_replay_buffers(source, tmp_path / "a", make(data), "tiny", "bars", data=data)
+    assert experts.headers[0]["accuracy"] == 1
+    assert not recwarn.list
+    other = four_bars((1, 2, 3, 0))
+    message = r"first expert classifies 0\.0% of 32 test images of bars, no better than chance"
+    with pytest.warns(UserWarning, match=message):
+        import_replay_buffers(source, tmp_path / "b", make(data), "tiny", "bars", data=other)
+    with pytest.warns(UserWarning, match="data was not given: whether the experts .* not tested"):
+        import_replay_buffers(source, tmp_path / "c", make(data), "tiny", "bars")
+
+
+def test_experts_of_mtts_network_of_one_channel_are_experts_of_ours(tmp_path):
+    """MTT pads one channel by 3 at 32 pixels as well; ours did not, and they fell to chance."""
+    labels = torch.arange(4).repeat(20)
+    images = 0.3 * torch.rand(80, 1, 32, 32)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[0, 8 * label : 8 * label + 8] += 0.6
+    data = from_tensors(images, labels, name="bars")
+
+    def make_theirs(data):
+        blocks = []
+        for channels, padding in ((1, 3), (8, 1), (8, 1)):
+            convolution = nn.Conv2d(channels, 8, 3, padding=padding)
+            blocks += [convolution, nn.GroupNorm(8, 8), nn.ReLU(), nn.AvgPool2d(2)]
+        return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(8 * 4 * 4, 4))
+
+    theirs = train_as_mtt(data, epochs=20, make_network=make_theirs)
+    source = write_as_mtt(tmp_path / "theirs", [theirs])
+    network = ConvNet(4, channels=1, width=8, depth=3, image_size=32)
+    experts = import_replay_buffers(source, tmp_path / "ours", network, "n", "bars", data=data)
+    assert experts.headers[0]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_numbers_are_cast_when_asked_to(dtype, tmp_path):
+    data = make_data()
+    stored = [[p.to(dtype) for p in step] for step in train_as_mtt(data)]
+    source, folder = write_as_mtt(tmp_path / "theirs", [stored]), tmp_path / "ours"
+    with pytest.raises(ValueError, match=r"of the network's torch\.float32.*; cast converts"):
+        convert(source, folder, data)
+    network = make_network(data)
+    arguments = (source, folder, network, "tiny", "bars")
+    experts = import_replay_buffers(*arguments, data=data, cast=True)
+    expected = torch.stack([flat([p.float() for p in step]) for step in stored])
+    assert torch.equal(experts.trajectory(0), expected)
+    indices = write_as_mtt(tmp_path / "integers", [[[p.long() for p in step] for step in stored]])
+    with pytest.raises(ValueError, match=r"network's torch\.float32, got torch\.int64"):
+        import_replay_buffers(indices, folder, network, "tiny", "bars", data=data, cast=True)
+
+
+def test_tuples_are_as_good_as_lists(tmp_path):
+    data = make_data()
+    trajectory = train_as_mtt(data)
+    (tmp_path / "theirs").mkdir()
+    content = (tuple(tuple(step) for step in trajectory),)
+    torch.save(content, tmp_path / "theirs" / "replay_buffer_0.pt")
+    experts = convert(tmp_path / "theirs", tmp_path / "ours", data)
+    assert torch.equal(experts.trajectory(0), torch.stack([flat(step) for step in trajectory]))
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
@@ -237,8 +318,8 @@ def test_a_truncated_file_is_named(keep, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": 1}, r"replay_buffer_0\.pt must be a list, got dict"),
-        ([[torch.ones(2)]], "trajectory 0, epoch 0 must be a list, got Tensor"),
+        ({"a": 1}, r"replay_buffer_0\.pt must be a list or a tuple, got dict"),
+        ([[torch.ones(2)]], "trajectory 0, epoch 0 must be a list or a tuple, got Tensor"),
         ([[[torch.ones(2), 3]]], "trajectory 0, epoch 0, parameter 1 must be a tensor, got int"),
     ],
 )

@@ -19,8 +19,14 @@ def buffer(
         Path, typer.Argument(help="Folder of replay_buffer_*.pt or of expert_*.safetensors files.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the other kind.")],
+    cast: Annotated[
+        bool, typer.Option("--cast", help="Convert half or double precision to the network's.")
+    ] = False,
 ) -> None:
-    """Convert experts from MTT's files, checked against the network of the options, or to them."""
+    """Convert experts from MTT's files, checked against the network of the options, or to them.
+
+    The first expert is tested on the data; one that is no better than chance is warned of.
+    """
     from mim4dd.distill.replay_buffer import export_replay_buffers, import_replay_buffers
 
     theirs, ours = any(source.glob("replay_buffer_*.pt")), any(source.glob("expert_*.safetensors"))
@@ -32,8 +38,13 @@ def buffer(
     if theirs:
         data = config.load_data()
         network = config.make_network(data)
-        experts = import_replay_buffers(source, out, network, config.network_name, data.name)
-        typer.echo(f"{len(experts)} experts of {experts.num_epochs} epochs in {out}")
+        experts = import_replay_buffers(
+            source, out, network, config.network_name, data.name, data=data, cast=cast
+        )
+        accuracy = experts.headers[0]["accuracy"]
+        # None if an earlier call without data has written it.
+        tested = "" if accuracy is None else f", test accuracy of the first {accuracy:.3f}"
+        typer.echo(f"{len(experts)} experts of {experts.num_epochs} epochs in {out}{tested}")
         return
     given = [
         f"--{name.replace('_', '-')}"

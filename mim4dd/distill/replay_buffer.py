@@ -5,6 +5,7 @@ training and after every epoch, and these are lists of tensors in ``network.para
 The files of a folder count up from 0. https://github.com/GeorgeCazenavette/mtt-distillation
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim4dd.distill.data import ImageData
 from mim4dd.distill.expert_buffer import (
     ExpertBuffer,
     expert_header,
@@ -22,6 +24,7 @@ from mim4dd.distill.expert_buffer import (
     require_kind,
     save_expert,
 )
+from mim4dd.distill.expert_check import check_expert
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.storage import load_tensors, replacing
 
@@ -32,7 +35,7 @@ __all__ = [
     "replay_buffer_paths",
 ]
 
-Trajectory = list[list[Tensor]]
+Trajectory = Sequence[Sequence[Tensor]]
 
 # MTT's save_interval.
 _PER_FILE = 10
@@ -61,8 +64,8 @@ def read_replay_buffer(path: str | Path) -> list[Trajectory]:
     """Read one file, memory-mapped where its format allows that.
 
     Raises:
-        ValueError: If it is truncated, or holds anything but lists of lists of lists of tensors;
-            no code in it is run.
+        ValueError: If it is truncated, or holds anything but lists, or tuples, of lists of lists of
+            tensors; no code in it is run.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -80,11 +83,20 @@ def read_replay_buffer(path: str | Path) -> list[Trajectory]:
 
 
 def import_replay_buffers(
-    source: str | Path, folder: str | Path, network: nn.Module, network_name: str, data_name: str
+    source: str | Path,
+    folder: str | Path,
+    network: nn.Module,
+    network_name: str,
+    data_name: str,
+    *,
+    data: ImageData | None = None,
+    cast: bool = False,
 ) -> ExpertBuffer:
     """Convert the ``replay_buffer_*.pt`` of ``source`` to the experts that ``folder`` then holds.
 
-    All files are checked against the network before the first is converted. An interrupted call
+    All files are checked against the network before the first is converted, and the first expert
+    is tested on ``data``: parameters whose shapes fit may be of another network all the same. A
+    warning says that it is no better than chance, or that there were no data. An interrupted call
     continues where it stopped.
 
     Args:
@@ -93,6 +105,10 @@ def import_replay_buffers(
         network: The network that was trained there.
         network_name: What the experts shall say it is; a distillation must name the same.
         data_name: Likewise, of the data.
+        data: The data, normalised as the experts saw them; the header of the first expert then has
+            its test accuracy.
+        cast: Convert parameters of another floating-point dtype, such as half precision, to the
+            network's.
 
     Raises:
         ValueError: If a file is not readable, does not fit the network, differs in its epochs,
@@ -101,19 +117,29 @@ def import_replay_buffers(
     folder = Path(folder)
     paths = replay_buffer_paths(source)
     require_kind(folder, expert_header(network_name, data_name, training=None))
-    num_experts = _check_files(paths, network)
-    index = 0
+    num_experts = _check_files(paths, network, cast)
+    dtype = next(network.parameters()).dtype
+    index, accuracy = 0, None
+    if data is None:
+        warnings.warn(
+            "data was not given: whether the experts classify better than chance was not tested",
+            stacklevel=2,
+        )
+    else:
+        first = next(trajectory for path in paths for trajectory in read_replay_buffer(path))
+        accuracy = check_expert(network, first[-1], data)
     with progress_bar(total=num_experts, desc="experts") as progress:
         for path in paths:
             for number, timestamps in enumerate(read_replay_buffer(path)):
                 place = f"{path.name}, trajectory {number}"
-                trajectory = _stack(timestamps, place)
+                trajectory = _stack(timestamps, dtype, place)
                 target = expert_path(folder, index)
                 header = expert_header(network_name, data_name, training=None, source=place)
                 if target.exists():
                     _require_same(target, load_tensors(target)[0]["trajectory"], trajectory)
                 else:
-                    save_expert(target, trajectory, parameter_shapes(network), header)
+                    known = accuracy if index == 0 else None
+                    save_expert(target, trajectory, parameter_shapes(network), header, known)
                 index += 1
                 progress.update()
     return ExpertBuffer(folder)
@@ -152,7 +178,7 @@ def _replay_path(folder: Path, number: int) -> Path:
     return folder / f"replay_buffer_{number}.pt"
 
 
-def _check_files(paths: Sequence[Path], network: nn.Module) -> int:
+def _check_files(paths: Sequence[Path], network: nn.Module, cast: bool) -> int:
     """Require all trajectories to be of ``network`` and equally long; return how many there are."""
     dtypes = [parameter.dtype for parameter in network.parameters()]
     lengths: dict[int, str] = {}
@@ -165,10 +191,13 @@ def _check_files(paths: Sequence[Path], network: nn.Module) -> int:
                 mismatch = first_mismatch([tensor.shape for tensor in tensors], network)
                 if mismatch is not None:
                     raise ValueError(f"{place}, epoch {epoch} must fit the network: {mismatch}")
-                if [tensor.dtype for tensor in tensors] != dtypes:
+                if [tensor.dtype for tensor in tensors] != dtypes and not (
+                    cast and all(tensor.is_floating_point() for tensor in tensors)
+                ):
                     raise ValueError(
                         f"{place}, epoch {epoch} must be of the network's {dtypes[0]}, "
-                        f"got {', '.join(sorted({str(tensor.dtype) for tensor in tensors}))}"
+                        f"got {', '.join(sorted({str(tensor.dtype) for tensor in tensors}))}; "
+                        "cast converts floating-point numbers"
                     )
             count += 1
     if len(lengths) > 1:
@@ -179,9 +208,11 @@ def _check_files(paths: Sequence[Path], network: nn.Module) -> int:
     return count
 
 
-def _stack(timestamps: Trajectory, place: str) -> Tensor:
+def _stack(timestamps: Trajectory, dtype: torch.dtype, place: str) -> Tensor:
     """A trajectory as one tensor (epochs + 1, P), refused where it cannot be of a training."""
-    rows = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in timestamps]
+    rows = [
+        torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]) for tensors in timestamps
+    ]
     trajectory = torch.stack(rows).detach()
     epoch = first_not_finite(trajectory)
     if epoch is not None:
@@ -195,7 +226,7 @@ def _stack(timestamps: Trajectory, place: str) -> Tensor:
     return trajectory
 
 
-def _split(trajectory: Tensor, shapes: Sequence[tuple[int, ...]]) -> Trajectory:
+def _split(trajectory: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
     """The inverse of :func:`_stack`, every tensor with memory of its own as in MTT's files."""
     sizes = [torch.Size(shape).numel() for shape in shapes]
     return [
@@ -218,8 +249,8 @@ def _equal(first: Any, second: Any) -> bool:
 
 def _leaves(value: Any, place: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
     """What should be the tensors of a file, and where they are in it."""
-    if not isinstance(value, list):
-        raise ValueError(f"{place} must be a list, got {type(value).__name__}")
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{place} must be a list or a tuple, got {type(value).__name__}")
     level = {3: "trajectory", 2: "epoch", 1: "parameter"}[depth]
     for index, element in enumerate(value):
         inner = f"{place}, {level} {index}"
