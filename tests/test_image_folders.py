@@ -53,6 +53,139 @@ def test_a_folder_with_its_own_split(tmp_path):
     assert (len(data.image_train), len(data.image_test)) == (30, 6)
 
 
+def write_images(root, paths):
+    """Grey images that differ, at paths such as ``train/cat/{0,1}.png train/dog/0.png``."""
+    for number, path in enumerate(expand(paths)):
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix:
+            pixels = np.full((4, 4), 3 * number, np.uint8)
+            pixels[0] = 255
+            Image.fromarray(pixels).save(file)
+        else:
+            file.mkdir()
+
+
+def expand(paths):
+    for path in paths.split():
+        head, brace, rest = path.partition("{")
+        inner, _, tail = rest.partition("}")
+        options = inner.split(",") if brace else [""]
+        yield from (each for option in options for each in expand_rest(head + option, tail))
+
+
+def expand_rest(head, tail):
+    return expand(head + tail) if "{" in tail else [head + tail]
+
+
+TRAIN = "{a,b}/{0,1,2,3,4}.png"  # ten images of two classes
+TEST = "{a,b}/{0,1}.png"  # four
+PAIRS = [
+    *[("train", name) for name in ("val", "valid", "validation", "Test", "test_set", "TESTING")],
+    *[("train", name) for name in ("dev", "eval", "Evaluation", "val-set", "test data")],
+    *[(name, "test") for name in ("Train", "training", "train_set", "Training Set", "trainset")],
+    ("train_images", "val_images"),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), PAIRS)
+def test_parts_under_any_usual_name(train, test, tmp_path, recwarn):
+    write_images(tmp_path / train, TRAIN)
+    write_images(tmp_path / test, TEST)
+    data = from_folder(tmp_path)
+    assert data.class_names == ("a", "b")
+    assert (len(data.image_train), len(data.image_test)) == (10, 4)
+    assert data.label_test.tolist() == [0, 0, 1, 1]
+    assert not recwarn.list
+
+
+LAYOUTS = {
+    "classes": (TRAIN, ("a", "b"), 8, 2),
+    "the test part before the validation part": (
+        f"train/{TRAIN} val/{TEST} test/{{a,b}}/0.png", ("a", "b"), 10, 2),
+    "a training part alone": (f"train/{TRAIN}", ("a", "b"), 8, 2),
+    "a class of trains": ("{bus,car,train}/{0,1,2,3,4}.png", ("bus", "car", "train"), 12, 3),
+    "a class of trains in a part": (
+        "train/{bus,train}/{0,1,2}.png test/{bus,train}/0.png", ("bus", "train"), 6, 2),
+    "classes with words of parts in them": (
+        "{test_tube,cat}/{0,1,2,3,4}.png", ("cat", "test_tube"), 8, 2),
+    "folders in a class": ("{a,b}/{x,y}/{0,1,2,3,4}.png", ("a", "b"), 16, 4),
+    "images beside the classes": (f"0.png 1.jpg train/2.png train/{TRAIN} test/{TEST}",
+        ("a", "b"), 10, 4),
+    "other folders without images": (f"train/{TRAIN} test/{TEST} docs/x/y", ("a", "b"), 10, 4),
+    "hidden and stray ones at every level": (
+        f"train/{TRAIN} test/{TEST} .git/{{a,b}}/0.png __MACOSX/train/a/0.png ._x.png "
+        "train/.ipynb_checkpoints/0.png train/__MACOSX/a/0.png train/a/.ipynb_checkpoints/0.png "
+        "train/a/._0.png test/a/.x/y/0.png test/.DS_Store/0.png test/@eaDir/a/0.png",
+        ("a", "b"), 10, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, tmp_path, recwarn):
+    paths, class_names, num_train, num_test = LAYOUTS[layout]
+    write_images(tmp_path, paths)
+    for name in ("Thumbs.db", "desktop.ini", "labels.csv"):
+        (tmp_path / name).write_text("")
+    data = from_folder(tmp_path)
+    assert data.class_names == class_names
+    assert (len(data.image_train), len(data.image_test)) == (num_train, num_test)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("paths", "num_test", "left_out"),
+    [
+        (f"train/{TRAIN} val/{TEST} test/{{0,1,2}}.png", 4, "test"),
+        (f"train/{TRAIN} val/{TEST} test/images/{{0,1,2}}.png", 4, "test"),
+        (f"train/{TRAIN} val/{TEST} test/x", 4, "test"),
+        (f"train/{TRAIN} test/{TEST} testing/{{0,1,2}}.png", 4, "testing"),
+        (f"train/{TRAIN} Test/{{0,1,2}}.png", 2, "Test"),  # and a fifth is held out
+        (f"train/{TRAIN} valid/{{0,1,2}}.png", 2, "valid"),
+    ],
+)
+def test_a_part_without_classes_is_left_out_with_a_word(paths, num_test, left_out, tmp_path):
+    write_images(tmp_path, paths)
+    with pytest.warns(UserWarning, match=f"/{left_out} is left out: it has no sub-folders of the"):
+        data = from_folder(tmp_path)
+    assert data.class_names == ("a", "b")
+    assert len(data.image_test) == num_test
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("{cat,dog,test}/{0,1}.png", "holds test, which are named like parts, beside cat, dog"),
+        ("{cat,dog,train,val}/{0,1}.png", "holds train, val, .* beside cat, dog"),
+        (f"train/{TRAIN} cat/0.png", "holds train, which .* beside cat"),
+        (f"{{train,Training}}/{TRAIN} test/{TEST}", "one part to train on.*Training, test, train"),
+        (f"train/{TRAIN} {{test,test_set}}/{TEST}", "one part to test on, got test, test_set"),
+        (f"train/{TRAIN} {{val,valid}}/{TEST}", "one part to test on, got val, valid"),
+        (f"{{val,test}}/{TEST}", "must hold one part to train on, such as train, it holds test"),
+        (f"{{images_train,images_test}}/{TRAIN}", "cannot be told which images_test, images_train"),
+        ("{train,test}/{0,1}.png", r"train must hold one sub-folder of images per class.*got \[\]"),
+        ("{a,b}/{train,test}/{0,1}.png", r"a must hold images of one class, .*parts test, train"),
+        ("train/{a,b}/{train,val}/{0,1}.png", "must hold images of one class"),
+        (f"train/{TRAIN} test/{TEST} test/c/0.png", r"test and not train has \['c'\]"),
+        (f"train/{TRAIN} test/{{A,b}}/0.png", r"test and not train has \['A'\]"),
+        (f"train/{TRAIN} train/c/0.png test/{TEST}", r"train and not test has \['c'\]"),
+        (f"train/{TRAIN} train/c test/{TEST} test/c", "class 'c' must have at least one image"),
+    ],
+)
+def test_layouts_that_are_refused(paths, message, tmp_path):
+    write_images(tmp_path, paths)
+    with pytest.raises(ValueError, match=message):
+        from_folder(tmp_path)
+
+
+def test_images_that_are_not_square_name_the_cure(tmp_path):
+    write_images(tmp_path, TRAIN)
+    for file in tmp_path.rglob("*.png"):
+        Image.new("L", (9, 6)).save(file)
+    with pytest.raises(ValueError, match=r"0\.png has 9 × 6 pixels: image_size \(--image-size\)"):
+        from_folder(tmp_path)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(ValueError, match="one sub-folder of images per class"):
         load_data(str(tmp_path))

@@ -65,7 +65,8 @@ def stack(items: Iterator[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         if images and image.shape != images[0].shape:
             raise ValueError(
                 "all images must have one size and number of channels, got "
-                f"{tuple(images[0].shape)} and {tuple(image.shape)}; image_size resizes a folder's"
+                f"{tuple(images[0].shape)} and {tuple(image.shape)}; image_size (--image-size) "
+                "resizes a folder's"
             )
         images.append(image)
         labels.append(label)

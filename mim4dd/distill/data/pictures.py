@@ -1,6 +1,6 @@
 """Image files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mim4dd.distill.progress import progress_bar
 
-__all__ = ["image_files", "read_image", "read_squares"]
+__all__ = ["has_images", "image_files", "is_stray", "read_image", "read_squares"]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# What systems and archivers leave beside images; other such names begin with a dot.
+_STRAY = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found"}
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 
 _Read = TypeVar("_Read")
@@ -36,9 +38,26 @@ def read_image(file: Path, use: Callable[[Any], _Read]) -> _Read:
     raise ValueError(f"{file} must have 8 bits per channel, mode {', '.join(_MODES)}, got {mode}")
 
 
+def is_stray(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that systems and archivers leave behind."""
+    return path.name.startswith(".") or path.name.lower() in _STRAY
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The image files in and below a folder, in alphabetical order."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    """The image files in and below a folder, in alphabetical order, without stray ones."""
+    return sorted(_image_files(folder))
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image file in or below a folder."""
+    return next(_image_files(folder), None) is not None
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        is_image = file.suffix.lower() in _SUFFIXES and file.is_file()
+        if is_image and not any(map(is_stray, (file, *file.relative_to(folder).parents))):
+            yield file
 
 
 def read_squares(files: Sequence[Path], size: int, name: str) -> Tensor:
