@@ -48,7 +48,34 @@ def dump_column_major(value):
     return pickle.dumps(value, protocol=4)
 
 
-DUMPS = [dump_python_2, dump_python_3, dump_column_major]
+def as_bytes(value):
+    """What pickle.load(file, encoding="bytes") makes of the strings of the archive."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, list):
+        return [as_bytes(item) for item in value]
+    if isinstance(value, dict):
+        return {as_bytes(key): as_bytes(item) for key, item in value.items()}
+    return value
+
+
+def dump_again(protocol):
+    """As who has read the archive's files by Python 3 writes them again."""
+
+    def dump(value):
+        if isinstance(value.get("data"), torch.Tensor):
+            value = value | {"data": value["data"].numpy(), "batch_label": ""}
+        return pickle.dumps(as_bytes(value), protocol=protocol)
+
+    return dump
+
+
+DUMPS = [
+    dump_python_2,
+    dump_python_3,
+    dump_column_major,
+    *map(dump_again, range(pickle.HIGHEST_PROTOCOL + 1)),
+]
 NAMES_10 = [f"class{label}" for label in range(10)]
 NAMES_100 = [f"fine{label}" for label in range(100)]
 
@@ -143,6 +170,18 @@ def test_missing_files(tmp_path):
         load_data("cifar10", data_path=tmp_path)
 
 
+@pytest.mark.parametrize("archive", ["python.tar.gz", "python.tar", "binary.tar.gz"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_an_archive_that_lies_beside_is_named(name, archive, tmp_path):
+    path = tmp_path / f"{name.replace('cifar', 'cifar-')}-{archive}"
+    path.write_bytes(b"")
+    (tmp_path / f"unrelated-{archive}").write_bytes(b"")
+    message = rf"missing: {name} .*; {path} is there: unpack or move it, so that cifar-\S+ exists$"
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(name, data_path=tmp_path)
+    assert str(error.value).count("is there") == 1
+
+
 def test_bad_binary_files(tmp_path):
     write_binary(tmp_path)
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
@@ -193,6 +232,7 @@ def test_a_pickle_cannot_run_code(protocol, tmp_path):
         (eval, f"__import__('os').mkdir({str(victim)!r})"),
         (np.memmap, str(victim)),
         (getattr, "data"),
+        (bytearray, 7),
     ):
         content = pickle.dumps({"data": Attack(function, argument)}, protocol=protocol)
         file.write_bytes(content)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from mim4dd.distill.data import from_dataset, from_tensors, load_data
+from mim4dd.distill.memory import available_memory
 from mim4dd.distill.normalization import fixed_normalization
 
 
@@ -73,6 +74,77 @@ def test_any_dataset_of_pairs():
     ]
     bytes_data = from_tensors((images * 255).byte(), labels)
     torch.testing.assert_close(from_dataset(pil).image_train, bytes_data.image_train)
+
+
+def label_as(kind, label):
+    return {"array": np.array([label]), "tensor": torch.tensor([label]), "scalar": np.int64(label),
+            "float": float(label), "list": [label], "number": label}[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "scalar", "float", "list", "number"])
+@pytest.mark.parametrize("keys", [None, ("image", "label"), ("img", "fine_label")])
+def test_samples_of_other_libraries(kind, keys):
+    """Labels as arrays of one, as MedMNIST has them; dictionaries, as Hugging Face has them."""
+    images, labels = make_images()
+    pairs = [
+        (image, label_as(kind, label)) for image, label in zip(images, labels.tolist(), strict=True)
+    ]
+    samples = (
+        pairs if keys is None else [dict(zip(keys, pair, strict=True), id=7) for pair in pairs]
+    )
+    data, expected = from_dataset(samples), from_tensors(images, labels)
+    assert torch.equal(data.image_train, expected.image_train)
+    assert torch.equal(data.label_train, expected.label_train)
+    given = from_dataset(samples, samples, normalization=fixed_normalization(*torch.ones(2, 1)))
+    assert torch.equal(given.image_test, images - 1)
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "message"),
+    [
+        ((0, 1.5), TypeError, "labels must be integers, label 1 is 1.5"),
+        ((0, np.array([1, 0])), ValueError, "arrays of one, label 1 has 2 values"),
+        ((0, np.array([])), ValueError, "arrays of one, label 1 has 0 values"),
+        ((0, "cat"), TypeError, "labels must be integers, label 1 is 'cat'"),
+        ((0, 1, 2), ValueError, "pairs or dictionaries, sample 1 is a tuple of 3"),
+        (7, ValueError, "pairs or dictionaries, sample 1 is a int"),
+        ({"image": 0, "y": 1}, ValueError, "must have one of image, .*, sample 1 has image, y"),
+        ({"img": 0, "image": 0, "label": 1}, ValueError, "sample 1 has img, image, label"),
+    ],
+)
+def test_samples_that_are_neither(sample, error, message):
+    image = torch.rand(1, 4, 4)
+    if isinstance(sample, tuple):
+        sample = (image, *sample[1:])
+    with pytest.raises(error, match=message):
+        from_dataset([(image, 0), sample])
+
+
+def test_zca_that_does_not_fit_is_refused_before_anything_is_computed(monkeypatch):
+    pytest.importorskip("kornia")
+    monkeypatch.setattr("mim4dd.distill.normalization.available_memory", lambda device: 2**30)
+    images, labels = torch.rand(1, 3, 1, 1).expand(6, 3, 128, 128), torch.arange(6) % 2
+    message = (
+        r"of 49152 pixels and channels here: its matrix of 49152 × 49152 takes 9\.0 GiB, fitting "
+        r"it 144\.0 GiB, and 1\.0 GiB are available"
+    )
+    with pytest.raises(ValueError, match=message):
+        from_tensors(images, labels, (images, labels), zca=True)
+
+
+def test_available_memory(monkeypatch, tmp_path):
+    kernel, group = tmp_path / "meminfo", tmp_path / "cgroup"
+    monkeypatch.setattr("mim4dd.distill.memory._MEMINFO", kernel)
+    monkeypatch.setattr("mim4dd.distill.memory._CGROUP", group)
+    assert available_memory(torch.device("cpu")) is None
+    kernel.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    assert available_memory(torch.device("cpu")) == 1_024_000
+    group.mkdir()
+    for limit, left in (("500000", 250_000), ("max", 1_024_000), ("9000000", 1_024_000), ("10", 0)):
+        (group / "memory.max").write_text(limit + "\n")
+        (group / "memory.current").write_text("300000\n")
+        (group / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+        assert available_memory(torch.device("cpu")) == left
 
 
 def test_palettes_are_resolved():

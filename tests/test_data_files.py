@@ -82,6 +82,24 @@ def test_bad_idx_files(content, message, tmp_path):
         load_data("mnist", data_path=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "missing"),
+    [
+        ("mnist", "train-images-idx3-ubyte.gz", "train-images-idx3-ubyte"),
+        ("mnist", "MNIST/train-images-idx3-ubyte", "train-images-idx3-ubyte"),
+        ("tiny_imagenet", "tiny-imagenet-200.zip", "wnids.txt"),
+    ],
+)
+def test_an_archive_that_lies_beside_is_named(name, place, missing, tmp_path):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name} expects it there") as error:
+        load_data(name, data_path=tmp_path)
+    hint = f"; {path} is there: unpack or move it, so that {missing} exists"
+    assert str(error.value).endswith(hint)
+
+
 @pytest.mark.parametrize("cut", [4, -5])
 def test_a_truncated_gzip_file(cut, tmp_path):
     folder = tmp_path / "MNIST" / "raw"
@@ -146,7 +164,8 @@ def save_png(path, pixels):
 WNIDS = ["n02", "n01", "n03"]  # the archive's list is in no order
 
 
-def write_tiny_imagenet(root):
+def write_tiny_imagenet(root, sort=None):
+    """As in the archive, or with ``val`` sorted into folders, as ``sort`` names them."""
     root.mkdir()
     (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
     (root / "words.txt").write_text("n01\tgoldfish, Carassius\nn02\tbull frog\nn99\tnothing\n")
@@ -156,9 +175,13 @@ def write_tiny_imagenet(root):
         save_png(root / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", image)
     lines = []
     for index, image in enumerate(test):
-        save_png(root / "val" / "images" / f"val_{index}.JPEG", image)
+        folder = "images" if sort is None else sort.format(wnid=WNIDS[index % 3])
+        save_png(root / "val" / folder / f"val_{index}.JPEG", image)
+        (root / "val" / folder / "._val_0.JPEG").write_text("not an image")
         lines.append(f"val_{index}.JPEG\t{WNIDS[index % 3]}\t0\t32\t44\t62\n")
     (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    if sort is not None:  # class after class, in the order of the ids
+        return (train, [0, 0, 1, 1, 2, 2]), (test[[1, 0, 3, 2]], [0, 1, 1, 2])
     return (train, [0, 0, 1, 1, 2, 2]), (test, [1, 0, 2, 1])
 
 
@@ -167,6 +190,22 @@ def test_tiny_imagenet(tmp_path):
     data = load_data("tiny_imagenet", data_path=tmp_path)
     assert_holds(data, train, test, *IMAGENET)
     assert data.class_names == ("goldfish", "bull frog", "n03")
+
+
+@pytest.mark.parametrize("sort", ["{wnid}", "{wnid}/images"])
+@pytest.mark.parametrize("left", [[], ["val_annotations.txt"], ["val_annotations.txt", "images"]])
+def test_tiny_imagenet_with_sorted_validation_images(sort, left, tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    train, test = write_tiny_imagenet(root, sort)
+    if "val_annotations.txt" not in left:
+        (root / "val" / "val_annotations.txt").unlink()
+    if "images" in left:  # as a script that moved the files leaves it
+        (root / "val" / "images").mkdir()
+    assert_holds(load_data("tiny_imagenet", data_path=tmp_path), train, test, *IMAGENET)
+    for image in (root / "val" / "n02").rglob("val*"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"val/n02/images/\*\.JPEG is missing"):
+        load_data("tiny_imagenet", data_path=tmp_path)
 
 
 @pytest.mark.parametrize(

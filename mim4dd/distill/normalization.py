@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mim4dd.distill.memory import available_memory
+
 __all__ = ["Normalization", "fit_zca", "fixed_normalization", "standardize"]
 
 
@@ -66,8 +68,34 @@ def fixed_normalization(mean: Tensor, std: Tensor, of_images: bool = True) -> No
 
 
 def fit_zca(images: Tensor) -> Normalization:
-    """ZCA whitening over ``images``, with MTT's regularisation, by kornia."""
+    """ZCA whitening over ``images``, with MTT's regularisation, by kornia.
+
+    Raises:
+        ValueError: If the matrices over all pixels and channels do not fit into memory.
+    """
     from kornia.enhance import ZCAWhitening
 
+    _require_memory(images)
     zca = ZCAWhitening(eps=0.1, compute_inv=True).fit(images)
     return Normalization(zca.mean_vector.flatten(), zca.transform_matrix, zca.transform_inv)
+
+
+# Measured at D = 1500 and 2200: kornia decomposes in float64.
+_BYTES_PER_ENTRY = 64
+
+
+def _require_memory(images: Tensor) -> None:
+    """Require memory for the decomposition of the covariance and a centred copy of the images."""
+    features = images[0].numel()
+    needed = _BYTES_PER_ENTRY * features**2 + 4 * images.numel()
+    available = available_memory(images.device)
+    if available is not None and needed > available:
+        raise ValueError(
+            f"zca must be False for images of {features} pixels and channels here: its matrix of "
+            f"{features} × {features} takes {_gibibytes(4 * features**2)}, fitting it "
+            f"{_gibibytes(needed)}, and {_gibibytes(available)} are available"
+        )
+
+
+def _gibibytes(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB"

@@ -101,7 +101,7 @@ def _read_python(path: Path, layout: _Python) -> tuple[Tensor, Tensor]:
     pixels, labels = batch.get("data"), batch.get(layout.label_key)
     if not isinstance(pixels, Tensor) or pixels.dim() != 2 or pixels.shape[1] != _PIXELS:
         raise ValueError(f"{path} must hold 'data', an array of bytes (N, {_PIXELS})")
-    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+    if not isinstance(labels, (list, tuple)) or any(type(label) is not int for label in labels):
         raise ValueError(f"{path} must hold {layout.label_key!r}, a list of integers")
     if len(labels) != len(pixels):
         raise ValueError(f"{path} must hold as many labels as images, got {len(labels)}")

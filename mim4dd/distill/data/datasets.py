@@ -1,6 +1,7 @@
 """Data sets from PyTorch's own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,8 +10,13 @@ from torch.utils.data import Dataset
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.tensors import from_tensors
+from mim4dd.distill.normalization import Normalization
 
 __all__ = ["from_dataset", "stack", "to_tensor"]
+
+# What the columns of the Hugging Face Hub's data sets are called.
+_IMAGE_KEYS = ("image", "img", "images", "pixel_values")
+_LABEL_KEYS = ("label", "labels", "fine_label", "target")
 
 
 def from_dataset(
@@ -20,11 +26,26 @@ def from_dataset(
     class_names: Sequence[str] | None = None,
     name: str = "dataset",
     zca: bool = False,
+    normalization: Normalization | None = None,
 ) -> ImageData:
     """Make a data set of any map-style :class:`torch.utils.data.Dataset` of (image, label) pairs.
 
     Images may be tensors (channels, H, W), arrays or PIL images, all of one size, or rows (D,);
-    ``test`` and the other arguments are as in :func:`from_tensors`.
+    labels are integers, or arrays of one. Samples may be dictionaries instead of pairs, as those of
+    Hugging Face, with ``image``, ``img``, ``images`` or ``pixel_values`` and ``label``, ``labels``,
+    ``fine_label`` or ``target``. ``test`` and the other arguments are as in :func:`from_tensors`.
+
+    Raises:
+        ValueError: If a sample is neither, has no key or several of an image or a label, or a label
+            of more than one value; and what :func:`from_tensors` raises.
+        TypeError: If a label is no integer.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data import from_dataset
+        >>> samples = [{"img": torch.rand(1, 8, 8), "label": index % 2} for index in range(10)]
+        >>> from_dataset(samples).image_train.shape
+        torch.Size([8, 1, 8, 8])
     """
     return from_tensors(
         *stack(_items(dataset)),
@@ -32,14 +53,53 @@ def from_dataset(
         class_names=class_names,
         name=name,
         zca=zca,
+        normalization=normalization,
     )
 
 
 def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
     # Dataset declares no length: a map-style one has it all the same.
     for index in range(len(dataset)):  # type: ignore[arg-type]
-        image, label = dataset[index]
-        yield to_tensor(image), int(label)
+        image, label = _pair(dataset[index], index)
+        yield to_tensor(image), _class_of(label, index)
+
+
+def _pair(sample: Any, index: int) -> tuple[Any, Any]:
+    """Image and label of a sample."""
+    if isinstance(sample, Mapping):
+        image, label = (
+            [key for key in keys if key in sample] for keys in (_IMAGE_KEYS, _LABEL_KEYS)
+        )
+        if len(image) == len(label) == 1:
+            return sample[image[0]], sample[label[0]]
+        raise ValueError(
+            f"samples must have one of {', '.join(_IMAGE_KEYS)} and one of "
+            f"{', '.join(_LABEL_KEYS)}, sample {index} has {', '.join(map(str, sample))}"
+        )
+    if isinstance(sample, Sequence) and len(sample) == 2:
+        return sample[0], sample[1]
+    size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
+    raise ValueError(
+        "samples must be (image, label) pairs or dictionaries, "
+        f"sample {index} is a {type(sample).__name__}{size}"
+    )
+
+
+def _class_of(label: Any, index: int) -> int:
+    """The class that a label, or an array of one label, names."""
+    if hasattr(label, "tolist"):  # a tensor, an array or a scalar of NumPy
+        label = label.tolist()
+    while isinstance(label, Sequence) and not isinstance(label, str):
+        if len(label) != 1:
+            raise ValueError(
+                f"labels must be integers or arrays of one, label {index} has {len(label)} values"
+            )
+        label = label[0]
+    if isinstance(label, Integral):
+        return int(label)
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    raise TypeError(f"labels must be integers, label {index} is {label!r}")
 
 
 def to_tensor(image: Any) -> Tensor:

@@ -6,14 +6,29 @@ torch, and would replace the one that the extension was built against.
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["first_present", "missing_file", "read_bytes", "require_file"]
 
 
-def missing_file(path: Path, what: str, url: str) -> ValueError:
-    """The error for a file or folder that is not there."""
-    return ValueError(f"{path} is missing: {what} expects it there, as downloaded from {url}")
+def missing_file(path: Path, what: str, url: str, alternatives: Sequence[Path] = ()) -> ValueError:
+    """The error for a file or folder that is not there; it names the archive if that lies near.
+
+    Args:
+        path: What is missing.
+        what: Name of the data set.
+        url: Where its archive comes from.
+        alternatives: What may be there in its place.
+    """
+    places = f"{path}{''.join(f' (or {other.name})' for other in alternatives)}"
+    message = f"{places} is missing: {what} expects it there, as downloaded from {url}"
+    archive = url.rpartition("/")[2]
+    for folder in list(path.parents)[:3]:
+        for name in {archive, archive.removesuffix(".gz"), archive.replace("python", "binary")}:
+            if (found := folder / name).is_file():
+                message += f"; {found} is there: unpack or move it, so that {path.name} exists"
+    return ValueError(message)
 
 
 def require_file(path: Path, what: str, url: str) -> Path:
@@ -36,11 +51,7 @@ def first_present(paths: list[Path], what: str, url: str) -> Path:
     for path in paths:
         if path.exists():
             return path
-    first, *others = paths
-    suffix = "".join(f" (or {other.name})" for other in others)
-    raise ValueError(
-        f"{first}{suffix} is missing: {what} expects it there, as downloaded from {url}"
-    )
+    raise missing_file(paths[0], what, url, paths[1:])
 
 
 def read_bytes(path: Path) -> bytes:

@@ -54,6 +54,20 @@ def _reconstruct(*_arguments: Any) -> _Array:
     return _Array()
 
 
+def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    """Stand-in for NumPy's in protocol 5: an array over a buffer."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", content))
+    return array
+
+
+def _no_bytes(*arguments: Any) -> bytes:
+    """Stand-in for bytes, by which Python 3 writes empty ones in Python 2's protocol."""
+    if arguments:
+        raise pickle.UnpicklingError(f"bytes must be empty or latin1, got {len(arguments)} values")
+    return b""
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """Stand-in for _codecs.encode, by which Python 3 writes bytes in Python 2's protocol."""
     if encoding != "latin1":
@@ -64,6 +78,9 @@ def _encode(text: str, encoding: str) -> bytes:
 _STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # before NumPy 2
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("__builtin__", "bytes"): _no_bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Bytes,
     ("_codecs", "encode"): _encode,
@@ -80,6 +97,9 @@ class _Unpickler(pickle.Unpickler):
 def load_plain_pickle(path: Path) -> dict[str, Any]:
     """A dictionary of lists, strings, numbers and arrays of bytes, the arrays as tensors.
 
+    Who reads the archive's files by Python 3 with ``encoding="bytes"`` and writes them again gets
+    bytes where there were strings. Here they are strings again.
+
     Raises:
         ValueError: If the file is truncated, or holds or asks for anything else.
     """
@@ -90,4 +110,14 @@ def load_plain_pickle(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is truncated or not a plain pickle: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a dictionary, got {type(value).__name__}")
-    return {key: item.tensor if isinstance(item, _Array) else item for key, item in value.items()}
+    return {_as_text(key): _plain(item) for key, item in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.tensor
+    return [_as_text(item) for item in value] if isinstance(value, list) else _as_text(value)
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.files import missing_file, require_file
 from mim4dd.distill.data.image_data import ImageData
-from mim4dd.distill.data.pictures import image_files, read_squares
+from mim4dd.distill.data.pictures import has_images, image_files, read_squares
 from mim4dd.distill.data.standard import from_standard
 
 __all__ = ["load_tiny_imagenet"]
@@ -19,7 +19,9 @@ _SIZE = 64
 def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
     """Tiny-ImageNet from ``data_path/tiny-imagenet-200``; its validation images are the test part.
 
-    Classes are in the order of their WordNet ids, as in the field.
+    They may lie as in the archive, in ``val/images`` with ``val_annotations.txt``, or sorted into
+    ``val/<wnid>`` or ``val/<wnid>/images``. Classes are in the order of their WordNet ids, as in
+    the field.
     """
     root = data_path / "tiny-imagenet-200"
 
@@ -30,26 +32,28 @@ def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
     words = dict(
         line.split("\t", 1) for line in path("words.txt").read_text().splitlines() if "\t" in line
     )
-    annotations = path("val", "val_annotations.txt")
-    train = _read_train(root / "train", classes)
-    test = _read_validation(annotations, classes)
+    train = _read_sorted(root / "train", classes)
+    if not has_images(root / "val" / "images") and any(map(has_images, (root / "val").glob("n*"))):
+        test = _read_sorted(root / "val", classes)
+    else:
+        test = _read_annotated(path("val", "val_annotations.txt"), classes)
     names = [words.get(wnid, wnid).split(",")[0] for wnid in classes]
     return from_standard("tiny_imagenet", train, test, names, zca)
 
 
-def _read_train(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """The images below ``folder/<wnid>/images``."""
+def _read_sorted(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
+    """The images in and below ``folder/<wnid>``."""
     files, labels = [], []
     for label, wnid in enumerate(classes):
-        images = image_files(folder / wnid / "images")
+        images = image_files(folder / wnid)
         if not images:
             raise missing_file(folder / wnid / "images" / "*.JPEG", "tiny_imagenet", _URL)
         files += images
         labels += [label] * len(images)
-    return read_squares(files, _SIZE, "tiny_imagenet train"), torch.tensor(labels)
+    return read_squares(files, _SIZE, f"tiny_imagenet {folder.name}"), torch.tensor(labels)
 
 
-def _read_validation(annotations: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
+def _read_annotated(annotations: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """The images that the annotations name, one by line: file, class, bounding box."""
     number = {wnid: label for label, wnid in enumerate(classes)}
     files, labels = [], []
