@@ -1,4 +1,4 @@
-"""TESLA against its own algorithm: two passes, every θ_t and the sum of gradients constants."""
+"""TESLA: the gradient of its loss with every θ_t constant, and where its published code differs."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from mim4dd.distill.augment import augmentation
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.tesla import TESLA
+from mim4dd.distill.presets import preset
 
 
 @pytest.fixture
@@ -18,62 +19,90 @@ def task(tmp_path):
     return data, make_network(data), make_experts(data, tmp_path)
 
 
-def teslas_gradients(task, settings, image_syn, label_syn, syn_lr):
-    """Value, image gradient, step-size gradient, as the two passes of its code give them."""
+class Trajectory:
+    """The draws of an iteration, and the θ_t that the student passes through."""
+
+    def __init__(self, task, settings, image_syn, label_syn, syn_lr):
+        data, network, experts = task
+        stream, self.call = RealData(data, torch.Generator()), FunctionalModel(network)
+        expert, start = stream.integer(2), stream.integer(settings.max_start_epoch)
+        self.start, self.target = experts.segment(expert, start, settings.expert_epochs)
+        self.schedule = [
+            torch.randperm(len(image_syn), generator=stream.generator)[: settings.batch_syn]
+            for _ in range(settings.syn_steps)
+        ]
+        seeds = torch.Generator().manual_seed(stream.seed())
+        self.seeds = torch.randint(2**63 - 1, (settings.syn_steps,), generator=seeds)
+        self.augment = augmentation(settings.dsa_strategy)
+        self.label_syn = label_syn
+        self.thetas = [self.start]
+        for step in range(settings.syn_steps):
+            gradient = self.gradient(step, image_syn).detach()
+            self.thetas.append(self.thetas[-1] - syn_lr.detach() * gradient)
+
+    def gradient(self, step, image_syn):
+        """g_t, differentiable in the images; θ_t is a constant."""
+        rows = self.schedule[step]
+        images = image_syn[rows]
+        if self.augment is not None:
+            images = self.augment(images, torch.Generator().manual_seed(int(self.seeds[step])))
+        theta = self.thetas[step].clone().requires_grad_()
+        loss = F.cross_entropy(self.call(theta, images), self.label_syn[rows])
+        return torch.autograd.grad(loss, theta, create_graph=True)[0]
+
+    def loss(self, image_syn, syn_lr):
+        """‖θ_0 − η Σ_t g_t − θ*‖² / ‖θ_0 − θ*‖², which autograd can differentiate as it stands."""
+        gradients = [self.gradient(step, image_syn) for step in range(len(self.schedule))]
+        left = (self.start - syn_lr * sum(gradients) - self.target).square().sum()
+        return left / (self.start - self.target).square().sum()
+
+
+def make_set(task):
+    images, label_syn = task[0].sample(2, torch.Generator().manual_seed(1))
+    return images.clone().requires_grad_(), label_syn, torch.tensor(0.1, requires_grad=True)
+
+
+def gradients_of(method, task, settings, image_syn, label_syn, syn_lr):
     data, network, experts = task
-    stream, call = RealData(data, torch.Generator()), FunctionalModel(network)
-    expert, start = stream.integer(2), stream.integer(settings.max_start_epoch)
-    theta_0, target = experts.segment(expert, start, settings.expert_epochs)
-    schedule = [
-        torch.randperm(len(image_syn), generator=stream.generator)[: settings.batch_syn]
-        for _ in range(settings.syn_steps)
-    ]
-    step_seeds = torch.randint(
-        2**63 - 1, (settings.syn_steps,), generator=torch.Generator().manual_seed(stream.seed())
+    outcome = method(network, experts, settings).loss(
+        image_syn, label_syn, syn_lr, RealData(data, torch.Generator())
     )
-    augment = augmentation(settings.dsa_strategy)
-
-    def batch(step):
-        images = image_syn[schedule[step]]
-        if augment is None:
-            return images
-        return augment(images, torch.Generator().manual_seed(int(step_seeds[step])))
-
-    def gradient(theta, step, create_graph):
-        theta = theta.clone().requires_grad_()
-        loss = F.cross_entropy(call(theta, batch(step)), label_syn[schedule[step]])
-        return torch.autograd.grad(loss, theta, create_graph=create_graph)[0]
-
-    alpha, distance = syn_lr.detach(), (theta_0 - target).square().sum()
-    thetas, total = [theta_0], torch.zeros_like(theta_0)
-    for step in range(settings.syn_steps):
-        found = gradient(thetas[-1], step, create_graph=False)
-        thetas.append(thetas[-1] - alpha * found)
-        total += found
-    by_image = torch.zeros_like(image_syn)
-    for step in range(settings.syn_steps):
-        term = (alpha * (target - theta_0) + alpha**2 * total) @ gradient(thetas[step], step, True)
-        by_image += 2 * torch.autograd.grad(term / distance, image_syn)[0]
-    loss = (theta_0 - syn_lr * total - target).square().sum() / distance
-    return loss.detach(), by_image, torch.autograd.grad(loss, syn_lr)[0]
+    return outcome.value.detach(), *torch.autograd.grad(outcome.value, (image_syn, syn_lr))
 
 
 @pytest.mark.parametrize("strategy", ["none", "crop_scale"])
-def test_value_and_gradients_are_those_of_its_algorithm(strategy, task):
-    data, network, experts = task
+def test_value_and_gradients_are_those_of_its_loss(strategy, task):
     settings = MTTSettings(syn_steps=6, max_start_epoch=3, batch_syn=4, dsa_strategy=strategy)
-    images, label_syn = data.sample(2, torch.Generator().manual_seed(1))
-    image_syn = images.clone().requires_grad_()
-    syn_lr = torch.tensor(0.1, requires_grad=True)
-    expected = teslas_gradients(task, settings, image_syn, label_syn, syn_lr)
-    found, exact = (
-        method(network, experts, settings)
-        .loss(image_syn, label_syn, syn_lr, RealData(data, torch.Generator()))
-        .value
-        for method in (TESLA, MTT)
-    )
-    gradients = torch.autograd.grad(found, (image_syn, syn_lr))
-    torch.testing.assert_close((found.detach(), *gradients), expected, rtol=1e-4, atol=1e-6)
+    synthetic = image_syn, _, syn_lr = make_set(task)
+    value = Trajectory(task, settings, *synthetic).loss(image_syn, syn_lr)
+    expected = value.detach(), *torch.autograd.grad(value, (image_syn, syn_lr))
+    found = gradients_of(TESLA, task, settings, *synthetic)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     # So that the test can tell the two apart: the exact gradient is another one.
-    by_image, _ = torch.autograd.grad(exact, (image_syn, syn_lr))
-    assert (by_image - gradients[0]).norm() > 1e-2 * by_image.norm()
+    _, exact, _ = gradients_of(MTT, task, settings, *synthetic)
+    assert (exact - found[1]).norm() > 1e-2 * exact.norm()
+
+
+def test_the_published_code_descends_along_half_of_it(task):
+    """It doubles a tuple, `2 * autograd.grad(…)`, which repeats it, and takes the first entry.
+
+    So its images get the gradients of the bare products ⟨η (θ* − θ_0) + η² Σ g, g_t⟩ / D, whose
+    factor 2 is lost; its step size gets that of the loss.
+    """
+    settings = MTTSettings(syn_steps=6, max_start_epoch=3, batch_syn=4)
+    synthetic = image_syn, _, syn_lr = make_set(task)
+    trajectory = Trajectory(task, settings, *synthetic)
+    start, target, eta = trajectory.start, trajectory.target, syn_lr.detach()
+    moved = start - trajectory.thetas[-1]  # η Σ g
+    weight = eta * (target - start + moved) / (start - target).square().sum()
+    products = [weight @ trajectory.gradient(step, image_syn) for step in range(6)]
+    (published,) = torch.autograd.grad(sum(products), image_syn)
+    _, by_image, _ = gradients_of(TESLA, task, settings, *synthetic)
+    torch.testing.assert_close(by_image, 2 * published, rtol=1e-4, atol=1e-6)
+
+
+# `--lr_img 1000` in the readme's commands, along half of our gradient. SGD with momentum is linear
+# in the gradient, so half the step size is the same step.
+@pytest.mark.parametrize(("data", "ipc"), [("cifar10", 1), ("cifar100", 50)])
+def test_the_presets_step_as_far_as_the_published_commands(data, ipc):
+    assert preset(data, "tesla", ipc)["lr_img"] == 1000 / 2

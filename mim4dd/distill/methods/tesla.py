@@ -11,7 +11,8 @@ class TESLA(MTT):
     """:class:`MTT` with the gradient that TESLA takes: θ_t is a constant in every inner step.
 
     The terms of later steps, which hold the Hessians, are left out, so the images' gradient is not
-    that of the loss: docs/math.md tells how far off it is. MTT here needs no more memory.
+    that of the loss: docs/math.md tells how far off it is. MTT here needs no more memory. The
+    published code loses a factor of 2 and gives the images half of this gradient.
 
     References:
         Cui et al. Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory.
