@@ -1,12 +1,16 @@
 """Features of a network: what its submodules give out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd.fused import NormReLUPool2d
+from mim4dd.ops.norm_relu_pool import norm_relu_pool
 
-__all__ = ["layer_features"]
+__all__ = ["layer_features", "unpooled_features"]
+
+Reader = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a module, what it read and gave out
 
 
 def layer_features(
@@ -17,6 +21,26 @@ def layer_features(
     Raises:
         ValueError: If no layer is named, or the network has no submodule of a name.
     """
+    places = [(module, _output) for module in _submodules(network, layers)]
+    return _read(network, theta, images, places)
+
+
+def unpooled_features(
+    network: nn.Module, theta: Tensor, images: Tensor, layers: Sequence[str]
+) -> list[Tensor]:
+    """The same before the average or maximum pooling that ends a submodule, where one does.
+
+    After them stands the output of the last submodule, pooled.
+
+    Raises:
+        ValueError: If no layer is named, or the network has no submodule of a name.
+    """
+    submodules = _submodules(network, layers)
+    places = [(_end(module), _before_pooling) for module in submodules]
+    return _read(network, theta, images, [*places, (submodules[-1], _output)])
+
+
+def _submodules(network: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
     submodules = dict(network.named_modules())
     unknown = [name for name in layers if not name or name not in submodules]
     if unknown or not layers:
@@ -24,16 +48,57 @@ def layer_features(
         raise ValueError(
             f"layers must name submodules of the network, got {list(layers)}; it has: {names}"
         )
-    outputs: dict[str, Tensor] = {}
+    return [submodules[name] for name in layers]
+
+
+def _read(
+    network: nn.Module, theta: Tensor, images: Tensor, places: Sequence[tuple[nn.Module, Reader]]
+) -> list[Tensor]:
+    """What the readers make of their modules in one pass of the network."""
+    found: dict[int, Tensor] = {}
+
+    def hook(index: int, read: Reader) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def record(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            found[index] = read(module, inputs[0], output)
+
+        return record
+
     handles = [
-        submodules[name].register_forward_hook(
-            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
-        )
-        for name in layers
+        module.register_forward_hook(hook(index, read))
+        for index, (module, read) in enumerate(places)
     ]
     try:
         FunctionalModel(network)(theta, images)
     finally:
         for handle in handles:
             handle.remove()
-    return [outputs[name] for name in layers]
+    return [found[index] for index in range(len(places))]
+
+
+def _output(module: nn.Module, input: Tensor, output: Tensor) -> Tensor:
+    return output
+
+
+def _end(module: nn.Module) -> nn.Module:
+    """The module that a chain ends with; what is fused leaves identities behind it."""
+    while isinstance(module, nn.Sequential):
+        parts = [part for part in module if not isinstance(part, nn.Identity)]
+        if not parts:
+            break
+        module = parts[-1]
+    return module
+
+
+def _before_pooling(module: nn.Module, input: Tensor, output: Tensor) -> Tensor:
+    if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+        return input
+    if isinstance(module, NormReLUPool2d):  # the maps between never leave its kernel
+        return norm_relu_pool(
+            input,
+            module.weight,
+            module.bias,
+            num_groups=module.num_groups,
+            pool=1,
+            eps=module.eps,
+        )
+    return output

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mim4dd._checks import check_choice
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.features import layer_features
+from mim4dd.distill.features import layer_features, unpooled_features
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
 
@@ -25,14 +26,18 @@ class CAFESettings(BilevelSettings):
     """What feature alignment counts, and when its networks have learned enough.
 
     Args:
+        aligned_maps: Align every layer's maps as they come out, "pooled", or before their pooling
+            and the last layer's after it too, "unpooled", as the published code does.
         early_weight: Weight of aligning the features of every layer before the last.
-        last_weight: Weight of aligning the features of the last layer.
+        last_weight: Weight of aligning the features of the last layer; its unpooled maps count half
+            of it.
         discrimination_weight: Weight of classifying each real sample by synthetic class centres.
         lambda_1: A network goes early if its accuracy moved by less over ten image steps.
         lambda_2: A network's training between two steps ends early if accuracy moved by more over
             ten epochs.
     """
 
+    aligned_maps: Literal["pooled", "unpooled"] = "pooled"
     early_weight: float = 0.1
     last_weight: float = 2.0
     discrimination_weight: float = 0.01
@@ -41,6 +46,7 @@ class CAFESettings(BilevelSettings):
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
+        check_choice("aligned_maps", self.aligned_maps, ("pooled", "unpooled"))
         self.require_at_least(
             early_weight=0, last_weight=0, discrimination_weight=0, lambda_1=0, lambda_2=0
         )
@@ -53,7 +59,8 @@ class CAFE(BilevelMethod):
         \sum_l w_l \sum_c \|\bar f_l(S_c) - \bar f_l(B_c)\|^2
         + \beta \sum_i \mathrm{CE}\big(\bar F(S)\, F(x_i), y_i\big)
 
-    over the network's ``feature_layers`` l, with S_c the synthetic samples of class c, B_c up to
+    over the network's ``feature_layers`` l, or over their maps before pooling and the last one
+    again after it (``aligned_maps``), with S_c the synthetic samples of class c, B_c up to
     ``batch_real`` real ones x_i, and F the features of the last layer. Accuracy on real samples
     decides when a network is trained enough between two steps, and when a fresh one takes its
     place; ``inner_loop`` and ``outer_loop`` bound both, which the published code does not.
@@ -83,6 +90,8 @@ class CAFE(BilevelMethod):
             )
         self.layers = list(layers)
         self.weights = [settings.early_weight] * (len(layers) - 1) + [settings.last_weight]
+        if settings.aligned_maps == "unpooled":
+            self.weights.insert(-1, settings.last_weight / 2)
         self.call = FunctionalModel(self.network)
 
     @classmethod
@@ -109,8 +118,10 @@ class CAFE(BilevelMethod):
         return torch.stack(losses)
 
     def _features(self, theta: Tensor, images: Tensor) -> list[Tensor]:
-        features = layer_features(self.network, theta, images, self.layers)
-        return [part.flatten(1) for part in features]
+        """What is aligned, early to late; the last one also discriminates. (N, D) each"""
+        unpooled = self.settings.aligned_maps == "unpooled"
+        features = unpooled_features if unpooled else layer_features
+        return [part.flatten(1) for part in features(self.network, theta, images, self.layers)]
 
     def next_networks(self, images: Tensor, labels: Tensor, real: RealData) -> dict[str, Tensor]:
         """The state that holds the networks to match now, each renewed in its own time."""
