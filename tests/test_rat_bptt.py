@@ -43,7 +43,11 @@ def make_set(data):
 
 
 def naive_adam(call, theta, image_syn, label_syn, batches, window):
-    """Adam, as Kingma and Ba write it, with create_graph in the last steps."""
+    """Adam, as Kingma and Ba write it, with create_graph in the last steps.
+
+    ε stands after the bias correction, as in torch.optim.Adam. The published code has it so before
+    the window alone: within, its library `higher` adds ε to the root of the uncorrected moment.
+    """
     first = second = torch.zeros_like(theta)
     for step, rows in enumerate(batches, start=1):
         if step == len(batches) - window + 1:

@@ -31,7 +31,8 @@ class MIM4DDSettings(Settings):
     Args:
         weight: Weight of the mutual-information loss; 0 leaves it out.
         temperature: Temperature of the logits of the mutual-information loss.
-        critic: "info_nce"; "nce" as in CRD and CMIM; "l2", without negatives, to compare with.
+        critic: "info_nce"; "nce", of the form that CRD and CMIM take; "l2", without negatives, to
+            compare with.
         layer_decay: In that loss each layer counts this times the one after it.
         layers: Comma-separated names of the submodules to compare; by default all blocks.
         projection: Dimension of a frozen random projection of every layer; by default none.
