@@ -17,6 +17,8 @@ from triton.runtime.errors import OutOfResources
 from mim4dd.kernels import contrastive
 from mim4dd.kernels._inputs import capability
 from mim4dd.kernels._tiles import RESIDENT_D, TILES, Tiles, entry
+from mim4dd.ops._reduction import Reduce
+from mim4dd.reference import Critic
 
 BLOCKS = (32, 64, 128)
 WARPS = (4, 8)
@@ -41,12 +43,11 @@ def problem(kernel: str, dtype: torch.dtype, rows: int, D: int):
     query, key = (torch.nn.functional.normalize(torch.randn(rows, D, **options)) for _ in range(2))
     labels, key_labels = torch.randint(10, (2, rows), device="cuda")
     scale = torch.tensor(10.0, device="cuda", dtype=torch.promote_types(dtype, torch.float32))
-    critic = ("out", False, False, 0.0, False)
-    inputs = ([query], [key], labels, key_labels, scale, None, *critic)
-    *_, loss, lse, weight, _ = contrastive.contrastive(*inputs, "none", [False] * 4)
+    inputs = ([query], [key], labels, key_labels, None, scale, None, *Critic())
+    *_, loss, lse, weight, _ = contrastive.contrastive(*inputs, Reduce.NONE, [False] * 4)
     upstream = torch.full_like(loss, 1 / rows)
     if kernel == "forward":
-        return lambda: contrastive.contrastive(*inputs, "none", [False] * 4)
+        return lambda: contrastive.contrastive(*inputs, Reduce.NONE, [False] * 4)
     wanted = [True, True, True, False]
     return lambda: contrastive.contrastive_bwd(*inputs, lse, weight, upstream, None, wanted)
 

@@ -106,8 +106,7 @@ void weigh_run(Tile<T>& tile, int64_t row, const RowWeights<T>& w, int64_t left,
           values, logits, labels, own, n, tile.sums(row).positive_shift, w.amount);
     });
   }
-  const int64_t self = problem.pairs.self_of(row);
-  if (left <= self && self < right) weights[self - left] = 0;
+  tile.clear_excluded(row, weights, left, right);
   const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;
   if (left <= positive && positive < right) weights[positive - left] = w.own;
 }
@@ -272,14 +271,15 @@ Tensor zeros(const std::array<int64_t, kRank>& sizes) {
 // The mean or the sum of the losses of every layer, (layers,), and over how many queries, ().
 template <typename T>
 std::tuple<Tensor, Tensor>
-reduce(const std::string& reduction, const Outputs<T>& outputs, int64_t layers, int64_t n) {
+reduce(Reduction reduction, const Outputs<T>& outputs, int64_t layers, int64_t n) {
   const int64_t count = n - std::count(outputs.positive_weight, outputs.positive_weight + n, T(0));
-  const bool reduced = reduction != "none";
+  const bool reduced = reduction != Reduction::kNone;
   Tensor values = empty_tensor<T, 1>({reduced ? layers : 0});
   for (int64_t layer = 0; layer < layers && reduced; ++layer) {
     const T* loss = outputs.loss + layer * n;
     const double sum = std::accumulate(loss, loss + n, 0.0);
-    values.mutable_data_ptr<T>()[layer] = T(reduction == "mean" ? sum / double(count) : sum);
+    values.mutable_data_ptr<T>()[layer] =
+        T(reduction == Reduction::kMean ? sum / double(count) : sum);
   }
   Tensor counted = empty_tensor<T, 0>({});
   *counted.mutable_data_ptr<T>() = T(count);
@@ -293,20 +293,18 @@ Contrast contrastive_cpu(
     std::vector<Tensor> key,
     Tensor labels,
     std::optional<Tensor> key_labels,
+    std::optional<Tensor> excluded,
     Tensor logit_scale,
     std::optional<Tensor> bias,
-    std::string kind,
+    int64_t kind,
     bool decoupled,
-    bool exclude_self,
     double hardness,
     bool normalize,
-    std::string reduction,
+    int64_t reduction,
     std::vector<bool> gradients) {
-  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
-  STD_TORCH_CHECK(
-      reduction == "mean" || reduction == "sum" || reduction == "none",
-      "contrastive: no reduction is called ", reduction);
-  check_inputs(query, key, labels, key_labels, logit_scale, bias);
+  const Critic critic = make_critic(kind, decoupled, hardness, normalize);
+  const Reduction how = checked(reduction, Reduction::kSum, "reduction");
+  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
   const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
   Contrast result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive", [&] {
@@ -314,13 +312,13 @@ Contrast contrastive_cpu(
     Tensor loss = zeros<scalar_t, 2>({layers, n}), lse = zeros<scalar_t, 2>({layers, n});
     Tensor positive_weight = zeros<scalar_t, 1>({n});
     const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
     const Outputs<scalar_t> outputs{
         loss.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<scalar_t>(),
         positive_weight.mutable_data_ptr<scalar_t>()};
     pass.run({nullptr, nullptr}, nullptr, outputs);
-    const auto [reduced, count] = reduce(reduction, outputs, layers, n);
+    const auto [reduced, count] = reduce(how, outputs, layers, n);
     result = {reduced, count, loss, lse, positive_weight, pass.gradients()};
   });
   return result;
@@ -331,11 +329,11 @@ std::vector<Tensor> contrastive_bwd_cpu(
     std::vector<Tensor> key,
     Tensor labels,
     std::optional<Tensor> key_labels,
+    std::optional<Tensor> excluded,
     Tensor logit_scale,
     std::optional<Tensor> bias,
-    std::string kind,
+    int64_t kind,
     bool decoupled,
-    bool exclude_self,
     double hardness,
     bool normalize,
     Tensor lse,
@@ -343,13 +341,13 @@ std::vector<Tensor> contrastive_bwd_cpu(
     Tensor grad_loss,
     std::optional<Tensor> grad_lse,
     std::vector<bool> gradients) {
-  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
-  check_inputs(query, key, labels, key_labels, logit_scale, bias);
+  const Critic critic = make_critic(kind, decoupled, hardness, normalize);
+  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
   check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
   std::vector<Tensor> result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd", [&] {
     const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
     const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
     const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
     FirstOrder<scalar_t> pass(problem, labels.numel(), make_wanted(gradients));

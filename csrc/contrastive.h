@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "contrastive_features.h"
@@ -12,25 +11,28 @@
 
 namespace mim4dd {
 
-enum class Kind { kOut, kIn, kNce };
+// The numbers of mim4dd/reference/_contrastive.py and mim4dd/ops/_reduction.py.
+enum class Kind : int64_t { kOut = 0, kIn = 1, kNce = 2 };
+enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
+// An enumerator from the number that an op was given; the last is the largest.
+template <typename Enum>
+Enum checked(int64_t number, Enum last, const char* name) {
+  STD_TORCH_CHECK(
+      number >= 0 && number <= static_cast<int64_t>(last), "contrastive: ", name,
+      " must lie in [0, ", static_cast<int64_t>(last), "], got ", number);
+  return static_cast<Enum>(number);
+}
 
 struct Critic {
   Kind kind;
-  bool decoupled, exclude_self;
+  bool decoupled;
   double hardness;
   bool normalize;
 };
 
-inline Critic make_critic(
-    const std::string& kind,
-    bool decoupled,
-    bool exclude_self,
-    double hardness,
-    bool normalize) {
-  STD_TORCH_CHECK(
-      kind == "out" || kind == "in" || kind == "nce", "contrastive: no critic is called ", kind);
-  const Kind which = kind == "out" ? Kind::kOut : kind == "in" ? Kind::kIn : Kind::kNce;
-  return {which, decoupled, exclude_self, hardness, normalize};
+inline Critic make_critic(int64_t kind, bool decoupled, double hardness, bool normalize) {
+  return {checked(kind, Kind::kNce, "kind"), decoupled, hardness, normalize};
 }
 
 // Which gradients are wanted.
@@ -96,6 +98,7 @@ inline void check_inputs(
     const std::vector<Tensor>& key,
     const Tensor& labels,
     const std::optional<Tensor>& key_labels,
+    const std::optional<Tensor>& excluded,
     const Tensor& logit_scale,
     const std::optional<Tensor>& bias) {
   using torch::headeronly::ScalarType;
@@ -124,6 +127,10 @@ inline void check_inputs(
           (!key_labels || (key_labels->scalar_type() == ScalarType::Long &&
                            key_labels->dim() == 1 && key_labels->numel() == key[0].size(0))),
       "contrastive: labels must be (N,) and key_labels (M,), int64");
+  STD_TORCH_CHECK(
+      !excluded || (excluded->scalar_type() == ScalarType::Long && excluded->dim() == 2 &&
+                    excluded->size(0) == labels.numel()),
+      "contrastive: excluded must be (N, K), int64");
 }
 
 inline void check_upstream(
@@ -144,10 +151,12 @@ Problem<T> make_problem(
     const std::vector<Tensor>& key,
     const Tensor& labels,
     const std::optional<Tensor>& key_labels,
+    const std::optional<Tensor>& excluded,
     const Tensor& logit_scale,
     const std::optional<Tensor>& bias) {
   const Tensor labels_c = torch::stable::contiguous(labels);
   const Tensor key_labels_c = key_labels ? torch::stable::contiguous(*key_labels) : labels_c;
+  const Tensor excluded_c = excluded ? torch::stable::contiguous(*excluded) : labels_c;
   const T scale = *logit_scale.const_data_ptr<T>();
   // A negative temperature would give a finite loss that means nothing.
   const bool valid = scale > 0 && std::isfinite(scale);
@@ -156,7 +165,7 @@ Problem<T> make_problem(
       make_pairs(
           labels_c.const_data_ptr<int64_t>(), labels.numel(),
           key_labels ? key_labels_c.const_data_ptr<int64_t>() : nullptr, key[0].size(0),
-          critic.exclude_self),
+          excluded_c.const_data_ptr<int64_t>(), excluded ? excluded->size(1) : 0),
       {},
       valid ? scale : std::numeric_limits<T>::quiet_NaN(),
       bias ? std::optional<T>(*bias->const_data_ptr<T>()) : std::nullopt};

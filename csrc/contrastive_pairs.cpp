@@ -21,25 +21,32 @@ std::vector<int64_t> every_index(int64_t n) {
   return all;
 }
 
-// The column of each query's own key.
-std::vector<int64_t> self_columns(const Pairs& pairs, int64_t num_keys) {
+void exclude(Pairs& pairs, const int64_t* excluded, int64_t num_excluded, int64_t num_keys) {
   std::vector<int64_t> column_of_key(num_keys, kNone);
   for (int64_t column = 0; column < pairs.columns(); ++column) {
     column_of_key[pairs.keys[column]] = column;
   }
-  std::vector<int64_t> self;
-  self.reserve(pairs.rows());
+  pairs.excluded_begin.assign(1, 0);
+  pairs.excluded.reserve(pairs.rows() * num_excluded);
   for (const int64_t query : pairs.queries) {
-    self.push_back(query < num_keys ? column_of_key[query] : kNone);
+    const auto begin = pairs.excluded.size();
+    for (int64_t k = 0; k < num_excluded; ++k) {
+      const int64_t key = excluded[query * num_excluded + k];
+      const bool there = key >= 0 && key < num_keys && column_of_key[key] != kNone;
+      if (there) pairs.excluded.push_back(column_of_key[key]);
+    }
+    const auto first = pairs.excluded.begin() + begin;
+    std::sort(first, pairs.excluded.end());
+    pairs.excluded.erase(std::unique(first, pairs.excluded.end()), pairs.excluded.end());
+    pairs.excluded_begin.push_back(pairs.excluded.size());
   }
-  return self;
 }
 
 void pair_by_index(Pairs& pairs, const int64_t* labels, int64_t num_keys) {
   pairs.positive.reserve(pairs.rows());
   for (int64_t row = 0; row < pairs.rows(); ++row) {
     const int64_t index = labels[pairs.queries[row]];
-    const bool there = index >= 0 && index < num_keys && index != pairs.self_of(row);
+    const bool there = index >= 0 && index < num_keys && !pairs.excluded_of(row).contain(index);
     pairs.positive.push_back(there ? index : kNone);
     pairs.num_positives.push_back(there ? 1 : 0);
   }
@@ -72,15 +79,17 @@ void pair_by_label(Pairs& pairs, const int64_t* labels, const int64_t* key_label
     const auto found = std::lower_bound(distinct.begin(), distinct.end(), label);
     const bool there = found != distinct.end() && *found == label;
     const int64_t rank = found - distinct.begin();
-    const int64_t self = pairs.self_of(row);
+    const Columns excluded = pairs.excluded_of(row);
     pairs.row_label.push_back(there ? static_cast<int32_t>(rank) : kNone);
-    const bool own = there && self != kNone && pairs.column_label[self] == rank;
-    const int64_t count = there ? first[rank + 1] - first[rank] - (own ? 1 : 0) : 0;
+    const int64_t left_out = std::count_if(excluded.begin(), excluded.end(), [&](int64_t column) {
+      return pairs.column_label[column] == rank;
+    });
+    const int64_t count = there ? first[rank + 1] - first[rank] - left_out : 0;
     pairs.num_positives.push_back(count);
     several = several || count > 1;
     if (count == 1) {
-      const int64_t column = order[first[rank]];
-      pairs.positive[row] = column == self ? order[first[rank] + 1] : column;
+      const auto is_left = [&](int64_t column) { return !excluded.contain(column); };
+      pairs.positive[row] = *std::find_if(order.begin() + first[rank], order.end(), is_left);
     }
   }
   if (several) pairs.positive.clear();
@@ -93,12 +102,13 @@ Pairs make_pairs(
     int64_t num_queries,
     const int64_t* key_labels,
     int64_t num_keys,
-    bool exclude_self) {
+    const int64_t* excluded,
+    int64_t num_excluded) {
   Pairs pairs;
   pairs.queries = indices_without(labels, num_queries, kIgnore);
   pairs.keys = key_labels == nullptr ? every_index(num_keys)
                                      : indices_without(key_labels, num_keys, kIgnore);
-  if (exclude_self) pairs.self = self_columns(pairs, num_keys);
+  if (num_excluded > 0) exclude(pairs, excluded, num_excluded, num_keys);
   if (key_labels == nullptr) {
     pair_by_index(pairs, labels, num_keys);
   } else {

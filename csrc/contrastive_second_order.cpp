@@ -119,10 +119,9 @@ class SecondOrder {
     const bool counts = problem_.counts(row);
     const T g = counts ? grad_loss_[place] : T(0);
     const T h = grad_lse_ == nullptr ? T(0) : grad_lse_[place];
-    const int64_t self = pairs.self_of(row);
-    if (self != kNone) {
-      *tile.at(Tile<T>::kWeights, row, self) = 0;
-      *tile.at(tangent_plane(), row, self) = 0;
+    for (const int64_t column : pairs.excluded_of(row)) {
+      *tile.at(Tile<T>::kWeights, row, column) = 0;
+      *tile.at(tangent_plane(), row, column) = 0;
     }
     if (problem_.critic.kind == Kind::kNce) {
       weigh_binary_row(tile, layer, row, place, counts, g);
@@ -190,8 +189,8 @@ class SecondOrder {
     return problem_.critic.kind == Kind::kOut ? sum / T(problem_.pairs.num_positives[row]) : sum;
   }
 
-  // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, its own left
-  // out.
+  // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, without
+  // those it leaves out.
   template <typename Body>
   void for_row(const Tile<T>& tile, int64_t row, const Body& body) const {
     const Pairs& pairs = problem_.pairs;
@@ -200,7 +199,7 @@ class SecondOrder {
       T* exps = tile.block(Tile<T>::kWeights, left, right).row(row - tile.first);
       T* tangents = tile.block(tangent_plane(), left, right).row(row - tile.first);
       T* copy = copied ? tile.block(Tile<T>::kLogits, left, right).row(row - tile.first) : nullptr;
-      for_runs(left, right, pairs.self_of(row), kNone, [&](int64_t begin, int64_t end) {
+      for_runs(left, right, pairs.excluded_of(row), kNone, [&](int64_t begin, int64_t end) {
         body(
             exps + begin, tangents + begin, pairs.column_label.data() + left + begin,
             copied ? copy + begin : nullptr, end - begin);
@@ -271,11 +270,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
     std::vector<Tensor> key,
     Tensor labels,
     std::optional<Tensor> key_labels,
+    std::optional<Tensor> excluded,
     Tensor logit_scale,
     std::optional<Tensor> bias,
-    std::string kind,
+    int64_t kind,
     bool decoupled,
-    bool exclude_self,
     double hardness,
     bool normalize,
     Tensor lse,
@@ -288,9 +287,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
     Tensor tangent_bias,
     std::vector<bool> gradients) {
   STD_TORCH_CHECK(!normalize, "contrastive_bwd_bwd: rows must be given as they are compared");
-  const Critic critic = make_critic(kind, decoupled, exclude_self, hardness, normalize);
-  check_inputs(query, key, labels, key_labels, logit_scale, bias);
-  check_inputs(tangent_query, tangent_key, labels, key_labels, logit_scale, bias);
+  const Critic critic = make_critic(kind, decoupled, hardness, normalize);
+  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
+  check_inputs(tangent_query, tangent_key, labels, key_labels, excluded, logit_scale, bias);
   check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
   const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
   STD_TORCH_CHECK(
@@ -307,7 +306,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
   std::vector<Tensor> result;
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd_bwd", [&] {
     const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, logit_scale, bias);
+        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
     const Tensor on_scale = as_type<scalar_t>(tangent_logit_scale);
     const Tensor on_bias = as_type<scalar_t>(tangent_bias);
     std::vector<Tangents<scalar_t>> tangents;

@@ -23,15 +23,26 @@ struct RowSums {
   T denominator() const { return negative + positive; }
 };
 
-// Call run(begin, end) for what is left of [left, right) without the columns a and b, from left on.
+// Call run(begin, end) for what is left of [left, right), from left on, without the excluded
+// columns and one more.
 template <typename Run>
-void for_runs(int64_t left, int64_t right, int64_t a, int64_t b, const Run& run) {
+void for_runs(
+    int64_t left,
+    int64_t right,
+    const Columns& excluded,
+    int64_t one_more,
+    const Run& run) {
   int64_t begin = left;
-  for (const int64_t skipped : {std::min(a, b), std::max(a, b)}) {
-    if (skipped < begin || skipped >= right) continue;
-    if (begin < skipped) run(begin - left, skipped - left);
-    begin = skipped + 1;
+  const auto skip = [&](int64_t column) {
+    if (column < begin || column >= right) return;  // elsewhere, or skipped already
+    if (begin < column) run(begin - left, column - left);
+    begin = column + 1;
+  };
+  for (const int64_t column : excluded.within(left, right)) {
+    if (one_more < column) skip(one_more);
+    skip(column);
   }
+  skip(one_more);
   if (begin < right) run(begin - left, right - left);
 }
 
@@ -81,13 +92,13 @@ class Tile {
     }
   }
 
-  // body(values, labels, n) for every run of the row's keys: without its own, and by index without
-  // its positive. Entries of the block start at `values`.
+  // body(values, labels, n) for every run of the row's keys: without those it leaves out, and by
+  // index without its positive. Entries of the block start at `values`.
   template <typename Body>
   void for_keys(int64_t row, T* values, int64_t left, int64_t right, const Body& body) const {
     const Pairs& pairs = problem.pairs;
     const int64_t positive = problem.by_index() ? pairs.positive[row] : kNone;
-    for_runs(left, right, pairs.self_of(row), positive, [&](int64_t begin, int64_t end) {
+    for_runs(left, right, pairs.excluded_of(row), positive, [&](int64_t begin, int64_t end) {
       body(values + begin, pairs.column_label.data() + left + begin, end - begin);
     });
   }
@@ -136,14 +147,19 @@ class Tile {
     }
   }
 
+  void clear_excluded(int64_t row, T* values, int64_t left, int64_t right) const {
+    for (const int64_t column : problem.pairs.excluded_of(row).within(left, right)) {
+      values[column - left] = 0;
+    }
+  }
+
   // What for_keys leaves out holds logits: make it 0.
   void clear_left_out(int64_t left, int64_t right) const {
     for (int64_t row = first; row < last; ++row) {
       T* values = block(kWeights, left, right).row(row - first);
       const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;
-      for (const int64_t column : {problem.pairs.self_of(row), positive}) {
-        if (left <= column && column < right) values[column - left] = 0;
-      }
+      clear_excluded(row, values, left, right);
+      if (left <= positive && positive < right) values[positive - left] = 0;
     }
   }
 

@@ -41,7 +41,7 @@ def compilation(
     """
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
-    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "table_ptr"), "*i64")
+    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "excluded_ptr", "table_ptr"), "*i64")
     names = [argument for argument in kernel.arg_names if argument not in constants]
     launch = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
     return Compilation(

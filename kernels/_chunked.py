@@ -38,15 +38,18 @@ def load_pairs(
     similarity_ptr,
     key_labels_ptr,
     key_norms_ptr,
+    excluded_ptr,
     labels,
     offs_n,
     offs_m,
+    N,
     M,
+    num_excluded,
     query_norm,
     scale,
     raised,
     HARD: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_KEY_LABELS: tl.constexpr,
 ):
@@ -57,7 +60,9 @@ def load_pairs(
     if NORMALIZE:
         norms = query_norm * tl.load(key_norms_ptr + offs_m, mask=mask_m, other=0.0)
         similarity *= norms
-    valid, positive = pair(labels, offs_n, key_labels, offs_m, mask_m, EXCLUDE_SELF)
+    valid, positive = pair(
+        labels, offs_n, key_labels, offs_m, mask_m, excluded_ptr, N, num_excluded, EXCLUDES
+    )
     logits = logits_of(similarity, positive, scale, raised, HARD)
     return similarity, norms, logits, valid, positive
 
@@ -68,6 +73,7 @@ def chunk_kernel(
     weights_ptr,  # (C, M), may be the same
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
+    excluded_ptr,  # (K, N)
     weight_ptr,  # (N,)
     query_norms_ptr,  # (N,)
     key_norms_ptr,  # (M,)
@@ -83,6 +89,7 @@ def chunk_kernel(
     first,
     N,
     M,
+    num_excluded,
     stride_bias,
     stride_loss,
     stride_lse,
@@ -90,7 +97,7 @@ def chunk_kernel(
     WANT_WEIGHTS: tl.constexpr,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     HARD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_KEY_LABELS: tl.constexpr,
@@ -142,15 +149,18 @@ def chunk_kernel(
                 similarity_ptr,
                 key_labels_ptr,
                 key_norms_ptr,
+                excluded_ptr,
                 labels[:, None],
                 offs_n[:, None],
                 offs_m,
+                N,
                 M,
+                num_excluded,
                 query_norm[:, None],
                 scale,
                 raised,
                 HARD,
-                EXCLUDE_SELF,
+                EXCLUDES,
                 NORMALIZE,
                 HAS_KEY_LABELS,
             )
@@ -190,15 +200,18 @@ def chunk_kernel(
                 similarity_ptr,
                 key_labels_ptr,
                 key_norms_ptr,
+                excluded_ptr,
                 labels[:, None],
                 offs_n[:, None],
                 offs_m,
+                N,
                 M,
+                num_excluded,
                 query_norm[:, None],
                 scale,
                 raised,
                 HARD,
-                EXCLUDE_SELF,
+                EXCLUDES,
                 NORMALIZE,
                 HAS_KEY_LABELS,
             )
@@ -293,6 +306,7 @@ def chunk_pass(
                 weights,
                 queries.labels,
                 queries.key_labels,
+                queries.excluded,
                 queries.weight,
                 layers.query_norms,
                 layers.key_norms,
@@ -308,12 +322,13 @@ def chunk_pass(
                 first,
                 N,
                 M,
+                queries.num_excluded,
                 queries.stride_bias,
                 1 if grad_loss is None else grad_loss.stride(0),
                 1 if grad_lse is None else grad_lse.stride(0),
                 FORWARD=loss is not None,
                 WANT_WEIGHTS=any(gradients),
-                **options_of(critic),
+                **options_of(critic, queries),
                 NORMALIZE=critic.normalize,
                 HAS_KEY_LABELS=queries.key_labels is not None,
                 HAS_GRAD_LSE=grad_lse is not None,
@@ -364,7 +379,7 @@ def compilations() -> Iterator[Compilation]:
                 "WANT_WEIGHTS": True,
                 "KIND": kind,
                 "DECOUPLED": kind == "in",
-                "EXCLUDE_SELF": True,
+                "EXCLUDES": True,
                 "HARD": True,
                 "NORMALIZE": True,
                 "HAS_KEY_LABELS": True,

@@ -41,11 +41,26 @@ def load_key_labels(key_labels_ptr, offs, mask, HAS_KEY_LABELS: tl.constexpr):
 
 
 @triton.jit
-def pair(labels, offs_n, key_labels, offs_m, mask_m, EXCLUDE_SELF: tl.constexpr):
+def pair(
+    labels,
+    offs_n,
+    key_labels,
+    offs_m,
+    mask_m,
+    excluded_ptr,  # (K, N)
+    N,
+    num_excluded,
+    EXCLUDES: tl.constexpr,
+):
     """Which pairs of a tile take part, and which of those are positive."""
     valid = mask_m
-    if EXCLUDE_SELF:
-        valid = valid & (offs_n != offs_m)
+    if EXCLUDES:
+        mask_n = offs_n < N
+        valid = mask_n & valid
+        pointers = excluded_ptr + offs_n
+        for _ in range(0, num_excluded):
+            valid = valid & (offs_m != tl.load(pointers, mask=mask_n, other=IGNORE))
+            pointers += N
     return valid, valid & (labels == key_labels)
 
 

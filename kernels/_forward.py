@@ -24,7 +24,7 @@ from mim4dd.kernels._critic import (
     pair,
 )
 from mim4dd.kernels._dots import load_tile, multiply_rows
-from mim4dd.kernels._inputs import Layers, Queries, options_of, split
+from mim4dd.kernels._inputs import Layers, Queries, kind_of, options_of, split
 from mim4dd.kernels._rows import locate
 from mim4dd.kernels._tiles import entries
 from mim4dd.reference import Critic
@@ -37,6 +37,7 @@ def forward_kernel(
     table_ptr,  # see layer_table
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
+    excluded_ptr,  # (K, N)
     weight_ptr,  # (N,)
     query_norms_ptr,  # (L, N)
     key_norms_ptr,  # (L, M)
@@ -49,11 +50,12 @@ def forward_kernel(
     partial_ptr,  # (splits, 4, L, N)
     N,
     M,
+    num_excluded,
     per_split,
     stride_bias,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     HARD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_KEY_LABELS: tl.constexpr,
@@ -123,7 +125,10 @@ def forward_kernel(
             key_labels[None, :],
             offs_m[None, :],
             mask_m[None, :],
-            EXCLUDE_SELF,
+            excluded_ptr,
+            N,
+            num_excluded,
+            EXCLUDES,
         )
         maximum, total, positive_maximum, positive_total = add_tile(
             logits_of(similarity, positive, scale, raised, HARD),
@@ -220,6 +225,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
             table,
             queries.labels,
             queries.key_labels,
+            queries.excluded,
             queries.weight,
             layers.query_norms,
             layers.key_norms,
@@ -232,9 +238,10 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
             partial,
             N,
             M,
+            queries.num_excluded,
             per_split,
             queries.stride_bias,
-            **options_of(critic),
+            **options_of(critic, queries),
             NORMALIZE=critic.normalize,
             HAS_KEY_LABELS=queries.key_labels is not None,
             SPLIT=splits > 1,
@@ -251,7 +258,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
                 positive_lse,
                 N,
                 splits,
-                KIND=critic.kind,
+                KIND=kind_of(critic),
                 BLOCK_N=128,
                 enable_fp_fusion=True,
             )
@@ -267,7 +274,7 @@ def compilations() -> Iterator[Compilation]:
             constants = {
                 "KIND": kind,
                 "DECOUPLED": rich and kind == "in",
-                "EXCLUDE_SELF": rich,
+                "EXCLUDES": rich,
                 "HARD": rich,
                 "NORMALIZE": rich,
                 "HAS_KEY_LABELS": True,

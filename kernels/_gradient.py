@@ -26,7 +26,7 @@ from mim4dd.kernels._forward import fused_forward
 from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, options_of, split
 from mim4dd.kernels._rows import finish, locate
 from mim4dd.kernels._tiles import entries
-from mim4dd.reference import Critic
+from mim4dd.reference import Critic, Kind
 
 
 @triton.jit
@@ -36,6 +36,7 @@ def gradient_kernel(
     table_ptr,  # see layer_table
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
+    excluded_ptr,  # (K, N)
     weight_ptr,  # (N,)
     query_norms_ptr,  # (L, N)
     key_norms_ptr,  # (L, M)
@@ -52,6 +53,7 @@ def gradient_kernel(
     grad_bias_ptr,  # (splits, L, N or M)
     N,
     M,
+    num_excluded,
     per_split,
     stride_split,
     stride_bias,
@@ -63,7 +65,7 @@ def gradient_kernel(
     OWN_QUERIES: tl.constexpr,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     HARD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_KEY_LABELS: tl.constexpr,
@@ -192,7 +194,10 @@ def gradient_kernel(
                 key_labels[None, :],
                 offs_stream[None, :],
                 mask_stream[None, :],
-                EXCLUDE_SELF,
+                excluded_ptr,
+                N,
+                num_excluded,
+                EXCLUDES,
             )
             weights = weights_of(
                 logits_of(similarity, positive, scale, raised, HARD),
@@ -213,7 +218,10 @@ def gradient_kernel(
                 key_labels[:, None],
                 offs_own[:, None],
                 mask_own[:, None],
-                EXCLUDE_SELF,
+                excluded_ptr,
+                N,
+                num_excluded,
+                EXCLUDES,
             )
             weights = weights_of(
                 logits_of(similarity, positive, scale, raised, HARD),
@@ -264,7 +272,7 @@ def fused_backward(
     """Launch: the wanted gradients of each layer."""
     want_query, want_key, want_scale, want_bias = gradients
     positive_lse = None
-    if critic.kind == "in":
+    if critic.kind == Kind.IN:
         # The contract saves lse alone; what the positives' is takes the forward again.
         _, _, positive_lse = fused_forward(layers, queries, critic)
     grad_loss, grad_lse, boost = boosted(layers.query, grad_loss, grad_lse, 256.0)
@@ -319,6 +327,7 @@ def _launch(
             table,
             queries.labels,
             queries.key_labels,
+            queries.excluded,
             queries.weight,
             layers.query_norms,
             layers.key_norms,
@@ -334,6 +343,7 @@ def _launch(
             *scalars,
             N,
             M,
+            queries.num_excluded,
             per_split,
             size,
             queries.stride_bias,
@@ -341,7 +351,7 @@ def _launch(
             *((0, 0) if grad_lse is None else grad_lse.stride()),
             L,
             OWN_QUERIES=own_queries,
-            **options_of(critic),
+            **options_of(critic, queries),
             NORMALIZE=critic.normalize,
             HAS_KEY_LABELS=queries.key_labels is not None,
             HAS_GRAD_LSE=grad_lse is not None,
@@ -375,7 +385,7 @@ def compilations() -> Iterator[Compilation]:
                 "OWN_QUERIES": own_queries,
                 "KIND": kind,
                 "DECOUPLED": rich and kind == "in",
-                "EXCLUDE_SELF": rich,
+                "EXCLUDES": rich,
                 "HARD": rich,
                 "NORMALIZE": rich,
                 "HAS_KEY_LABELS": True,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack
 from mim4dd.kernels._tiles import RESIDENT_D, TILES, entry, operands, precision_of
-from mim4dd.reference import IGNORE, Critic
+from mim4dd.reference import IGNORE, Critic, Kind
 
 
 class Found(NamedTuple):
@@ -27,11 +27,17 @@ class Queries(NamedTuple):
 
     labels: Tensor  # (N,)
     key_labels: Tensor | None  # (M,)
+    excluded: Tensor | None  # (K, N): those of neighbouring queries lie together
     weight: Tensor  # (N,)
     scale: Tensor  # ()
     raised: Tensor  # (): scale of the negatives
     bias: Tensor | None  # () or (N,)
     stride_bias: int
+
+    @property
+    def num_excluded(self) -> int:
+        """K."""
+        return 0 if self.excluded is None else len(self.excluded)
 
     def without_ignored(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Rows for a product that has no mask: what is ignored may hold NaN, and is made 0."""
@@ -45,6 +51,7 @@ def prepare(
     key: Tensor,
     labels: Tensor,
     key_labels: Tensor | None,
+    excluded: Tensor | None,
     logit_scale: Tensor,
     bias: Tensor | None,
     critic: Critic,
@@ -53,22 +60,31 @@ def prepare(
     """Count the positives where ``weight`` is not known yet, or the bias depends on them."""
     labels = labels.to(torch.int64).contiguous()
     key_labels = None if key_labels is None else key_labels.to(torch.int64).contiguous()
+    if excluded is not None:
+        excluded = excluded.to(torch.int64).T.contiguous()
     stride_bias = 0
-    if weight is None or (critic.kind == "nce" and bias is None):
+    if weight is None or (critic.kind == Kind.NCE and bias is None):
         wide = torch.promote_types(key.dtype, torch.float32)
-        weight, by_count = count(labels, key_labels, len(key), critic, wide)
+        weight, by_count = count(labels, key_labels, excluded, len(key), critic, wide)
         if bias is None:
             bias, stride_bias = by_count, 1
     raised = logit_scale + critic.hardness if critic.hardness else logit_scale
-    return Queries(labels, key_labels, weight.contiguous(), logit_scale, raised, bias, stride_bias)
+    return Queries(
+        labels, key_labels, excluded, weight.contiguous(), logit_scale, raised, bias, stride_bias
+    )
 
 
-def options_of(critic: Critic) -> dict[str, bool | str]:
+def kind_of(critic: Critic) -> str:
+    """The kind as kernels name it; refuses a number that is none."""
+    return Kind(critic.kind).name.lower()
+
+
+def options_of(critic: Critic, queries: Queries) -> dict[str, bool | str]:
     """Compile-time options that every kernel has."""
     return {
-        "KIND": critic.kind,
+        "KIND": kind_of(critic),
         "DECOUPLED": critic.decoupled,
-        "EXCLUDE_SELF": critic.exclude_self,
+        "EXCLUDES": queries.num_excluded > 0,
         "HARD": critic.hardness != 0,
     }
 

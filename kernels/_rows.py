@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -76,12 +77,14 @@ def locate(table_ptr, slab, DIVISOR: tl.constexpr):
 def count_kernel(
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
+    excluded_ptr,  # (K, N), without labels no key twice
     weight_ptr,  # (N,)
     bias_ptr,  # (N,)
     N,
     M,
+    num_excluded,
     HAS_KEY_LABELS: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     DECOUPLED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -102,16 +105,23 @@ def count_kernel(
                 key_labels[None, :],
                 offs_m[None, :],
                 mask_m[None, :],
-                EXCLUDE_SELF,
+                excluded_ptr,
+                N,
+                num_excluded,
+                EXCLUDES,
             )
             num_positives += tl.sum(positive.to(tl.int32), axis=1)
             num_keys += tl.sum(valid.to(tl.int32), axis=1)
     else:
         positive = (labels >= 0) & (labels < M)
         num_keys = tl.zeros((BLOCK_N,), tl.int64) + M
-        if EXCLUDE_SELF:
-            positive = positive & (labels != offs_n)
-            num_keys -= (offs_n < M).to(tl.int64)
+        if EXCLUDES:
+            pointers = excluded_ptr + offs_n
+            for _ in range(0, num_excluded):
+                excluded = tl.load(pointers, mask=offs_n < N, other=IGNORE)
+                pointers += N
+                positive = positive & (labels != excluded)
+                num_keys -= ((excluded >= 0) & (excluded < M)).to(tl.int64)
         num_positives = positive.to(tl.int64)
     num_negatives = num_keys - num_positives
     counted = (labels != IGNORE) & (num_positives > 0)
@@ -124,10 +134,20 @@ def count_kernel(
 
 
 def count(
-    labels: Tensor, key_labels: Tensor | None, M: int, critic: Critic, dtype: torch.dtype
+    labels: Tensor,
+    key_labels: Tensor | None,
+    excluded: Tensor | None,  # (K, N)
+    M: int,
+    critic: Critic,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Launch: positive weight and "nce" bias of each query, each (N,)."""
     N = len(labels)
+    num_excluded = 0 if excluded is None else len(excluded)
+    if excluded is not None and key_labels is None and num_excluded > 1:
+        ordered = excluded.sort(0).values
+        again = F.pad(ordered[1:] == ordered[:-1], (0, 0, 1, 0))
+        excluded = ordered.masked_fill(again, IGNORE.value)
     weight, bias = torch.empty((2, N), dtype=dtype, device=labels.device)
     # Few queries with many keys leave most of the GPU idle: long steps hide the latency.
     BLOCK_N, BLOCK_M = (16, 256) if N > 256 else (1, 4096)
@@ -135,12 +155,14 @@ def count(
         count_kernel[(triton.cdiv(N, BLOCK_N),)](
             labels,
             key_labels,
+            excluded,
             weight,
             bias,
             N,
             M,
+            num_excluded,
             HAS_KEY_LABELS=key_labels is not None,
-            EXCLUDE_SELF=critic.exclude_self,
+            EXCLUDES=num_excluded > 0,
             DECOUPLED=critic.decoupled,
             BLOCK_N=BLOCK_N,
             BLOCK_M=min(BLOCK_M, max(16, triton.next_power_of_2(M))),
@@ -308,7 +330,7 @@ def compilations() -> Iterator[Compilation]:
             ("rows_ptr", "grad_ptr"),
             {"NORMALIZE": True, "HAS_LABELS": True, **rows},
         )
-    flags = {"HAS_KEY_LABELS": True, "EXCLUDE_SELF": True, "DECOUPLED": True}
+    flags = {"HAS_KEY_LABELS": True, "EXCLUDES": True, "DECOUPLED": True}
     flags |= {"num_warps": 8, "enable_fp_fusion": True}
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}

@@ -41,6 +41,7 @@ def tangent_kernel(
     weights_ptr,  # (C, M), may be tangent_ptr: what multiplies their tangents
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
+    excluded_ptr,  # (K, N)
     weight_ptr,  # (N,)
     scale_ptr,  # ()
     raised_ptr,  # (): scale of the negatives
@@ -57,12 +58,13 @@ def tangent_kernel(
     first,
     N,
     M,
+    num_excluded,
     stride_bias,
     stride_loss,
     stride_lse,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
-    EXCLUDE_SELF: tl.constexpr,
+    EXCLUDES: tl.constexpr,
     HARD: tl.constexpr,
     HAS_KEY_LABELS: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr,
@@ -114,8 +116,9 @@ def tangent_kernel(
         for start in range(0, M, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
             _, _, logits, valid, positive = load_pairs(
-                similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
-                offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+                similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
+                offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
+                EXCLUDES, False, HAS_KEY_LABELS,
             )  # fmt: skip
             maximum, total, positive_maximum, positive_total = add_tile(
                 logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
@@ -129,8 +132,9 @@ def tangent_kernel(
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
-            similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
-            offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
+            offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
+            EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
@@ -153,8 +157,9 @@ def tangent_kernel(
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
-            similarity_ptr, key_labels_ptr, similarity_ptr, labels[:, None], offs_n[:, None],
-            offs_m, M, unit[:, None], scale, raised, HARD, EXCLUDE_SELF, False, HAS_KEY_LABELS,
+            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
+            offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
+            EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
@@ -229,6 +234,7 @@ def tangent_pass(
                 weights,
                 queries.labels,
                 queries.key_labels,
+                queries.excluded,
                 queries.weight,
                 queries.scale,
                 queries.raised,
@@ -245,10 +251,11 @@ def tangent_pass(
                 first,
                 N,
                 M,
+                queries.num_excluded,
                 queries.stride_bias,
                 grad_loss.stride(0),
                 0 if grad_lse is None else grad_lse.stride(0),
-                **options_of(critic),
+                **options_of(critic, queries),
                 HAS_KEY_LABELS=queries.key_labels is not None,
                 HAS_GRAD_LSE=grad_lse is not None,
                 HAS_TANGENT_BIAS=tangent_bias is not None,
@@ -277,7 +284,7 @@ def compilations() -> Iterator[Compilation]:
             constants = {
                 "KIND": kind,
                 "DECOUPLED": kind == "in",
-                "EXCLUDE_SELF": True,
+                "EXCLUDES": True,
                 "HARD": True,
                 "HAS_KEY_LABELS": True,
                 "HAS_GRAD_LSE": kind == "in",

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mim4dd._checks import Reduction
 from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _tangent
 from mim4dd.kernels._ahead_of_time import Compilation
 from mim4dd.kernels._chunked import chunk_pass
@@ -20,8 +19,8 @@ from mim4dd.kernels._gradient import fused_backward
 from mim4dd.kernels._inputs import Found, packed, prepare
 from mim4dd.kernels._tangent import tangent_pass
 from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
-from mim4dd.ops._reduction import count_queries, reduce_queries
-from mim4dd.reference import Critic
+from mim4dd.ops._reduction import Reduce, count_queries, reduce_queries
+from mim4dd.reference import Critic, Kind
 
 SMALL = 2**27  # multiply-adds that cost less than the launches of the chunked back-end
 
@@ -38,21 +37,21 @@ def contrastive(
     key: Sequence[Tensor],  # L layers of (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor | None,  # (M,)
+    excluded: Tensor | None,  # (N, K)
     logit_scale: Tensor,  # ()
     bias: Tensor | None,  # ()
-    kind: str,
+    kind: int,
     decoupled: bool,
-    exclude_self: bool,
     hardness: float,
     normalize: bool,
-    reduction: Reduction,
+    reduction: int,
     gradients: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """Reduced loss (L,) and the number of its queries, loss and lse (L, N), positive weight (N,),
     gradients of the summed losses.
     """
-    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
-    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic)
+    critic = Critic(Kind(kind), decoupled, hardness, normalize)
+    queries = prepare(key[0], labels, key_labels, excluded, logit_scale, bias, critic)
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
     loss, lse = queries.weight.new_empty(2, len(query), len(labels))
     found = [Found()] * len(query)
@@ -70,7 +69,9 @@ def contrastive(
                 query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None
             )
     count = count_queries(queries.weight)
-    reduced = loss.new_empty(0) if reduction == "none" else reduce_queries(loss, count, reduction)
+    reduced = loss.new_empty(0)
+    if (how := Reduce(reduction)) != Reduce.NONE:
+        reduced = reduce_queries(loss, count, how)
     return reduced, count, loss, lse, queries.weight, in_order(found, gradients)
 
 
@@ -79,11 +80,11 @@ def contrastive_bwd(
     key: Sequence[Tensor],  # L layers of (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor | None,  # (M,)
+    excluded: Tensor | None,  # (N, K)
     logit_scale: Tensor,  # ()
     bias: Tensor | None,  # ()
-    kind: str,
+    kind: int,
     decoupled: bool,
-    exclude_self: bool,
     hardness: float,
     normalize: bool,
     lse: Tensor,  # (L, N)
@@ -93,8 +94,10 @@ def contrastive_bwd(
     gradients: Sequence[bool],
 ) -> list[Tensor]:
     """The wanted of grad_query and grad_key of each layer, grad_scale and grad_bias (L,)."""
-    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
-    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
+    critic = Critic(Kind(kind), decoupled, hardness, normalize)
+    queries = prepare(
+        key[0], labels, key_labels, excluded, logit_scale, bias, critic, positive_weight
+    )
     lse = lse.contiguous()
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
     found = [Found()] * len(query)
@@ -121,11 +124,11 @@ def contrastive_bwd_bwd(
     key: Sequence[Tensor],  # L layers of (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor | None,  # (M,)
+    excluded: Tensor | None,  # (N, K)
     logit_scale: Tensor,  # ()
     bias: Tensor | None,  # ()
-    kind: str,
+    kind: int,
     decoupled: bool,
-    exclude_self: bool,
     hardness: float,
     normalize: bool,
     lse: Tensor,  # (L, N)
@@ -142,8 +145,10 @@ def contrastive_bwd_bwd(
 
     Chunked for every D. Rows are given as they are compared, so ``normalize`` is False.
     """
-    critic = Critic(kind, decoupled, exclude_self, hardness, normalize)
-    queries = prepare(key[0], labels, key_labels, logit_scale, bias, critic, positive_weight)
+    critic = Critic(Kind(kind), decoupled, hardness, normalize)
+    queries = prepare(
+        key[0], labels, key_labels, excluded, logit_scale, bias, critic, positive_weight
+    )
     lse = lse.contiguous()
     grad_grad_loss, grad_grad_lse = torch.empty_like(lse), torch.empty_like(lse)
     found = [

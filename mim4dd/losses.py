@@ -21,7 +21,7 @@ from mim4dd.ops._contrastive import (
     evaluate,
     positives_of,
 )
-from mim4dd.reference import IGNORE, Critic
+from mim4dd.reference import IGNORE, Critic, Kind
 
 __all__ = ["InfoNCELoss", "MIM4DDLoss", "NCELoss", "SupConLoss"]
 
@@ -57,7 +57,7 @@ class _ContrastiveLoss(nn.Module):
         )
 
     def _evaluate(
-        self, layers: Layers, positives: Positives, kind: str, bias: Tensor | float | None = None
+        self, layers: Layers, positives: Positives, kind: Kind, bias: Tensor | float | None = None
     ) -> Tensor:
         """The reduced loss, with the results that stand beside it stored."""
         logit_scale = as_logit_scale(layers, self.temperature, None)
@@ -66,9 +66,9 @@ class _ContrastiveLoss(nn.Module):
             layers, positives, logit_scale, as_bias(layers, bias), critic, self.reduction, None
         )
         self.loss_per_query = contrast.loss.detach()
-        if kind != "out":  # the bound needs InfoNCE of the same pairs, whose negatives are marginal
+        if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
-                critic = critic._replace(kind="out")
+                critic = critic._replace(kind=Kind.OUT)
                 _, contrast = evaluate(layers, positives, logit_scale, None, critic, "none", None)
         # Copies: the caller may fill the same labels anew before the bound is asked for.
         labels, key_labels = positives
@@ -122,7 +122,7 @@ class InfoNCELoss(_ContrastiveLoss):
         """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
         layers = as_layers(query, key)
         positives = positives_of(layers, positive_index, labels, key_labels)
-        return self._evaluate(layers, positives, "out")
+        return self._evaluate(layers, positives, Kind.OUT)
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -164,7 +164,8 @@ class SupConLoss(_ContrastiveLoss):
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
         layers = as_layers(query, key)
-        return self._evaluate(layers, by_label(layers, labels, key_labels), self.variant)
+        kind = Kind[self.variant.upper()]
+        return self._evaluate(layers, by_label(layers, labels, key_labels), kind)
 
 
 class NCELoss(_ContrastiveLoss):
@@ -207,7 +208,7 @@ class NCELoss(_ContrastiveLoss):
         """The reduced loss; arguments as in :func:`mim4dd.nce`."""
         layers = as_layers(query, key)
         positives = by_label(layers, labels, key_labels)
-        return self._evaluate(layers, positives, "nce", self.bias)
+        return self._evaluate(layers, positives, Kind.NCE, self.bias)
 
 
 class MIM4DDLoss(nn.Module):

@@ -8,20 +8,20 @@ import torch
 from torch.library import opcheck
 
 from mim4dd import clip_loss, info_nce, reference
-from mim4dd.ops._reduction import reduced_loss
+from mim4dd.ops._reduction import Reduce, reduced_loss
 from mim4dd.ops.contrastive import contrastive, reduced_contrastive
-from mim4dd.reference import Contrast, Critic
+from mim4dd.reference import Contrast, Critic, Kind
 
-SOFTMAX = [Critic(kind, decoupled) for kind in ("out", "in") for decoupled in (False, True)]
-CRITICS = [*SOFTMAX, Critic("nce")]
+SOFTMAX = [Critic(kind, decoupled) for kind in (Kind.OUT, Kind.IN) for decoupled in (False, True)]
+CRITICS = [*SOFTMAX, Critic(Kind.NCE)]
 # Every pair of options occurs with every critic; all combinations would be eight times as many.
 OPTIONS = [
-    {"exclude_self": own, "hardness": hardness, "normalize": normalize}
-    for own, hardness, normalize in [
-        (False, 0.0, False),
-        (True, 0.5, False),
-        (True, 0.0, True),
-        (False, 0.5, True),
+    ({"hardness": hardness, "normalize": normalize}, num_excluded)
+    for hardness, normalize, num_excluded in [
+        (0.0, False, 0),
+        (0.5, False, 1),
+        (0.0, True, 4),
+        (0.5, True, 0),
     ]
 ]
 
@@ -29,8 +29,10 @@ OPTIONS = [
 class Problem:
     """Random inputs in float64 for one call, with two layers of different size."""
 
-    def __init__(self, critic, by_index, ignoring, spread, device, n=13, m=19, sizes=(5, 3)):
-        self.critic, m = critic, n if critic.exclude_self else m
+    def __init__(
+        self, critic, by_index, ignoring, spread, device, n=13, m=19, sizes=(5, 3), num_excluded=0
+    ):
+        self.critic = critic
         new = {"dtype": torch.float64, "device": device}
         self.query = [(spread * torch.randn(n, d, **new)).requires_grad_() for d in sizes]
         self.key = [torch.randn(m, d, **new).requires_grad_() for d in sizes]
@@ -40,43 +42,41 @@ class Problem:
             self.labels[torch.rand(n, device=device) < 0.2] = reference.IGNORE
             if not by_index:
                 self.key_labels[torch.rand(m, device=device) < 0.2] = reference.IGNORE
+        self.excluded = None
+        if num_excluded:  # itself, where there is such a key, and others, some of them twice
+            self.excluded = torch.randint(-1, m, (n, num_excluded), device=device)
+            own = torch.arange(n, device=device)
+            self.excluded[:, 0] = own.where(own < m, -1)
         self.logit_scale = torch.tensor(1.5, **new, requires_grad=True)
         self.bias = None
-        if critic.kind == "nce" and by_index:
+        if critic.kind == Kind.NCE and by_index:
             self.bias = torch.tensor(-0.7, **new, requires_grad=True)
         shared = [self.logit_scale, *([] if self.bias is None else [self.bias])]
         self.inputs = [*self.query, *self.key, *shared]
         self.upstream = [torch.randn(len(sizes), n, **new).requires_grad_() for _ in range(2)]
         self.tangents = [torch.randn_like(tensor) for tensor in self.inputs]
 
+    @property
+    def shared(self):
+        return self.labels, self.key_labels, self.excluded, self.logit_scale, self.bias
+
     def reference(self, _uniform=False):
         of_layers = [
-            reference.contrastive(
-                q, k, self.labels, self.key_labels, self.logit_scale, self.bias, self.critic
-            )
+            reference.contrastive(q, k, *self.shared, self.critic)
             for q, k in zip(self.query, self.key, strict=True)
         ]
         loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
         return Contrast(loss, lse, of_layers[0].positive_weight)
 
     def op(self, uniform=False):
-        return contrastive(
-            self.query,
-            self.key,
-            self.labels,
-            self.key_labels,
-            self.logit_scale,
-            self.bias,
-            self.critic,
-            uniform=uniform,
-        )
+        return contrastive(self.query, self.key, *self.shared, self.critic, uniform=uniform)
 
     def derivatives(self, contrast):
         """Gradients for both outputs and any upstream, and those of their sum along tangents."""
         loss, lse, _ = contrast
         on_loss, on_lse = self.upstream
         total = (loss * on_loss).sum()
-        if lse.requires_grad and self.critic.kind != "nce":
+        if lse.requires_grad and self.critic.kind != Kind.NCE:
             total = total + lse.where(lse.isfinite(), 0).mul(on_lse).sum()
         first = torch.autograd.grad(total, self.inputs, create_graph=True)
         along = sum((g * t).sum() for g, t in zip(first, self.tangents, strict=True))
@@ -102,17 +102,21 @@ def assert_same(actual, expected):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9 * (1 + scale))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
-def test_values_and_derivatives(critic, options, device):
+@pytest.mark.parametrize(("options", "num_excluded"), OPTIONS, ids=str)
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind.name}-{c.decoupled}")
+def test_values_and_derivatives(critic, options, num_excluded, device):
     critic = critic._replace(**options)
     # With rows of this length no shift is needed, with those 60 times as long it is.
     for by_index, ignoring, spread in itertools.product((False, True), (False, True), (1, 60)):
-        problem = Problem(critic, by_index, ignoring, spread, device)
-        expected = problem.reference()
-        actual = problem.op()
-        assert_same(actual, expected)
-        assert_same(problem.derivatives(actual), problem.derivatives(expected))
+        # More keys than queries, and fewer.
+        for m in (19, 11):
+            problem = Problem(
+                critic, by_index, ignoring, spread, device, m=m, num_excluded=num_excluded
+            )
+            expected = problem.reference()
+            actual = problem.op()
+            assert_same(actual, expected)
+            assert_same(problem.derivatives(actual), problem.derivatives(expected))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_products_of_every_shape(queries, keys, device):
     assert_same(problem.derivatives(actual), problem.derivatives(expected))
 
 
-@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind.name}-{c.decoupled}")
 def test_gradients_formed_along_with_the_losses(critic, device):
     """As they are where the upstream gradient is the same for every query of a layer."""
     problem = Problem(critic, False, True, 1, device)
@@ -145,10 +149,7 @@ def test_gradients_formed_along_with_the_losses(critic, device):
 def test_what_comes_through_the_reduced_and_the_single_losses(reduction, by_rules, device):
     """Both ways at once, either one alone, and with a second derivative."""
     problem = Problem(Critic(), False, True, 1, device)
-    pairs = (
-        *(problem.query, problem.key, problem.labels, problem.key_labels),
-        *(problem.logit_scale, problem.bias),
-    )
+    pairs = (problem.query, problem.key, *problem.shared)
     factor = torch.randn(2, dtype=torch.float64, device=device)
 
     def derivatives(reduced, loss):
@@ -162,7 +163,9 @@ def test_what_comes_through_the_reduced_and_the_single_losses(reduction, by_rule
     expected = problem.reference()
     if by_rules:
         wanted = [True, True, True, False]
-        outputs = torch.ops.mim4dd.contrastive(*pairs, *problem.critic, reduction, wanted)
+        outputs = torch.ops.mim4dd.contrastive(
+            *pairs, *problem.critic, Reduce[reduction.upper()], wanted
+        )
         reduced, loss = outputs[0], outputs[2]
     else:
         reduced, contrast = reduced_contrastive(*pairs, problem.critic, reduction)
@@ -215,7 +218,7 @@ def test_what_is_ignored_may_hold_anything(device):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind}-{c.decoupled}")
+@pytest.mark.parametrize("critic", CRITICS, ids=lambda c: f"{c.kind.name}-{c.decoupled}")
 @pytest.mark.parametrize("spread", [1, 1000])
 def test_non_finite_keys_reach_every_query(critic, bad, spread, device):
     problem = Problem(critic, False, False, spread, device)
@@ -261,7 +264,7 @@ def extreme_inputs(extreme, device, n=96, d=24):
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("kind", ["out", "in", "nce"])
+@pytest.mark.parametrize("kind", Kind)
 def test_no_less_exact_than_plain_torch(extreme, kind, device):
     """In float32, by the root mean square over draws: in one draw, rounding is a matter of luck."""
     critic = Critic(kind)
@@ -269,7 +272,7 @@ def test_no_less_exact_than_plain_torch(extreme, kind, device):
     def run(inputs, upstream, dtype, plain):
         query, key, labels, scale = inputs
         leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (query, key)]
-        pairs = labels, labels, torch.tensor(scale, dtype=dtype, device=device), None, critic
+        pairs = labels, labels, None, torch.tensor(scale, dtype=dtype, device=device), None, critic
         if plain:
             loss = reference.contrastive(*leaves, *pairs).loss
         else:
@@ -288,7 +291,7 @@ def test_no_less_exact_than_plain_torch(extreme, kind, device):
             pairs = zip(actual, exact, strict=True)
             errors += torch.stack([(a - e).square().sum().cpu() for a, e in pairs])
     rounding = torch.full((3,), 1e-6, dtype=torch.float64)
-    if kind == "in" and extreme == "large":
+    if kind == Kind.IN and extreme == "large":
         # Its gradients vanish but for one weight in a few draws, where nothing averages out by how
         # much rounding a logit moves it.
         rounding[1:] = torch.finfo(torch.float32).eps * inputs[-1]
@@ -304,8 +307,9 @@ def test_half_precision_is_computed_in_float32(dtype, normalize, device):
     labels = torch.randint(4, (40,), device=device)
     critic = Critic(normalize=normalize)
     wide = [tensor.detach().float().requires_grad_() for tensor in (query, key)]
-    expected = contrastive([wide[0]], [wide[1]], labels, labels, scale, None, critic, uniform=True)
-    actual = contrastive([query], [key], labels, labels, scale, None, critic, uniform=True)
+    shared = labels, labels, None, scale, None, critic
+    expected = contrastive([wide[0]], [wide[1]], *shared, uniform=True)
+    actual = contrastive([query], [key], *shared, uniform=True)
     assert actual.loss.dtype == torch.float32
     torch.testing.assert_close(actual.loss, expected.loss)
     for a, e in zip(
@@ -327,17 +331,16 @@ def test_the_same_bits_every_time(uniform, device):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-@pytest.mark.parametrize("critic", [Critic(), Critic("in", normalize=True), Critic("nce")], ids=str)
+@pytest.mark.parametrize(
+    "critic", [Critic(), Critic(Kind.IN, normalize=True), Critic(Kind.NCE)], ids=str
+)
 def test_registration(critic, device):
-    problem = Problem(critic, False, False, 1, device)
-    pairs = (
-        *(problem.query, problem.key, problem.labels, problem.key_labels),
-        *(problem.logit_scale, problem.bias),
-    )
+    problem = Problem(critic, False, False, 1, device, num_excluded=2)
+    pairs = (problem.query, problem.key, *problem.shared)
     ops = torch.ops.mim4dd
-    for reduction in ("mean", "sum", "none"):
+    for reduction in Reduce:
         opcheck(ops.contrastive.default, (*pairs, *critic, reduction, [True, True, True, False]))
-    opcheck(ops.contrastive.default, (*pairs, *critic, "mean", [False] * 4))
+    opcheck(ops.contrastive.default, (*pairs, *critic, Reduce.MEAN, [False] * 4))
     with torch.no_grad():
         _, lse, weight = problem.op()
     saved = (lse, weight, problem.upstream[0].detach(), problem.upstream[1].detach())
@@ -356,8 +359,8 @@ def test_registration(critic, device):
         ops.contrastive_bwd_bwd.default,
         (
             *detached,
-            *pairs[2:4],
-            pairs[4].detach(),
+            *pairs[2:5],
+            pairs[5].detach(),
             None,
             *critic,
             *saved,
@@ -457,7 +460,7 @@ def test_tangents_of_another_shape_are_refused():
     for tangents in (([rows], [rows[:2]]), ([rows[:, :1]], [rows])):
         with pytest.raises(RuntimeError, match=r"tangent|hold query"):
             torch.ops.mim4dd.contrastive_bwd_bwd(
-                *([rows], [rows], torch.arange(5), None, torch.tensor(1.0), None, *Critic()),
+                *([rows], [rows], torch.arange(5), None, None, torch.tensor(1.0), None, *Critic()),
                 *(torch.zeros(1, 5), torch.ones(5), torch.ones(1, 5), None),
                 *(*tangents, zeros, zeros, [True, True, False, False]),
             )

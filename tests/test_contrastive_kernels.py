@@ -6,32 +6,40 @@ import torch
 from tolerance import TOLERANCE, assert_no_worse
 
 from mim4dd import reference
-from mim4dd.reference import Critic
+from mim4dd.ops._reduction import Reduce
+from mim4dd.reference import Critic, Kind
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# With the number of keys that each query leaves out.
 CRITICS = [
-    Critic(),
-    Critic(decoupled=True),
-    Critic(exclude_self=True, hardness=0.5),
-    Critic(normalize=True),
-    Critic("in"),
-    Critic("in", decoupled=True, exclude_self=True, hardness=0.3, normalize=True),
-    Critic("nce"),
-    Critic("nce", exclude_self=True, hardness=0.4, normalize=True),
+    (Critic(), 0),
+    (Critic(decoupled=True), 3),
+    (Critic(hardness=0.5), 1),
+    (Critic(normalize=True), 0),
+    (Critic(Kind.IN), 2),
+    (Critic(Kind.IN, decoupled=True, hardness=0.3, normalize=True), 1),
+    (Critic(Kind.NCE), 0),
+    (Critic(Kind.NCE, hardness=0.4, normalize=True), 4),
 ]
 SECOND_ORDER = [
-    Critic(),
-    Critic(decoupled=True, exclude_self=True, hardness=0.5),
-    Critic("in", hardness=0.3),
-    Critic("in", decoupled=True),
-    Critic("nce", exclude_self=True),
-    Critic("nce", hardness=0.4),
+    (Critic(), 0),
+    (Critic(decoupled=True, hardness=0.5), 1),
+    (Critic(Kind.IN, hardness=0.3), 3),
+    (Critic(Kind.IN, decoupled=True), 0),
+    (Critic(Kind.NCE), 2),
+    (Critic(Kind.NCE, hardness=0.4), 0),
 ]
 
 
-def name(critic):
-    options = [field for field in critic._fields[1:] if getattr(critic, field)]
-    return "-".join([critic.kind, *options])
+def name(value):
+    if not isinstance(value, Critic):
+        return str(value)
+    options = [field for field in value._fields[1:] if getattr(value, field)]
+    return "-".join([value.kind.name.lower(), *options])
+
+
+def with_critic(critics):
+    return pytest.mark.parametrize(("critic", "num_excluded"), critics, ids=name)
 
 
 @pytest.fixture(params=["fused", "chunked"])
@@ -55,7 +63,9 @@ def backend_chunks(monkeypatch):
 class Case:
     """Inputs of one call, with upstream gradients that differ from row to row."""
 
-    def __init__(self, sizes, dtype, device, *, by_index=False, bias=None, scale=1.7):
+    def __init__(
+        self, sizes, dtype, device, *, num_excluded=0, by_index=False, bias=None, scale=1.7
+    ):
         n, m, dims = sizes
         wide = torch.promote_types(dtype, torch.float32)
         rows = {"device": device, "dtype": wide}
@@ -66,14 +76,18 @@ class Case:
         self.key_labels = torch.randint(-1, 4, (m,), device=device)
         if by_index:
             self.labels, self.key_labels = torch.randint(-1, m + 1, (n,), device=device), None
+        self.excluded = None
+        if num_excluded:  # itself, where there is such a key, and others, some of them twice
+            self.excluded = torch.randint(-1, m, (n, num_excluded), device=device)
+            self.excluded[:, 0] = torch.arange(n).where(torch.arange(n) < m, -1)
         self.scale = torch.tensor(scale, **rows)
         self.bias = None if bias is None else torch.tensor(bias, **rows)
         self.grad_loss = torch.randn(len(dims), n, **rows)
         self.grad_lse = torch.randn(len(dims), n, **rows)
 
     def call(self, function, critic, *others):
-        scalars = (self.labels, self.key_labels, self.scale, self.bias)
-        return function(self.query, self.key, *scalars, *critic, *others)
+        shared = (self.labels, self.key_labels, self.excluded, self.scale, self.bias)
+        return function(self.query, self.key, *shared, *critic, *others)
 
     def leaves(self, dtype):
         """query…, key…, scale[, bias], to differentiate by."""
@@ -85,10 +99,8 @@ class Case:
         L = len(self.query)
         query, key, scale = leaves[:L], leaves[L : 2 * L], leaves[2 * L]
         bias = leaves[-1] if self.bias is not None else None
-        layers = [
-            reference.contrastive(q, k, self.labels, self.key_labels, scale, bias, critic)
-            for q, k in zip(query, key, strict=True)
-        ]
+        shared = (self.labels, self.key_labels, self.excluded, scale, bias, critic)
+        layers = [reference.contrastive(q, k, *shared) for q, k in zip(query, key, strict=True)]
         loss, lse = (torch.stack([getattr(layer, f) for layer in layers]) for f in ("loss", "lse"))
         return loss, lse, layers[0].positive_weight
 
@@ -111,7 +123,7 @@ def run(case, critic, wanted=None, grad_lse=True):
     """(loss, lse, weight) and the gradients wanted, by default all."""
     from mim4dd.kernels import contrastive as kernels
 
-    *_, loss, lse, weight, _ = case.call(kernels.contrastive, critic, "none", [False] * 4)
+    *_, loss, lse, weight, _ = case.call(kernels.contrastive, critic, Reduce.NONE, [False] * 4)
     wanted = wanted or [True, True, True, case.bias is not None]
     upstream = (case.grad_loss, case.grad_lse if grad_lse else None)
     grads = case.call(kernels.contrastive_bwd, critic, lse, weight, *upstream, wanted)
@@ -183,7 +195,7 @@ def check_second_order(case, critic):
 
     L = len(case.query)
     tangents = [torch.randn_like(leaf) for leaf in case.leaves(None)]
-    *_, lse, weight, _ = case.call(kernels.contrastive, critic, "none", [False] * 4)
+    *_, lse, weight, _ = case.call(kernels.contrastive, critic, Reduce.NONE, [False] * 4)
     loss, grad_lse, grads = case.call(
         kernels.contrastive_bwd_bwd,
         critic,
@@ -204,27 +216,30 @@ def check_second_order(case, critic):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("critic", CRITICS, ids=name)
-def test_values_and_gradients(critic, dtype, backend, kernel_device):
-    bias = 0.3 if critic == CRITICS[-1] else None
-    check(Case((18, 35, [19]), dtype, kernel_device, bias=bias), critic)
+@with_critic(CRITICS)
+def test_values_and_gradients(critic, num_excluded, dtype, backend, kernel_device):
+    options = {"num_excluded": num_excluded, "bias": 0.3 if critic == CRITICS[-1][0] else None}
+    check(Case((18, 35, [19]), dtype, kernel_device, **options), critic)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("critic", SECOND_ORDER, ids=name)
-def test_second_order(critic, dtype, kernel_device, backend_chunks):
-    bias = 0.3 if critic == SECOND_ORDER[-1] else None
-    check_second_order(Case((9, 21, [7, 12]), dtype, kernel_device, bias=bias), critic)
+@with_critic(SECOND_ORDER)
+def test_second_order(critic, num_excluded, dtype, kernel_device, backend_chunks):
+    options = {"num_excluded": num_excluded, "bias": 0.3 if critic == SECOND_ORDER[-1][0] else None}
+    check_second_order(Case((9, 21, [7, 12]), dtype, kernel_device, **options), critic)
 
 
-@pytest.mark.parametrize("critic", [Critic(), Critic("in"), Critic("nce")], ids=name)
-def test_positives_by_index(critic, backend, kernel_device):
-    case = Case((18, 35, [5]), torch.float32, kernel_device, by_index=True)
-    check(case, critic._replace(exclude_self=True))
+@pytest.mark.parametrize("num_excluded", [1, 5])
+@pytest.mark.parametrize(
+    "critic", [Critic(), Critic(Kind.IN, decoupled=True), Critic(Kind.NCE)], ids=name
+)
+def test_positives_by_index(critic, num_excluded, backend, kernel_device):
+    options = {"num_excluded": num_excluded, "by_index": True}
+    check(Case((18, 7, [5]), torch.float32, kernel_device, **options), critic)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("critic", [Critic("in"), Critic(normalize=True)], ids=name)
+@pytest.mark.parametrize("critic", [Critic(Kind.IN), Critic(normalize=True)], ids=name)
 def test_layers_of_any_width_in_one_call(critic, dtype, kernel_device):
     # A unit row of one column has no gradient but what rounding leaves.
     narrowest = 2 if critic.normalize else 1
@@ -238,16 +253,18 @@ def test_wide_layers_are_chunked_beside_narrow_ones(kernel_device, monkeypatch):
     check(Case((9, 13, [8, 20, 4]), torch.float32, kernel_device), Critic())
 
 
-@pytest.mark.parametrize("critic", [Critic("in"), Critic("nce")], ids=name)
+@pytest.mark.parametrize("critic", [Critic(Kind.IN), Critic(Kind.NCE)], ids=name)
 def test_the_reduced_loss_and_the_gradients_of_the_sum_come_along(critic, backend, kernel_device):
     from mim4dd.kernels import contrastive as kernels
 
     case = Case((9, 13, [8, 20]), torch.float64, kernel_device)
     wanted = [True, True, True, False]
-    mean, count, loss, _, weight, actual = case.call(kernels.contrastive, critic, "mean", wanted)
+    mean, count, loss, _, weight, actual = case.call(
+        kernels.contrastive, critic, Reduce.MEAN, wanted
+    )
     assert count == weight.count_nonzero()
     torch.testing.assert_close(mean, loss.sum(1) / count)
-    total, *_ = case.call(kernels.contrastive, critic, "sum", [False] * 4)
+    total, *_ = case.call(kernels.contrastive, critic, Reduce.SUM, [False] * 4)
     torch.testing.assert_close(total, loss.sum(1))
     case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
     _, _, exact = first_order(case, critic, torch.float64)
@@ -255,13 +272,13 @@ def test_the_reduced_loss_and_the_gradients_of_the_sum_come_along(critic, backen
         assert_no_worse(a, e, e)
 
 
-@pytest.mark.parametrize("critic", CRITICS, ids=name)
-def test_few_rows_are_split_among_programs(critic, kernel_device, monkeypatch):
+@with_critic(CRITICS)
+def test_few_rows_are_split_among_programs(critic, num_excluded, kernel_device, monkeypatch):
     from mim4dd.kernels import _inputs
 
     monkeypatch.setattr(_inputs, "num_multiprocessors", lambda device: 8)
     for shape in ((5, 400, [6]), (300, 5, [6])):
-        check(Case(shape, torch.float32, kernel_device), critic)
+        check(Case(shape, torch.float32, kernel_device, num_excluded=num_excluded), critic)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +308,7 @@ def test_strides_beyond_32_bits(kernel_device):
     check(case, Critic())
 
 
-@pytest.mark.parametrize("critic", CRITICS, ids=name)
+@with_critic(CRITICS)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -303,14 +320,14 @@ def test_strides_beyond_32_bits(kernel_device):
     ],
     ids=["one class", "two classes", "one member", "mostly ignored", "nothing"],
 )
-def test_labels(labels, critic, kernel_device):
-    case = Case((6, 7, [4]), torch.float64, kernel_device)
+def test_labels(labels, critic, num_excluded, kernel_device):
+    case = Case((6, 7, [4]), torch.float64, kernel_device, num_excluded=num_excluded)
     case.labels, case.key_labels = (torch.tensor(part, device=kernel_device) for part in labels)
     check(case, critic)
 
 
 @pytest.mark.parametrize(
-    "critic", [Critic(), Critic("in", decoupled=True), Critic("nce")], ids=name
+    "critic", [Critic(), Critic(Kind.IN, decoupled=True), Critic(Kind.NCE)], ids=name
 )
 def test_what_is_ignored_may_hold_anything(critic, backend, kernel_device):
     case = Case((7, 11, [6]), torch.float32, kernel_device)
@@ -325,20 +342,22 @@ def test_what_is_ignored_may_hold_anything(critic, backend, kernel_device):
         case.query[0][2], case.key[0][5] = 1.0, 1.0
 
 
-@pytest.mark.parametrize("critic", [CRITICS[i] for i in (1, 3, 4, 7)], ids=name)
+@with_critic([CRITICS[i] for i in (1, 3, 4, 7)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_key_reaches_every_row(bad, critic, backend, kernel_device):
-    case = Case((8, 5, [3]), torch.float32, kernel_device)
+def test_a_bad_key_reaches_every_row(bad, critic, num_excluded, backend, kernel_device):
+    case = Case((8, 5, [3]), torch.float32, kernel_device, num_excluded=num_excluded)
     case.labels = torch.tensor([1, 1, 2, 2, 0, 0, 3, 3], device=kernel_device)
     case.key_labels = torch.tensor([0, 1, 2, 3, 1], device=kernel_device)
     case.key[0][4, 1] = bad
     (loss, _, _), (grad_query, grad_key, grad_scale) = run(case, critic)
     used = torch.ones(8, dtype=torch.bool, device=kernel_device)
-    used[4] = not critic.exclude_self  # for row 4, key 4 is itself
+    if case.excluded is not None:
+        used &= (case.excluded != 4).all(1)
     assert loss[0, used].isnan().all()
     assert grad_query[used].isnan().any(1).all()
     assert grad_key[4].isnan().any()
     assert grad_scale.isnan()
+    assert loss[0, ~used].isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
@@ -350,7 +369,7 @@ def test_a_scale_of_no_temperature_gives_nan(scale, kernel_device):
     assert grad_query.isnan().all()
 
 
-@pytest.mark.parametrize("critic", [Critic(), Critic("in"), Critic("nce")], ids=name)
+@pytest.mark.parametrize("critic", [Critic(), Critic(Kind.IN), Critic(Kind.NCE)], ids=name)
 def test_large_logits_and_duplicated_keys(critic, backend, kernel_device):
     case = Case((9, 12, [8]), torch.float32, kernel_device, scale=2.0**12)
     # On a grid, so that float32 holds every logit exactly: else the gradients carry the rounding of
@@ -389,7 +408,7 @@ def test_squared_norms_may_overflow(backend, kernel_device):
 
 def test_only_what_is_wanted(backend, kernel_device):
     case = Case((6, 5, [3, 4]), torch.float32, kernel_device, bias=0.1)
-    critic = Critic("nce")
+    critic = Critic(Kind.NCE)
     _, (q0, q1, k0, k1, scale, bias) = run(case, critic, [True] * 4)
     every = {0: [q0, q1], 1: [k0, k1], 2: [scale], 3: [bias]}
     for wanted in (
@@ -413,7 +432,7 @@ def test_without_a_gradient_of_lse(backend, kernel_device):
 
 def test_the_same_bits_every_time(backend, kernel_device):
     case = Case((33, 40, [16]), torch.float32, kernel_device)
-    first, second = run(case, Critic("in")), run(case, Critic("in"))
+    first, second = run(case, Critic(Kind.IN)), run(case, Critic(Kind.IN))
     for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
         assert torch.equal(a, b)
 

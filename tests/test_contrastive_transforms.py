@@ -179,7 +179,15 @@ def test_autocast_changes_nothing():
     scale = torch.tensor(3.0)
     with torch.autocast("cpu", torch.bfloat16):
         actual = contrastive(
-            [query], [key], torch.arange(6), None, scale, None, reference.Critic(), uniform=False
+            [query],
+            [key],
+            torch.arange(6),
+            None,
+            None,
+            scale,
+            None,
+            reference.Critic(),
+            uniform=False,
         )
         gradient = torch.autograd.grad(actual.loss.sum(), query)
     expected = F.cross_entropy(scale * query @ key.T, torch.arange(6), reduction="none")

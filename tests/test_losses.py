@@ -167,6 +167,7 @@ def expected_bound(critic, px, py, num_keys):
                 torch.eye(values, dtype=torch.float64)[list(keys)],
                 labels,
                 torch.tensor(key_labels),
+                None,
                 torch.tensor(1.0, dtype=torch.float64),
             ).loss
             # Each class once, its queries weighted by how probable they are in it.

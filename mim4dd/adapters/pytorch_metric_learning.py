@@ -13,6 +13,7 @@ from mim4dd.ops._contrastive import (
     as_logit_scale,
     by_label,
 )
+from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.ops.contrastive import contrastive
 from mim4dd.reference import Contrast, Critic
 
@@ -62,12 +63,11 @@ class _LabelledLoss(nn.Module):
         raise NotImplementedError
 
     def _contrast(
-        self, layers: Layers, positives: Positives, critic: Critic, uniform: bool
+        self, layers: Layers, positives: Positives, critic: Critic, alone: bool, uniform: bool
     ) -> Contrast:
         scale = as_logit_scale(layers, self.temperature, None)
-        return contrastive(
-            layers.query, layers.key, *positives, scale, None, critic, uniform=uniform
-        )
+        shared = *positives, excluded_keys(layers, alone, None, None), scale, None, critic
+        return contrastive(layers.query, layers.key, *shared, uniform=uniform)
 
 
 def _without_ignored(positives: Positives) -> Positives:
@@ -97,8 +97,8 @@ class SupConLoss(_LabelledLoss):
         super().__init__(temperature)
 
     def _of(self, layers: Layers, positives: Positives, alone: bool) -> Tensor:
-        critic = Critic("out", exclude_self=alone, normalize=True)
-        contrast = self._contrast(layers, positives, critic, uniform=True)
+        critic = Critic(normalize=True)
+        contrast = self._contrast(layers, positives, critic, alone, uniform=True)
         # Exact losses are zero without a positive alone; computed ones also where they underflow.
         num_queries = (contrast.positive_weight > 0).sum().clamp(min=1)
         classes = torch.cat([labels for labels in positives if labels is not None])
@@ -130,8 +130,8 @@ class NTXentLoss(_LabelledLoss):
         super().__init__(temperature)
 
     def _of(self, layers: Layers, positives: Positives, alone: bool) -> Tensor:
-        critic = Critic(decoupled=True, exclude_self=alone, normalize=True)
-        lse = self._contrast(layers, positives, critic, uniform=False).lse.squeeze(0)
+        critic = Critic(decoupled=True, normalize=True)
+        lse = self._contrast(layers, positives, critic, alone, uniform=False).lse.squeeze(0)
         # In the order of their classes, the positives of consecutive rows are consecutive keys.
         (labels, rows), (key_labels, columns) = (
             side.sort(stable=True) for side in positives if side is not None

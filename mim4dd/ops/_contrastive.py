@@ -262,27 +262,22 @@ def evaluate(
     critic: Critic,
     reduction: Reduction,
     backend: Backend,
+    excluded: Tensor | None = None,  # (N, K) int64
 ) -> tuple[Tensor, Contrast]:
     """The reduced loss, () or by layer (L,), and what it was reduced from, (N,) or (L, N)."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("backend", backend, (None, "reference"))
-    if critic.exclude_self and layers.num_queries != layers.num_keys:
-        raise ValueError(
-            "exclude_self leaves out key i of query i, so there must be as many keys as queries, "
-            f"got {layers.num_keys} keys and {layers.num_queries} queries"
-        )
+    shared = *positives, excluded, logit_scale, bias, critic
     if backend == "reference":
         of_layers = [
-            reference.contrastive(query, key, *positives, logit_scale, bias, critic)
+            reference.contrastive(query, key, *shared)
             for query, key in zip(layers.query, layers.key, strict=True)
         ]
         loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
         contrast = Contrast(loss, lse, of_layers[0].positive_weight)
         reduced = reduced_loss(contrast, reduction)
     else:
-        reduced, contrast = reduced_contrastive(
-            layers.query, layers.key, *positives, logit_scale, bias, critic, reduction
-        )
+        reduced, contrast = reduced_contrastive(layers.query, layers.key, *shared, reduction)
     if layers.single:
         reduced = reduced.squeeze(0)
         contrast = contrast._replace(loss=contrast.loss.squeeze(0), lse=contrast.lse.squeeze(0))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mim4dd import reference
-from mim4dd._checks import Reduction
+from mim4dd.ops._reduction import Reduce
 from mim4dd.reference import Critic
 
-_NUM_PAIRS, _NUM_CRITIC = 6, 5  # arguments of the schemas: pairs, then critic, then the rest
-_NUM_SHARED = 4  # of the pairs, what all layers share
+_NUM_PAIRS, _NUM_CRITIC = 7, 4  # arguments of the schemas: pairs, then critic, then the rest
+_NUM_SHARED = 5  # of the pairs, what all layers share
 
 
 class _Pairs(NamedTuple):
@@ -24,6 +24,7 @@ class _Pairs(NamedTuple):
     key: list[Tensor]
     labels: Tensor
     key_labels: Tensor | None
+    excluded: Tensor | None
     logit_scale: Tensor
     bias: Tensor | None
 
@@ -65,7 +66,7 @@ def _saved(ctx: Any) -> tuple[_Pairs, list[Any]]:
 
 
 def _wanted(ctx: Any) -> list[bool]:
-    query, key, _, _, logit_scale, bias = ctx.needs_input_grad[:_NUM_PAIRS]
+    query, key, _, _, _, logit_scale, bias = ctx.needs_input_grad[:_NUM_PAIRS]
     return [any(query), any(key), logit_scale, bias]
 
 
@@ -90,7 +91,7 @@ def _returned(gradients: _Gradients, *rest: Tensor | None) -> tuple[Any, ...]:
     """What a backward returns: by pairs, none of the critic, ``rest``."""
     none = (None,) * _NUM_CRITIC
     shared = _over_layers(gradients)
-    return gradients.query, gradients.key, None, None, *shared, *none, *rest
+    return gradients.query, gradients.key, None, None, None, *shared, *none, *rest
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -125,7 +126,7 @@ def _unit_factor(
     # With create_graph the result has to be differentiable, and the unit gradients are constants.
     if grad_lse is not None or torch.is_grad_enabled():
         return None
-    if ctx.reduction != "none":
+    if ctx.reduction != Reduce.NONE:
         return None if grad_loss is not None else _grad_of_each(ctx, grad_reduced)
     if grad_loss is None:
         return None
@@ -135,9 +136,9 @@ def _unit_factor(
 
 def _grad_of_each(ctx: Any, grad_reduced: Tensor | None) -> Tensor | None:
     """What the loss of every query of a layer receives through the reduced loss, (L,)."""
-    if grad_reduced is None or ctx.reduction == "none":
+    if grad_reduced is None or ctx.reduction == Reduce.NONE:
         return None
-    if ctx.reduction == "sum":
+    if ctx.reduction == Reduce.SUM:
         return grad_reduced
     count = ctx.saved_tensors[2 * ctx.num_layers + _NUM_SHARED]
     return grad_reduced / count
@@ -185,9 +186,9 @@ class ContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, critic: Critic, wanted: list[bool], reduction: Reduction, *inputs: Tensor | None
+        ctx: Any, critic: Critic, wanted: list[bool], reduction: Reduce, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of labels, key_labels, logit_scale, bias, features: what the op returns."""
+        """Of labels, key_labels, excluded, logit_scale, bias, features: what the op returns."""
         shared, features = inputs[:_NUM_SHARED], inputs[_NUM_SHARED:]
         layers = len(features) // 2
         pairs = list(features[:layers]), list(features[layers:]), *shared, *critic
@@ -207,14 +208,14 @@ class ContrastiveFunction(torch.autograd.Function):
         # Where unit gradients were formed, they are all that inputs need.
         factor = _unit_factor(ctx, *upstream) if any(ctx.unit_wanted) else None
         if factor is None:
-            _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
+            _, _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
             query, key = features[: ctx.num_layers], features[ctx.num_layers :]
             gradients = _by_kernel(ctx, [any(query), any(key), scale, bias], *upstream)
         else:
             keep = torch._C._autograd._get_current_graph_task_keep_graph()
             gradients = _scaled(ctx, factor, keep)
         shared = _over_layers(gradients)
-        return None, None, None, None, None, *shared, *gradients.query, *gradients.key
+        return *(None,) * 6, *shared, *gradients.query, *gradients.key
 
 
 def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -310,6 +311,7 @@ def _derivative_through_unit_rows(
             units[layers:],
             pairs.labels,
             pairs.key_labels,
+            pairs.excluded,
             logit_scale,
             bias,
             *critic._replace(normalize=False),

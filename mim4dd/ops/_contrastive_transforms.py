@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mim4dd import reference
+from mim4dd.ops._reduction import Reduce
 from mim4dd.reference import Contrast, Critic
 
 _NONE = [False] * 4
@@ -28,6 +29,7 @@ def contrast(
     key: Sequence[Tensor],
     labels: Tensor,
     key_labels: Tensor | None,
+    excluded: Tensor | None,
     logit_scale: Tensor,
     bias: Tensor | None,
     critic: Critic,
@@ -41,7 +43,8 @@ def contrast(
             for rows, of_rows in zip(features, sides, strict=True)
         ]
     fixed = _Fixed(critic._replace(normalize=False))
-    return Contrast(*_Contrast.apply(fixed, labels, key_labels, logit_scale, bias, *features))
+    shared = labels, key_labels, excluded, logit_scale, bias
+    return Contrast(*_Contrast.apply(fixed, *shared, *features))
 
 
 class _Fixed:
@@ -83,12 +86,14 @@ class _Contrast(torch.autograd.Function):
         fixed: _Fixed,
         labels: Tensor,
         key_labels: Tensor | None,
+        excluded: Tensor | None,
         logit_scale: Tensor,
         bias: Tensor | None,
         *features: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        shared = labels, key_labels, excluded, logit_scale, bias
         _, _, *of_queries, _ = torch.ops.mim4dd.contrastive(
-            *_split(features), labels, key_labels, logit_scale, bias, *fixed.critic, "none", _NONE
+            *_split(features), *shared, *fixed.critic, Reduce.NONE, _NONE
         )
         return tuple(of_queries)
 
@@ -102,16 +107,16 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor, _: Any) -> tuple[Any, ...]:
-        lse, positive_weight, labels, key_labels, *inputs = ctx.saved_tensors
-        saved = labels, key_labels, lse.detach(), positive_weight
+        lse, positive_weight, labels, key_labels, excluded, *inputs = ctx.saved_tensors
+        saved = labels, key_labels, excluded, lse.detach(), positive_weight
         gradients = _ContrastBwd.apply(ctx.fixed, *saved, grad_loss, grad_lse, *inputs)
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
     @staticmethod
-    def jvp(ctx: Any, _: Any, __: Any, ___: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        lse, positive_weight, labels, key_labels, *inputs = ctx.saved_tensors
-        saved = labels, key_labels, lse, positive_weight, torch.zeros_like(lse), None
-        tangents = _tangents(inputs, given)
+    def jvp(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        lse, positive_weight, labels, key_labels, excluded, *inputs = ctx.saved_tensors
+        saved = labels, key_labels, excluded, lse, positive_weight, torch.zeros_like(lse), None
+        tangents = _tangents(inputs, given[4:])
         along_loss, along_lse, _ = _bwd_bwd(ctx.fixed.critic, *saved, inputs, tangents, _NONE)
         return along_loss, along_lse, None
 
@@ -126,6 +131,7 @@ class _ContrastBwd(torch.autograd.Function):
         fixed: _Fixed,
         labels: Tensor,
         key_labels: Tensor | None,
+        excluded: Tensor | None,
         lse: Tensor,
         positive_weight: Tensor,
         grad_loss: Tensor,
@@ -135,7 +141,7 @@ class _ContrastBwd(torch.autograd.Function):
         *features: Tensor,
     ) -> tuple[Tensor | None, ...]:
         flat = torch.ops.mim4dd.contrastive_bwd(
-            *(*_split(features), labels, key_labels, logit_scale, bias, *fixed.critic),
+            *(*_split(features), labels, key_labels, excluded, logit_scale, bias, *fixed.critic),
             *(lse, positive_weight, grad_loss, grad_lse, _all(bias)),
         )
         return _ordered(flat, bias)
@@ -148,24 +154,22 @@ class _ContrastBwd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        labels, key_labels, lse, weight, grad_loss, grad_lse, *inputs = ctx.saved_tensors
-        saved = labels, key_labels, lse, weight, grad_loss, grad_lse
+        *saved, inputs = _saved(ctx)
         tangents = _tangents(inputs, given)
         on_loss, on_lse, flat = _bwd_bwd(
             ctx.fixed.critic, *saved, inputs, tangents, _all(inputs[1])
         )
-        return *(None,) * 5, on_loss, on_lse, *_ordered(flat, inputs[1])
+        return *(None,) * 6, on_loss, on_lse, *_ordered(flat, inputs[1])
 
     @staticmethod
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        labels, key_labels, lse, weight, grad_loss, grad_lse, *inputs = ctx.saved_tensors
-        saved = labels, key_labels, lse, weight
+        *saved, grad_loss, grad_lse, inputs = _saved(ctx)
         # Linear in the upstream gradients, and the Hessian in the inputs is symmetric.
         along_loss, along_lse = (
-            torch.zeros_like(lse) if tangent is None else tangent for tangent in given[5:7]
+            torch.zeros_like(grad_loss) if tangent is None else tangent for tangent in given[6:8]
         )
         linear = _ContrastBwd.apply(ctx.fixed, *saved, along_loss, along_lse, *inputs)
-        tangents = _tangents(inputs, given[7:])
+        tangents = _tangents(inputs, given[8:])
         _, _, flat = _bwd_bwd(
             ctx.fixed.critic, *saved, grad_loss, grad_lse, inputs, tangents, _all(inputs[1])
         )
@@ -173,6 +177,12 @@ class _ContrastBwd(torch.autograd.Function):
             None if a is None else a + b
             for a, b in zip(linear, _ordered(flat, inputs[1]), strict=True)
         )
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """Labels, key_labels, excluded, lse, weight, both upstream gradients; the inputs in a list."""
+    *saved, logit_scale, bias = ctx.saved_tensors[:9]
+    return *saved, [logit_scale, bias, *ctx.saved_tensors[9:]]
 
 
 def _all(bias: Tensor | None) -> list[bool]:
@@ -189,6 +199,7 @@ def _bwd_bwd(
     critic: Critic,
     labels: Tensor,
     key_labels: Tensor | None,
+    excluded: Tensor | None,
     lse: Tensor,
     positive_weight: Tensor,
     grad_loss: Tensor,
@@ -200,7 +211,7 @@ def _bwd_bwd(
     logit_scale, bias, *features = inputs
     of_scale, of_bias, *of_features = tangents
     return torch.ops.mim4dd.contrastive_bwd_bwd(
-        *(*_split(features), labels, key_labels, logit_scale, bias, *critic),
+        *(*_split(features), labels, key_labels, excluded, logit_scale, bias, *critic),
         *(lse, positive_weight, grad_loss, grad_lse),
         *(*_split(of_features), of_scale, of_bias, wanted),
     )

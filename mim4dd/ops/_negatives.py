@@ -53,7 +53,7 @@ def against_negatives(
             lse = logits.masked_fill(~logits.isfinite(), math.nan).logsumexp(1)
         else:
             negatives = Layers([query], [negative_keys], single=True)
-            lse = log_sum_exp_of(negatives, logit_scale, None, False, normalize, backend)
+            lse = log_sum_exp_of(negatives, logit_scale, None, None, normalize, backend)
     # Not softplus, which PyTorch replaces by its asymptote from 20 on.
     loss = -F.logsigmoid(positive.masked_fill(~positive.isfinite(), math.nan) - lse)
     return reduce_all(loss, reduction)

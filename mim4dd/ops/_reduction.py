@@ -1,9 +1,19 @@
 """From the losses of queries to the loss that is returned."""
 
+from enum import IntEnum
+
 from torch import Tensor
 
 from mim4dd._checks import Reduction, can_look_at
 from mim4dd.reference import Contrast
+
+
+class Reduce(IntEnum):
+    """A reduction's number, as ops take it: those of at::Reduction and csrc/contrastive.h."""
+
+    NONE = 0
+    MEAN = 1
+    SUM = 2
 
 
 def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
@@ -28,10 +38,10 @@ def check_count(count: Tensor, num_queries: int) -> None:
         )
 
 
-def reduce_queries(loss: Tensor, count: Tensor, reduction: Reduction) -> Tensor:
+def reduce_queries(loss: Tensor, count: Tensor, how: Reduce) -> Tensor:
     """Reduce over the last axis, where the loss of a query without a positive is 0."""
     total = loss.sum(-1)
-    return total / count if reduction == "mean" else total
+    return total / count if how == Reduce.MEAN else total
 
 
 def reduced_loss(contrast: Contrast, reduction: Reduction) -> Tensor:
@@ -40,4 +50,4 @@ def reduced_loss(contrast: Contrast, reduction: Reduction) -> Tensor:
         return contrast.loss
     count = count_queries(contrast.positive_weight)
     check_count(count, contrast.positive_weight.shape[0])
-    return reduce_queries(contrast.loss, count, reduction)
+    return reduce_queries(contrast.loss, count, Reduce[reduction.upper()])

@@ -189,7 +189,7 @@ def _second_derivative(
     ) -> tuple[Tensor, list[Tensor]]:
         shared = scale.new_zeros(1)
         on_upstream, _, gradients = torch.ops.mim4dd.contrastive_bwd_bwd(
-            *([rows], [columns], positives, None, scale, None, *Critic()),
+            *([rows], [columns], positives, None, None, scale, None, *Critic()),
             *(lse[None], weight, upstream[None], None, [a], [b], tangent_scale[None], shared),
             [True, True, True, False],
         )

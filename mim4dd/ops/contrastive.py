@@ -2,6 +2,7 @@
 
 Lists hold one tensor per layer: all layers share the number of queries and keys and the labels,
 each has a feature size of its own. The first derivative is an op too, and so is the second.
+Options are numbers, for every string that an op takes through LibTorch's stable ABI is leaked.
 """
 
 from collections.abc import Sequence
@@ -14,22 +15,22 @@ from mim4dd._checks import Reduction, refuse_forward_ad
 from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
-from mim4dd.ops._reduction import check_count, reduced_loss
+from mim4dd.ops._reduction import Reduce, check_count, reduced_loss
 from mim4dd.reference import Contrast, Critic
 
 _PAIRS = (
-    "Tensor[] query, Tensor[] key, Tensor labels, Tensor? key_labels, "
+    "Tensor[] query, Tensor[] key, Tensor labels, Tensor? key_labels, Tensor? excluded, "
     "Tensor logit_scale, Tensor? bias"
 )
-_CRITIC = "str kind, bool decoupled, bool exclude_self, float hardness, bool normalize"
+_CRITIC = "int kind, bool decoupled, float hardness, bool normalize"
 _UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
 
 # `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
 # last two as one number per layer, (L,). The unit gradients are those of the summed losses.
-# `reduced`, (L,) and empty for "none", is formed by the op, as a call of PyTorch's takes as long as
+# `reduced`, (L,) and empty for NONE, is formed by the op, as a call of PyTorch's takes as long as
 # a small product; `count`, (), is the number of queries that have a positive, in the loss' dtype.
 LIB.define(
-    f"contrastive({_PAIRS}, {_CRITIC}, str reduction, bool[] gradients)"
+    f"contrastive({_PAIRS}, {_CRITIC}, int reduction, bool[] gradients)"
     " -> (Tensor reduced, Tensor count, Tensor loss, Tensor lse, Tensor positive_weight,"
     " Tensor[] unit_gradients)"
 )
@@ -46,6 +47,7 @@ def contrastive(
     key: Sequence[Tensor],  # L of (M, D)
     labels: Tensor,  # (N,) int64
     key_labels: Tensor | None,  # (M,) int64
+    excluded: Tensor | None,  # (N, K) int64
     logit_scale: Tensor,  # ()
     bias: Tensor | None,  # ()
     critic: Critic,
@@ -58,7 +60,7 @@ def contrastive(
     a sum or a mean: then gradients are formed along with the losses, by three matrix products
     instead of four. Where it turns out wrong that costs time, never the result.
     """
-    shared = labels, key_labels, logit_scale, bias
+    shared = labels, key_labels, excluded, logit_scale, bias
     return _evaluate(query, key, *shared, critic, "none", uniform)[1]
 
 
@@ -67,13 +69,14 @@ def reduced_contrastive(
     key: Sequence[Tensor],  # L of (M, D)
     labels: Tensor,  # (N,) int64
     key_labels: Tensor | None,  # (M,) int64
+    excluded: Tensor | None,  # (N, K) int64
     logit_scale: Tensor,  # ()
     bias: Tensor | None,  # ()
     critic: Critic,
     reduction: Reduction,
 ) -> tuple[Tensor, Contrast]:
     """The reduced loss of every layer, (L,) or (L, N), and what it was reduced from."""
-    shared = labels, key_labels, logit_scale, bias
+    shared = labels, key_labels, excluded, logit_scale, bias
     return _evaluate(query, key, *shared, critic, reduction, reduction != "none")
 
 
@@ -82,13 +85,14 @@ def _evaluate(
     key: Sequence[Tensor],
     labels: Tensor,
     key_labels: Tensor | None,
+    excluded: Tensor | None,
     logit_scale: Tensor,
     bias: Tensor | None,
     critic: Critic,
     reduction: Reduction,
     uniform: bool,
 ) -> tuple[Tensor, Contrast]:
-    shared = labels, key_labels, logit_scale, bias
+    shared = labels, key_labels, excluded, logit_scale, bias
     compiling = torch.compiler.is_compiling()
     if compiling:
         scalars = (logit_scale,) if bias is None else (logit_scale, bias)
@@ -99,11 +103,11 @@ def _evaluate(
     wanted = _wanted(query, key, logit_scale, bias, uniform)
     if compiling:  # it has no rules for ContrastiveFunction
         outputs = torch.ops.mim4dd.contrastive(
-            list(query), list(key), *shared, *critic, reduction, wanted
+            list(query), list(key), *shared, *critic, Reduce[reduction.upper()], wanted
         )
     else:
         outputs = autograd.ContrastiveFunction.apply(
-            critic, wanted, reduction, *shared, *query, *key
+            critic, wanted, Reduce[reduction.upper()], *shared, *query, *key
         )
     reduced, count, *of_queries = outputs[:5]
     contrast = Contrast(*of_queries)
@@ -149,10 +153,11 @@ def _empty_gradients(
 
 @torch.library.register_fake("mim4dd::contrastive", lib=LIB)
 def _fake(
-    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, logit_scale: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, __: Any, logit_scale: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
     *_, reduction, gradients = rest
-    reduced = logit_scale.new_empty(0 if reduction == "none" else len(query))
+    reduced = logit_scale.new_empty(0 if reduction == Reduce.NONE else len(query))
     loss = logit_scale.new_empty(len(query), labels.shape[0])
     of_queries = loss, torch.empty_like(loss), logit_scale.new_empty(labels.shape)
     unit_gradients = _empty_gradients(query, key, logit_scale, gradients)
@@ -161,15 +166,17 @@ def _fake(
 
 @torch.library.register_fake("mim4dd::contrastive_bwd", lib=LIB)
 def _fake_bwd(
-    query: list[Tensor], key: list[Tensor], _: Any, __: Any, logit_scale: Tensor, *rest: Any
-) -> list[Tensor]:
+    query: list[Tensor], key: list[Tensor], _: Any, __: Any, ___: Any, logit_scale: Tensor,
+    *rest: Any,
+) -> list[Tensor]:  # fmt: skip
     return _empty_gradients(query, key, logit_scale, rest[-1])
 
 
 @torch.library.register_fake("mim4dd::contrastive_bwd_bwd", lib=LIB)
 def _fake_bwd_bwd(
-    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, logit_scale: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+    query: list[Tensor], key: list[Tensor], labels: Tensor, _: Any, __: Any, logit_scale: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     first = logit_scale.new_empty(len(query), labels.shape[0])
     return first, torch.empty_like(first), _empty_gradients(query, key, logit_scale, rest[-1])
 

@@ -12,8 +12,9 @@ from mim4dd.ops._contrastive import (
     masked,
     positives_of,
 )
+from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.ops._negatives import against_negatives
-from mim4dd.reference import Critic
+from mim4dd.reference import Critic, Kind
 
 __all__ = ["info_nce"]
 
@@ -28,6 +29,8 @@ def info_nce(
     query_mask: Tensor | None = None,  # (N,)
     key_mask: Tensor | None = None,  # (M,)
     exclude_self: bool = False,
+    self_index: Tensor | None = None,  # (N,)
+    exclude_index: Tensor | None = None,  # (N, K)
     decoupled: bool = False,
     hardness: float = 0.0,
     temperature: Tensor | float = 0.1,
@@ -64,6 +67,10 @@ def info_nce(
         query_mask: False for queries to ignore; what is ignored may hold anything. (N,), bool
         key_mask: False for keys to ignore. (M,), bool
         exclude_self: Keys are the queries: leave out key i of query i.
+        self_index: Where they are among the keys: which key is query i itself, to leave out; -1 for
+            none. (N,), integer
+        exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
+            costs a comparison per pair on a GPU. (N, K), integer
         decoupled: Leave the positives out of the denominator (Yeh et al., arXiv:2110.06848).
         hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that.
         temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
@@ -107,6 +114,8 @@ def info_nce(
             "query_mask": query_mask is not None,
             "key_mask": key_mask is not None,
             "exclude_self": exclude_self,
+            "self_index": self_index is not None,
+            "exclude_index": exclude_index is not None,
             "decoupled": decoupled,
             "hardness": hardness != 0,
         }
@@ -121,8 +130,9 @@ def info_nce(
         masked(layers, positives, query_mask, key_mask),
         as_logit_scale(layers, temperature, logit_scale),
         None,
-        Critic("out", decoupled, exclude_self, float(hardness), normalize),
+        Critic(Kind.OUT, decoupled, float(hardness), normalize),
         reduction,
         backend,
+        excluded_keys(layers, exclude_self, self_index, exclude_index),
     )
     return loss

@@ -13,6 +13,7 @@ from mim4dd.ops._contrastive import (
     evaluate,
     masked,
 )
+from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.reference import NO_POSITIVE, Critic
 
 __all__ = ["log_sum_exp"]
@@ -24,6 +25,8 @@ def log_sum_exp(
     *,
     key_mask: Tensor | None = None,  # (M,)
     exclude_self: bool = False,
+    self_index: Tensor | None = None,  # (N,)
+    exclude_index: Tensor | None = None,  # (N, K)
     temperature: Tensor | float = 0.1,
     logit_scale: Tensor | float | None = None,
     normalize: bool = False,
@@ -41,6 +44,10 @@ def log_sum_exp(
         key: Keys, in dtype and on device of ``query``. (M, D)
         key_mask: False for keys to ignore. (M,), bool
         exclude_self: Keys are the queries: leave out key i of query i.
+        self_index: Where they are among the keys: which key is query i itself, to leave out; -1 for
+            none. (N,), integer
+        exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
+            costs a comparison per pair on a GPU. (N, K), integer
         temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
         normalize: Scale every row of both sides to unit length first.
@@ -60,14 +67,15 @@ def log_sum_exp(
     """
     layers = as_layers(query, key)
     scale = as_logit_scale(layers, temperature, logit_scale)
-    return log_sum_exp_of(layers, scale, key_mask, exclude_self, normalize, backend)
+    excluded = excluded_keys(layers, exclude_self, self_index, exclude_index)
+    return log_sum_exp_of(layers, scale, key_mask, excluded, normalize, backend)
 
 
 def log_sum_exp_of(
     layers: Layers,
     logit_scale: Tensor,
     key_mask: Tensor | None,
-    exclude_self: bool,
+    excluded: Tensor | None,  # (N, K)
     normalize: bool,
     backend: Backend,
 ) -> Tensor:
@@ -78,8 +86,9 @@ def log_sum_exp_of(
         masked(layers, Positives(labels, None), None, key_mask),
         logit_scale,
         None,
-        Critic(exclude_self=exclude_self, normalize=normalize),
+        Critic(normalize=normalize),
         "none",
         backend,
+        excluded,
     )
     return contrast.lse

@@ -13,7 +13,8 @@ from mim4dd.ops._contrastive import (
     evaluate,
     masked,
 )
-from mim4dd.reference import Critic
+from mim4dd.ops._exclusion import excluded_keys
+from mim4dd.reference import Critic, Kind
 
 __all__ = ["nce"]
 
@@ -27,6 +28,8 @@ def nce(
     query_mask: Tensor | None = None,  # (N,)
     key_mask: Tensor | None = None,  # (M,)
     exclude_self: bool = False,
+    self_index: Tensor | None = None,  # (N,)
+    exclude_index: Tensor | None = None,  # (N, K)
     hardness: float = 0.0,
     temperature: Tensor | float = 0.1,
     logit_scale: Tensor | float | None = None,
@@ -54,6 +57,10 @@ def nce(
         query_mask: False for queries to ignore; what is ignored may hold anything. (N,), bool
         key_mask: False for keys to ignore. (M,), bool
         exclude_self: Keys are the queries: leave out key i of query i.
+        self_index: Where they are among the keys: which key is query i itself, to leave out; -1 for
+            none. (N,), integer
+        exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
+            costs a comparison per pair on a GPU. (N, K), integer
         hardness: α ≥ 0 raises the logit of every negative by α q·k, a constant for gradients.
         temperature: Temperature τ > 0 of the logits; as a 0-d tensor it receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
@@ -87,8 +94,9 @@ def nce(
         masked(layers, by_label(layers, labels, key_labels), query_mask, key_mask),
         as_logit_scale(layers, temperature, logit_scale),
         as_bias(layers, bias),
-        Critic("nce", False, exclude_self, float(hardness), normalize),
+        Critic(Kind.NCE, False, float(hardness), normalize),
         reduction,
         backend,
+        excluded_keys(layers, exclude_self, self_index, exclude_index),
     )
     return loss

@@ -14,7 +14,8 @@ from mim4dd.ops._contrastive import (
     evaluate,
     masked,
 )
-from mim4dd.reference import Critic
+from mim4dd.ops._exclusion import excluded_keys
+from mim4dd.reference import Critic, Kind
 
 __all__ = ["sup_con"]
 
@@ -29,6 +30,8 @@ def sup_con(
     query_mask: Tensor | None = None,  # (N,)
     key_mask: Tensor | None = None,  # (M,)
     exclude_self: bool = False,
+    self_index: Tensor | None = None,  # (N,)
+    exclude_index: Tensor | None = None,  # (N, K)
     decoupled: bool = False,
     hardness: float = 0.0,
     temperature: Tensor | float = 0.1,
@@ -56,6 +59,10 @@ def sup_con(
         query_mask: False for queries to ignore; what is ignored may hold anything. (N,), bool
         key_mask: False for keys to ignore. (M,), bool
         exclude_self: Keys are the queries: leave out key i of query i.
+        self_index: Where they are among the keys: which key is query i itself, to leave out; -1 for
+            none. (N,), integer
+        exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
+            costs a comparison per pair on a GPU. (N, K), integer
         decoupled: Leave the positives out of the denominator.
         hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that.
         temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
@@ -89,8 +96,9 @@ def sup_con(
         masked(layers, by_label(layers, labels, key_labels), query_mask, key_mask),
         as_logit_scale(layers, temperature, logit_scale),
         None,
-        Critic(variant, decoupled, exclude_self, float(hardness), normalize),
+        Critic(Kind[variant.upper()], decoupled, float(hardness), normalize),
         reduction,
         backend,
+        excluded_keys(layers, exclude_self, self_index, exclude_index),
     )
     return loss

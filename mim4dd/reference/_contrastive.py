@@ -1,6 +1,7 @@
 """The contrastive losses, unit rows and the bound on mutual information; see docs/math.md."""
 
 import math
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,19 @@ _SMALLEST_LENGTH = 1e-12  # shorter rows are divided by this, as in torch.nn.fun
 NO_POSITIVE = -2  # the positive index of a query that only wants its log-sum-exp
 
 
+class Kind(IntEnum):
+    """Of a contrastive loss. Ops take the number: csrc/contrastive.h has the same ones."""
+
+    OUT = 0  # softmax, mean of the positives outside the logarithm
+    IN = 1  # inside
+    NCE = 2  # a binary critic
+
+
 class Critic(NamedTuple):
     """Which contrastive loss; one set of options for reference, kernels and ops."""
 
-    kind: str = (
-        "out"  # "out", "in": softmax, mean of the positives outside or inside the log; "nce"
-    )
+    kind: Kind = Kind.OUT
     decoupled: bool = False  # positives left out of the softmax's denominator
-    exclude_self: bool = False  # key i is query i itself, and no key of it
     hardness: float = 0.0  # α: the logits of negatives are raised by a constant α·q·k
     normalize: bool = False  # rows of both sides are scaled to unit length first
 
@@ -28,7 +34,7 @@ class Contrast(NamedTuple):
     """What every contrastive loss gives per query, each (N,)."""
 
     loss: Tensor
-    lse: Tensor  # log-sum-exp of the logits in the denominator; 0 for "nce"
+    lse: Tensor  # log-sum-exp of the logits in the denominator; 0 for NCE
     positive_weight: Tensor  # 1 / |P(i)|; 0 where the query is left out of mean and sum
 
 
@@ -37,28 +43,27 @@ def contrastive(
     key: Tensor,  # (M, D)
     labels: Tensor,  # (N,)
     key_labels: Tensor | None,  # (M,); None: labels are indices into key
+    excluded: Tensor | None,  # (N, K); indices into key, or IGNORE
     logit_scale: Tensor,  # ()
     bias: Tensor | None = None,  # ()
     critic: Critic = Critic(),  # noqa: B008  immutable
 ) -> Contrast:
     """The loss of each query against all keys, by the table in docs/math.md.
 
-    s_ij = logit_scale·q_i·k_j. A(i): the keys whose label is not IGNORE, without query i itself
-    where ``exclude_self``; P(i) those of them with the query's label. A query labelled IGNORE, one
+    s_ij = logit_scale·q_i·k_j. A(i): the keys whose label is not IGNORE and whose index is not
+    ``excluded`` of query i; P(i) those of them with the query's label. A query labelled IGNORE, one
     without a positive, and with ``decoupled`` one without a negative are left out: their loss is 0.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(dtype), key.to(dtype)
-    rows = torch.arange(query.shape[0], device=query.device)
-    columns = torch.arange(key.shape[0], device=query.device)
     if key_labels is None:
-        key_labels = columns
+        key_labels = torch.arange(key.shape[0], device=query.device)
     query, key = taking_part(query, labels), taking_part(key, key_labels)
     if critic.normalize:
         query, key = unit_rows(query)[0], unit_rows(key)[0]
-    valid = (key_labels != IGNORE).expand(len(rows), -1)
-    if critic.exclude_self:
-        valid = valid & (rows[:, None] != columns)
+    valid = (key_labels != IGNORE).expand(query.shape[0], -1)
+    if excluded is not None:
+        valid = valid & ~_among(excluded, key.shape[0])
     positive = valid & (labels[:, None] == key_labels)
     negative = valid & ~positive
 
@@ -69,7 +74,7 @@ def contrastive(
     logits = logits.masked_fill(~logits.isfinite(), math.nan)
     # Constant: it moves the weights of the negatives, as if they occurred more often.
     logits = logits + (critic.hardness * similarity.detach()).where(negative, 0)
-    if critic.kind == "nce":
+    if critic.kind == Kind.NCE:
         loss, lse, counted = _nce(logits, positive, negative, bias)
     else:
         loss, lse, counted = _softmax(logits, positive, negative, critic)
@@ -83,6 +88,13 @@ def contrastive(
         lse.masked_fill(ignored, 0),
         (1 / num_positives).where(counted, 0),
     )
+
+
+def _among(index: Tensor, num_keys: int) -> Tensor:
+    """Where a row of ``index`` (N, K) names a key, (N, num_keys)."""
+    # IGNORE has a column of its own, which is dropped.
+    named = torch.zeros(len(index), num_keys + 1, dtype=torch.bool, device=index.device)
+    return named.scatter(1, index.where(index != IGNORE, num_keys), True)[:, :num_keys]
 
 
 def taking_part(rows: Tensor, labels: Tensor | None) -> Tensor:
@@ -135,7 +147,7 @@ def _softmax(
     if critic.decoupled:
         counted = counted & negative.any(1)
     divisor = num_positives.clamp(min=1).to(logits.dtype)
-    if critic.kind == "out":
+    if critic.kind == Kind.OUT:
         attraction = logits.where(positive, 0).sum(1) / divisor
     else:
         attraction = _log_sum_exp(logits, positive).where(counted, 0) - divisor.log()
