@@ -154,7 +154,8 @@ class _ContrastBwd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        *saved, inputs = _saved(ctx)
+        labels, key_labels, excluded, lse, weight, grad_loss, grad_lse, *inputs = ctx.saved_tensors
+        saved = labels, key_labels, excluded, lse, weight, grad_loss, grad_lse
         tangents = _tangents(inputs, given)
         on_loss, on_lse, flat = _bwd_bwd(
             ctx.fixed.critic, *saved, inputs, tangents, _all(inputs[1])
@@ -163,10 +164,11 @@ class _ContrastBwd(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        *saved, grad_loss, grad_lse, inputs = _saved(ctx)
+        labels, key_labels, excluded, lse, weight, grad_loss, grad_lse, *inputs = ctx.saved_tensors
+        saved = labels, key_labels, excluded, lse, weight
         # Linear in the upstream gradients, and the Hessian in the inputs is symmetric.
         along_loss, along_lse = (
-            torch.zeros_like(grad_loss) if tangent is None else tangent for tangent in given[6:8]
+            torch.zeros_like(lse) if tangent is None else tangent for tangent in given[6:8]
         )
         linear = _ContrastBwd.apply(ctx.fixed, *saved, along_loss, along_lse, *inputs)
         tangents = _tangents(inputs, given[8:])
@@ -177,12 +179,6 @@ class _ContrastBwd(torch.autograd.Function):
             None if a is None else a + b
             for a, b in zip(linear, _ordered(flat, inputs[1]), strict=True)
         )
-
-
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    """Labels, key_labels, excluded, lse, weight, both upstream gradients; the inputs in a list."""
-    *saved, logit_scale, bias = ctx.saved_tensors[:9]
-    return *saved, [logit_scale, bias, *ctx.saved_tensors[9:]]
 
 
 def _all(bias: Tensor | None) -> list[bool]:
