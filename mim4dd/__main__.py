@@ -1,7 +1,8 @@
 """Entry point of the command line: turns errors into one line each."""
 
 import sys
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 __all__ = ["main"]
 
@@ -14,7 +15,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _exit_missing(error)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line(warnings.showwarning)
+            app()
     except Interrupted as stopped:
         sys.stderr.write(f"mim4dd: {stopped}\n")
         sys.exit(130)
@@ -22,6 +25,18 @@ def main() -> None:
         _exit_missing(error)
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
         sys.exit(f"mim4dd: {error}")
+
+
+def _one_line(show: Any) -> Any:
+    """Show our own warnings as one line each, and others by ``show``."""
+
+    def show_one(message: Warning | str, category: type[Warning], file: str, *more: Any) -> None:
+        if category is UserWarning and "mim4dd" in file:
+            sys.stderr.write(f"mim4dd: warning: {message}\n")
+        else:
+            show(message, category, file, *more)
+
+    return show_one
 
 
 def _exit_missing(error: ModuleNotFoundError) -> NoReturn:

@@ -26,6 +26,9 @@ class Mean(BaseMethod):
     def __init__(self, fails):
         self.fails = fails
 
+    def identity(self):
+        return {"class": "Mean"}  # whether it fails or not
+
     def loss(self, image_syn, label_syn, syn_lr, real):
         if self.fails and rank() == 1 and real.iteration == 3:
             raise DivergenceError(2, "the loss of step 2 is nan")
@@ -85,10 +88,11 @@ def _main(scenario, folder, rank, port):
             settings = dataclasses.replace(SETTINGS, iterations=int(iterations))
             run = RunDirectory(folder / name, read_only=rank != 0)
             run.path.mkdir(exist_ok=True)
-            distill(make_dc(data), data, settings, run)
+            distill(make_dc(data), data, settings, run, resume=True)
             return
         blind = scenario == "blind" and rank == 1  # does not see the first one's files
         run = RunDirectory(folder / ("elsewhere" if blind else "run"), read_only=rank != 0)
         if scenario == "diverges":
             run.create(dataclasses.asdict(SETTINGS))
-        distill(Mean(fails=scenario == "diverges"), data, SETTINGS, run)
+        resume = scenario != "diverges"
+        distill(Mean(fails=scenario == "diverges"), data, SETTINGS, run, resume=resume)

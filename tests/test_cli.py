@@ -147,7 +147,8 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
         ("--data nowhere", "data must be one of digits, wine, breast_cancer, shapes, mnist"),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
-        ("--resume run --ipc 2", "--resume takes the run's own options, got"),
+        ("--from-iteration 3", "--from-iteration is of a run to continue by --resume, got none"),
+        ("--resume run", "run/config.json does not exist"),
     ],
 )
 def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, message, with_experts):
@@ -158,6 +159,7 @@ def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, messag
     assert not Path("run").exists()
 
 
+@pytest.mark.filterwarnings("default:experts in again:UserWarning")
 def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     mim4dd = with_experts
     assert mim4dd("buffer experts buffer")[:2] == (0, "buffer/replay_buffer_0.pt\n")
@@ -165,7 +167,9 @@ def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     assert (status, out[:30]) == (0, "2 experts of 4 epochs in again")
     assert 0.5 < float(out.removesuffix("\n").rpartition(" ")[2]) <= 1  # accuracy of the first
     options = DISTILL.replace("--experts experts", "--experts again")
-    assert mim4dd(f"distill {options} --iterations 1 --eval-every 0 --out run")[0] == 0
+    status, _, err = mim4dd(f"distill {options} --iterations 1 --eval-every 0 --out run")
+    assert status == 0
+    assert "mim4dd: warning: experts in again do not say what they were trained on" in err
     for command, message in (
         ("buffer buffer wide", "parameter 0 is (8, 1, 3, 3), and (32, 1, 3, 3) in the network"),
         ("buffer experts other --width 8", "experts says itself what its experts are, got --width"),
@@ -244,16 +248,57 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(with_experts, tmp_path):
     assert err.splitlines()[-1].startswith("mim4dd: stopped before iteration")
     assert "continue with --resume parts" in err
     assert not Path("parts/synthetic.safetensors").exists()
-    status, _, err = mim4dd("evaluate parts")
+    # What there is can be looked at.
+    reached = len(RunDirectory("parts").read_metrics())
+    status, out, _ = mim4dd("evaluate parts --no-baselines --eval-epochs 1")
+    assert (status, out.startswith(f"parts, {reached} of 40 iterations ")) == (0, True)
+    status, out, _ = mim4dd("show parts --no-features --iteration 0")
+    assert (status, "parts/pictures/synthetic.png" in out) == (0, True)
+    status, _, err = mim4dd("show parts --no-features --iteration 1")
     assert status == 1
-    assert err == (
-        "mim4dd: parts holds a run that is not finished: continue it with "
-        "`mim4dd distill --resume parts`"
-    )
-    assert mim4dd("show parts")[2] == err
+    assert f"must be one that parts has a checkpoint of, 0, {reached}, got 1" in err
+    status, _, err = mim4dd("distill --resume parts --syn-steps 2 --iterations 3")
+    assert status == 1
+    assert "--resume takes the run's own options, got --syn-steps as well; others than" in err
     assert mim4dd("distill --resume parts")[0] == 0
     for name in ("synthetic.safetensors", "metrics.jsonl"):
         assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_a_diverged_run_goes_on_with_other_steps(with_experts):
+    mim4dd = with_experts
+    few = f"{DISTILL} --iterations 6 --checkpoint-every 1 --eval-every 0 --num-eval 1"
+    status, _, err = mim4dd(f"distill {few} --lr-lr 1e5 --out run")
+    assert status == 1
+    last = RunDirectory("run").load_set()[1]
+    assert f"The last good state, of iteration {last}, is kept" in err
+    assert "--positive-syn-lr, or --from-iteration 0" in err
+    assert mim4dd("evaluate run --no-baselines --eval-epochs 1")[0] == 0
+    assert mim4dd("distill --resume run")[0] == 1  # once more
+    status, _, err = mim4dd("distill --resume run --from-iteration 0 --lr-lr 1e-4 --iterations 4")
+    assert status == 0, err
+    run = RunDirectory("run")
+    assert len(run.read_metrics()) == 5
+    config = run.read_config()
+    assert (config["lr_lr"], config["iterations"], config["syn_steps"]) == (1e-4, 4, 3)
+    status, _, err = mim4dd("distill --resume run --lr-img 1")
+    assert (status, "is finished, so settings.lr_img: " in err) == (1, True)
+    assert run.read_config() == config
+    assert mim4dd("distill --resume run --lr-img 1 --iterations 5 --positive-syn-lr")[0] == 0
+    assert run.read_config() == config | {"lr_img": 1.0, "iterations": 5, "positive_syn_lr": True}
+
+
+def test_more_images_than_a_class_has_start_from_noise(mim4dd):
+    many = "--method dm --ipc 200 --width 8 --iterations 1 --num-keys 20 --num-eval 1"
+    status, _, err = mim4dd(f"distill {many} --eval-epochs 1 --init noise --out run")
+    assert status == 0, err
+    assert len(RunDirectory("run").load_result().image_syn) == 2000
+    status, _, err = mim4dd(f"distill {many} --init real --out other")
+    assert status == 1
+    assert "ipc must be at most the size of the smallest class" in err
+    status, _, err = mim4dd(f"compare {many} --init noise --out other")
+    assert (status, "ipc must be at most the size of" in err) == (1, True)
+    assert not Path("other").exists()
 
 
 def test_compare_leaves_a_summary_and_continues(mim4dd):
@@ -286,7 +331,7 @@ def test_compare_leaves_a_summary_and_continues(mim4dd):
     assert os.stat("demo/mtt/seed0/synthetic.safetensors").st_mtime_ns == before
     status, _, err = mim4dd(f"compare {options} --num-distill 2 --syn-steps 2 --out demo")
     assert status == 1
-    assert "demo/mtt/seed0 holds a run with another syn_steps" in err
+    assert "demo/mtt/seed0 holds a run with another syn_steps: 3 → 2; choose" in err
 
 
 def test_compare_takes_methods_without_experts(mim4dd):
@@ -339,6 +384,21 @@ def test_any_folder_of_images(mim4dd, tmp_path):
     status, _, err = mim4dd(f"distill {DISTILL} {task} --iterations 2 --out run")
     assert status == 0, err
     assert SyntheticSet.load(Path("run/synthetic.safetensors")).class_names == ("cat", "dog")
+    Path("pets").rename("animals")
+    few = f"{DISTILL} {task.replace('pets', 'animals')} --iterations 1"
+    assert mim4dd(f"distill {few} --out renamed")[0] == 0
+    assert mim4dd("evaluate renamed --no-baselines")[0] == 0
+    # The same names, and each has the other's pictures.
+    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+        Path("animals", old).rename(Path("animals", new))
+    status, _, err = mim4dd(f"distill {few} --out swapped")
+    assert status == 1
+    assert "experts in experts must be of the network and the data to distil for" in err
+    assert "data.train.content (other samples or other labels of them)" in err
+    assert not Path("swapped").exists()
+    for command in ("evaluate renamed --no-baselines", "distill --resume renamed --iterations 2"):
+        status, _, err = mim4dd(command)
+        assert (status, "train.content (other samples" in err) == (1, True)
 
 
 def test_runs_of_different_tasks_are_not_set_beside_one_baseline(with_experts):

@@ -39,11 +39,14 @@ def start(path, settings=SETTINGS):
 
 
 class Stops(MIM4DD):
-    """A method that does something at one iteration."""
+    """A method that does something at one iteration, and says that it is the method alone."""
 
     def __init__(self, method, iteration, action):
         super().__init__(method, MIM4DDLoss(), weight=0)
         self.iteration, self.action, self.calls = iteration, action, 0
+
+    def identity(self):
+        return self.base.identity()
 
     def loss(self, *arguments):
         outcome = self.base.loss(*arguments)
@@ -112,7 +115,7 @@ def test_an_interrupted_run_continues_bit_for_bit(iteration, task, tmp_path):
         distill(Stops(method, iteration, interrupt), data, SETTINGS, parts)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not parts.finished
-    distill(method, data, SETTINGS, parts)
+    distill(method, data, SETTINGS, parts, resume=True)
     assert same_files(whole, parts)
 
 
@@ -133,7 +136,7 @@ def test_a_killed_run_continues_from_its_checkpoint_bit_for_bit(iteration, task,
         distill(Stops(method, iteration, die), data, SETTINGS, parts)
     with parts.metrics.open("a") as file:  # a crash can cut a line in half
         file.write('{"iteration": 99, "lo')
-    distill(method, data, SETTINGS, parts)
+    distill(method, data, SETTINGS, parts, resume=True)
     assert same_files(whole, parts)
 
 
@@ -151,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     assert tensors["image_syn"].isfinite().all()
     assert not run.finished
     # What is kept is good: the run goes on from it, to where it would have come.
-    distill(method, data, SETTINGS, run)
+    distill(method, data, SETTINGS, run, resume=True)
     whole = start(tmp_path / "whole")
     distill(method, data, SETTINGS, whole)
     assert same_files(whole, run)

@@ -1,18 +1,30 @@
 """presets.json: every entry works, holds what was published, and gives way to what is typed."""
 
+import dataclasses
 import json
 import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import typer
 
+from mim4dd import distill
 from mim4dd.__main__ import main
-from mim4dd.distill.config import CompareConfig, DistillConfig, ExpertsConfig, needs_experts
-from mim4dd.distill.config_file import check_options
+from mim4dd.cli.options import with_options
+from mim4dd.distill.config import (
+    CompareConfig,
+    DistillConfig,
+    ExpertsConfig,
+    needs_experts,
+    part,
+)
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.presets import expert_preset, preset
 from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.settings import check_options, option_names
+from mim4dd.distill.sweep.grid import make_setting
+from mim4dd.distill.sweep.jobs import distillation_job
 
 PRESETS = json.loads(files("mim4dd.distill").joinpath("presets.json").read_text())
 SETTINGS = [
@@ -35,6 +47,52 @@ def test_every_entry_is_a_configuration(method, data, ipc):
     if needs_experts(method):
         last_target = together.max_start_epoch - 1 + together.expert_epochs
         assert last_target <= together.train_epochs
+
+
+@with_options(DistillConfig)
+def resolved_by_the_command(config: DistillConfig) -> None:
+    """What the command line makes of its options."""
+    assert SEEN == []
+    SEEN.append(config)
+
+
+SEEN = []
+COMMAND = typer.Typer()
+COMMAND.command()(resolved_by_the_command)
+
+
+@pytest.mark.parametrize(("method", "data", "ipc"), SETTINGS)
+def test_command_python_sweep_and_comparison_resolve_alike(method, data, ipc):
+    """Python's DistillConfig(data="cifar10", method="mtt") once had width 32 instead of 128."""
+    options = {"data": data, "method": method, "ipc": ipc or 1, "num_eval": 3}
+    config = distill.resolve(**options)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    SEEN.clear()
+    COMMAND(words, standalone_mode=False)
+    assert [config] == SEEN
+    published = preset(data, method, ipc or 1)
+    names = published.keys() & option_names(DistillConfig)
+    assert {name: getattr(config, name) for name in names} == {n: published[n] for n in names}
+    # Where a sweep's experts lie, and that it draws no curves by default, is its own.
+    own = {"experts": config.experts, "eval_every": config.eval_every}
+    setting = make_setting(options, {}, ["weight"])
+    job = distillation_job(setting, 0, Path("out"))
+    assert dataclasses.replace(job.config, **own) == config
+    compared = part(CompareConfig.resolve(**options), DistillConfig)
+    assert dataclasses.replace(compared, experts=config.experts) == config
+
+
+def test_what_is_given_to_resolve_wins_and_is_checked():
+    config = distill.resolve(method="mtt", data="cifar10", ipc=10, width=64, batch_syn=None)
+    assert (config.width, config.batch_syn, config.iterations) == (64, None, 5000)
+    assert distill.resolve() == DistillConfig.resolve(data="digits", method="mtt", ipc=1)
+    for options, message in (
+        ({"iteration": 3}, "DistillConfig names unknown options: iteration"),
+        ({"ipc": "1"}, "DistillConfig: ipc must be of type int, got '1'"),
+        ({"method": "dm", "syn_steps": 3}, "syn_steps has no effect on method 'dm'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill.resolve(**options)
 
 
 def test_experts_set_no_option_of_a_method_without_any():

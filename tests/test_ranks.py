@@ -149,7 +149,7 @@ def test_every_rank_continues_with_the_networks_it_had(tmp_path):
     assert not torch.equal(tensors["method.0.theta"], tensors["method.1.theta"])
     data = make_data()
     with pytest.raises(ValueError, match=r"what the method carries on 2 ranks.*got 1"):
-        distill(make_dc(data), data, SETTINGS, RunDirectory(parts))
+        distill(make_dc(data), data, SETTINGS, RunDirectory(parts), resume=True, from_iteration=5)
 
 
 def test_one_gpu_for_all_ranks_is_refused(monkeypatch):

@@ -120,7 +120,7 @@ def test_finished_runs_are_kept_and_more_may_be_asked_for(study):
     more = sweep(GIVEN, varied, out, one_at_a_time=True, seeds=3, workers=2)
     assert [row.accuracy.count for row in more.rows] == [3, 3, 3]
     assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
-    with pytest.raises(ValueError, match="another base, which differs in syn_steps; choose"):
+    with pytest.raises(ValueError, match=r"another base, which .*syn_steps: 3 → 2; choose"):
         sweep({**GIVEN, "syn_steps": 2}, {"weight": [0.0]}, out)
     with pytest.raises(ValueError, match="against must name a value that the sweep has"):
         sweep(GIVEN, {"weight": [0.0]}, out, against="weight=7")

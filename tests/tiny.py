@@ -57,7 +57,7 @@ def same_after_a_stop(make_method, data, settings, folder):
     stopped.loss = loss_then_stop
     with pytest.raises(Interrupted):
         distill(stopped, data, settings, parts)
-    distill(make_method(), data, settings, parts)
+    distill(make_method(), data, settings, parts, resume=True)
     return all(
         (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
         for name in ("synthetic.safetensors", "metrics.jsonl")

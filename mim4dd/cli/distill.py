@@ -5,13 +5,25 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import on_command_line, with_options
+from mim4dd.cli.options import on_command_line, reads_options, with_options
 from mim4dd.distill.config import DistillConfig
-from mim4dd.distill.config_file import read_config
+from mim4dd.distill.evaluate import Evaluation
+from mim4dd.distill.loop_settings import MAY_CHANGE
 from mim4dd.distill.ranks import joined_ranks, rank, wait_for_ranks
 from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.settings import option_names
 
 __all__ = ["distill"]
+
+
+# Of a run that goes on these may be others: how fast and how long, and where what it is compared
+# by its content lies.
+_ON_RESUME = (
+    MAY_CHANGE
+    | option_names(Evaluation)
+    | {"data", "data_path", "device", "experts"}
+    | {"resume", "from_iteration"}
+)
 
 
 @with_options(DistillConfig)
@@ -20,7 +32,17 @@ def distill(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Run directory to make.")] = Path("runs/distill"),
     resume: Annotated[
-        Path | None, typer.Option(help="Run directory to continue, with its own options.")
+        Path | None,
+        typer.Option(
+            help="Run directory to continue, with its own options; step sizes, iterations and "
+            "evaluation may be others from here on.",
+            is_eager=True,
+            callback=reads_options(DistillConfig, lambda path: RunDirectory(path).config),
+        ),
+    ] = None,
+    from_iteration: Annotated[
+        int | None,
+        typer.Option(help="Go back to this checkpoint of the run to resume."),
     ] = None,
 ) -> None:
     """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
@@ -30,31 +52,42 @@ def distill(
     mean gradient.
     """
     if resume is not None:
-        given = [
-            f"--{name.replace('_', '-')}"
-            for name in context.params
-            if name != "resume" and on_command_line(context, name)
-        ]
-        if given:
-            raise ValueError(
-                f"--resume takes the run's own options, got {', '.join(given)} as well"
-            )
-        config = read_config(RunDirectory(resume).config, DistillConfig)
+        _require_may_change(context)
+    elif from_iteration is not None:
+        raise ValueError("--from-iteration is of a run to continue by --resume, got none")
     with joined_ranks(config.device):
         run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
         if resume is None:
             run.require_new()
             wait_for_ranks()  # before the first one makes it
-        _distill(config, run)
+        _distill(config, run, resume is not None, from_iteration)
 
 
-def _distill(config: DistillConfig, run: RunDirectory) -> None:
+def _require_may_change(context: typer.Context) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in _ON_RESUME and on_command_line(context, name)
+    ]
+    if given:
+        may = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(_ON_RESUME - {"resume"}))
+        raise ValueError(
+            f"--resume takes the run's own options, got {', '.join(given)} as well; others than "
+            f"the run's may be {may}"
+        )
+
+
+def _distill(
+    config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
+) -> None:
     from mim4dd.distill.compare import judge, run_distillation
     from mim4dd.distill.evaluate import percent
     from mim4dd.distill.show import draw_run
 
     data = config.load_data()
-    result = run_distillation(config, data, run)
+    result = run_distillation(
+        config, data, run, resume=resume, from_iteration=from_iteration, may_change=_ON_RESUME
+    )
     if rank() != 0:
         return
     accuracy = judge(result, data, config)

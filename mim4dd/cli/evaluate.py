@@ -11,7 +11,11 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    iteration: Annotated[
+        int | None,
+        typer.Option(help="Checkpoint to judge; by default the result, or the last there is."),
+    ] = None,
     networks: Annotated[
         str | None,
         typer.Option(
@@ -43,14 +47,14 @@ def evaluate(
     columns = _columns(networks)
     given = {"num_eval": num_eval, "eval_epochs": eval_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
-    finished = [cross.load_finished(path, **changes) for path in runs]
+    judged = [cross.load_run(path, iteration, **changes) for path in runs]
     if fairness:
-        gains = cross.cross_gains(finished, columns)
+        gains = cross.cross_gains(judged, columns)
         typer.echo(cross.gain_table(gains))
         if csv is not None:
             cross.save_gains(csv, gains)
         return
-    table = cross.cross_evaluate(finished, columns, baselines)
+    table = cross.cross_evaluate(judged, columns, baselines)
     if networks is None:
         own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
         typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))

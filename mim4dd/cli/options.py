@@ -9,24 +9,31 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mim4dd.distill.config import TaskSettings, method_titles
-from mim4dd.distill.config_file import check_options
-from mim4dd.distill.settings import field_help
+from mim4dd.distill.settings import check_options, field_help
 
-__all__ = ["given_options", "on_command_line", "with_options"]
+__all__ = ["given_options", "on_command_line", "reads_options", "with_options"]
 
 _OF_FILE = "mim4dd.options_of_file"
 
 
-def _config_file_reader(
-    kind: type[TaskSettings],
+def reads_options(
+    kind: type[TaskSettings], name_of_file: Callable[[Path], Path] = lambda path: path
 ) -> Callable[[typer.Context, Path | None], Path | None]:
+    """A callback for an eager option whose file holds the options that the command line leaves.
+
+    Args:
+        kind: What they are options of.
+        name_of_file: The JSON file, from what was typed.
+    """
+
     def read(context: typer.Context, path: Path | None) -> Path | None:
         """Make the file's values the defaults, which the command line overrides."""
         if path is not None:
             from mim4dd.distill.storage import read_json
 
-            values = read_json(path)
-            check_options(values, kind, str(path))
+            file = name_of_file(path)
+            values = read_json(file)
+            check_options(values, kind, str(file))
             context.default_map = {**(context.default_map or {}), **values}
             context.meta[_OF_FILE] = frozenset(values)
         return path
@@ -48,15 +55,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
     """Whether the option was typed or is in a configuration file."""
     # Of a file's null click says that it comes from the default.
     return _source(context, name) != "DEFAULT" or name in context.meta.get(_OF_FILE, ())
-
-
-def _presets_of(
-    kind: type[TaskSettings], options: dict[str, Any], context: typer.Context
-) -> dict[str, Any]:
-    """The tabulated defaults of the options that were neither typed nor read from a file."""
-    return {
-        name: value for name, value in kind.preset(options).items() if not _is_given(context, name)
-    }
 
 
 def given_options(context: typer.Context, config: TaskSettings) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
                     "--config",
                     help="JSON file of options, such as a run's config.json.",
                     is_eager=True,
-                    callback=_config_file_reader(kind),
+                    callback=reads_options(kind),
                 ),
             ],
         )
@@ -125,7 +123,8 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
             del values["config_file"]  # its callback has read it
             options = {name: values.pop(name) for name in names}
             context = values["context"] if wants_context else values.pop("context")
-            config = kind(**options | _presets_of(kind, options, context))
+            given = {name: options[name] for name in names if _is_given(context, name)}
+            config = kind.resolve(**given)
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__

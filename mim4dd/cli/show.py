@@ -9,7 +9,7 @@ __all__ = ["show"]
 
 
 def show(
-    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     out: Annotated[Path, typer.Option(help="PNG file for the curves of several runs.")] = Path(
         "runs/curves.png"
     ),
@@ -20,6 +20,10 @@ def show(
             "run's experts are there; --features trains a network where they are not.",
             show_default=False,
         ),
+    ] = None,
+    iteration: Annotated[
+        int | None,
+        typer.Option(help="Checkpoint to look at; by default the result, or the last there is."),
     ] = None,
     layers: Annotated[
         str | None,
@@ -48,9 +52,9 @@ def show(
         run = RunDirectory(path)
         # A run of Python's has no configuration, unless its program wrote one.
         config = run.read_config() if run.config.exists() else {}
-        drawn = draw_run(run, config.get("data", name))
+        drawn = draw_run(run, config.get("data", name), iteration)
         if features is not False:
-            drawn.extend(draw_run_features(run, device, chosen, train=features is True))
+            drawn.extend(draw_run_features(run, device, chosen, features is True, iteration))
         for line in drawn.lines:
             typer.echo(line)
         if tensorboard is not None:
@@ -58,7 +62,7 @@ def show(
         shown.append(ReportedRun(name, run, drawn))
     shared = []
     if len(shown) > 1:
-        num_classes = len(shown[0].run.load_result().class_names)
+        num_classes = len(shown[0].run.load_set()[0].class_names)
         save_curves(out, {each.name: each.run.read_metrics() for each in shown}, num_classes)
         typer.echo(str(out))
         shared.append(Picture(out, "Curves"))

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,12 @@ __all__ = [
 
 
 def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
-    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with."""
+    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with.
+
+    Raises:
+        ValueError: If the set was made of other data.
+    """
+    synthetic.require_data(data)
     synthetic = synthetic.to(config.device)
     return evaluate(
         lambda: config.make_network(data),
@@ -53,30 +58,59 @@ def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Ac
     )
 
 
-def run_distillation(config: DistillConfig, data: ImageData, run: RunDirectory) -> SyntheticSet:
+def run_distillation(
+    config: DistillConfig,
+    data: ImageData,
+    run: RunDirectory,
+    *,
+    resume: bool = True,
+    from_iteration: int | None = None,
+    may_change: Collection[str] = (),
+) -> SyntheticSet:
     """Distil into ``run``: start it, continue it, or read its result if it is finished.
 
+    Args:
+        config: All options.
+        data: What :meth:`DistillConfig.load_data` gave, or a part of it.
+        run: Where it goes.
+        resume: Without it a directory that holds a run is refused.
+        from_iteration: Go back to this checkpoint first.
+        may_change: Options that may be others than the run's.
+
     Raises:
-        ValueError: If ``run`` holds a run with other options.
+        ValueError: If ``run`` holds a run with other options, or of other data.
     """
     if run.config.exists():
-        _require_same_options(config, run)
-    if run.finished:
-        return run.load_result()
+        _require_same_options(config, run, may_change)
     method = config.make_method(data)
     if not run.config.exists():  # only now, so that options that cannot work leave no run behind
         run.create(asdict(config))
+    run.new_config = asdict(config)
     # Two networks show how a curve goes; the accuracies that count are of num_eval.
     glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
-    return distill(method, data, config, run, lambda synthetic: judge(synthetic, data, glance))
+    return distill(
+        method,
+        data,
+        config,
+        run,
+        lambda synthetic: judge(synthetic, data, glance),
+        resume=resume,
+        from_iteration=from_iteration,
+    )
 
 
-def _require_same_options(config: DistillConfig, run: RunDirectory) -> None:
+def _require_same_options(
+    config: DistillConfig, run: RunDirectory, may_change: Collection[str]
+) -> None:
     stored, asked = asdict(read_config(run.config, DistillConfig)), asdict(config)
-    differing = [name for name in asked if asked[name] != stored[name]]
+    differing = [
+        f"{name}: {stored[name]!r} → {asked[name]!r}"
+        for name in asked
+        if asked[name] != stored[name] and name not in may_change
+    ]
     if differing:
         raise ValueError(
-            f"{run.path} holds a run with another {', '.join(differing)}; choose another --out"
+            f"{run.path} holds a run with another {'; '.join(differing)}; choose another --out"
         )
 
 
@@ -95,6 +129,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         The summary, as the file holds it.
     """
     data = config.load_data()
+    data.require(config.ipc)  # of real images, for the baseline
     folder = config.experts or str(out / "experts")
     expert_seconds: float | None = None
     if METHODS[config.method].needs_experts and not config.experts:

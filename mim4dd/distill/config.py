@@ -30,7 +30,7 @@ from mim4dd.distill.networks import (
     network_title,
 )
 from mim4dd.distill.presets import expert_preset, preset
-from mim4dd.distill.settings import Settings, option_names
+from mim4dd.distill.settings import Settings, check_options, option_names
 
 __all__ = [
     "CompareConfig",
@@ -45,11 +45,16 @@ __all__ = [
 ]
 
 Config = TypeVar("Config", bound="TaskSettings")
+Part = TypeVar("Part", bound=Settings)
 
 
 @dataclass(frozen=True)
 class TaskSettings(Settings):
     """Data, network and device.
+
+    A configuration that is called takes its arguments as they are and the defaults of the class
+    for the rest, whatever the data and the method: it is for values that were resolved before, such
+    as those of a ``config.json``. :meth:`resolve` fills in what was published.
 
     Args:
         data: Name of a data set ("digits", "shapes", "cifar10", …: docs/data.md), or a folder with
@@ -121,6 +126,20 @@ class TaskSettings(Settings):
         found |= preset(options["data"], method, options.get("ipc"))
         return {name: value for name, value in found.items() if name in option_names(cls)}
 
+    @classmethod
+    def resolve(cls: type[Config], /, **options: Any) -> Config:
+        """The configuration that a command makes of these options.
+
+        What is given counts; then the tabulated defaults for the data, and for the method and the
+        images per class where there are such (:meth:`preset`); then the defaults of the class.
+
+        Raises:
+            ValueError: If an option does not exist, is not of its type or has a bad value.
+        """
+        check_options(options, cls, cls.__name__)
+        defaults: dict[str, Any] = {option.name: option.default for option in fields(cls)}
+        return cls(**(defaults | cls.preset(defaults | options) | options))
+
     @property
     def network_name(self) -> str:
         """What experts are told apart by."""
@@ -172,7 +191,10 @@ class DistillConfig(
     LoopSettings,
     Evaluation,
 ):
-    """What `mim4dd distill` takes.
+    """What `mim4dd distill` takes. Make it by :func:`mim4dd.distill.resolve`, as the command does.
+
+    ``DistillConfig(data="cifar10", method="mtt")`` itself has the defaults shown here, which are
+    for small images, and not those that were published for CIFAR-10.
 
     Args:
         method: The base method.
@@ -199,24 +221,28 @@ class DistillConfig(
         Raises:
             ValueError: If the options do not fit the data, the network or the experts.
         """
-        data.require(self.ipc)
         if not data.has_images and self.eval_dsa_strategy != "none":  # else found out at the end
             raise ValueError(
                 f"eval_dsa_strategy must be 'none' for rows, which {data.name} holds, "
                 f"got {self.eval_dsa_strategy!r}"
             )
         ingredients = Ingredients(
-            data, lambda: self.make_network(data), lambda: self._open_experts(data), self.seed
+            data, lambda: self.make_network(data), self._open_experts, self.seed
         )
-        method = METHODS[self.method].make(ingredients, self)
+        kind = METHODS[self.method]
+        method = kind.make(ingredients, part(self, kind.settings))
+        method.require_data(data)
+        if self.init == "real" or type(method).initial is not BaseMethod.initial:
+            data.require(self.ipc)  # else found out once the run is made
         if self.weight == 0:
             return method
         network = ingredients.new_network()
         return MIM4DD.from_settings(method, self, network, data.image_train, self.seed)
 
-    def _open_experts(self, data: ImageData) -> ExpertBuffer:
+    def _open_experts(self) -> ExpertBuffer:
         experts = ExpertBuffer(self.experts)
-        experts.require(network=self.network_name, data=data.name)
+        # The first word on options that do not fit; require_task compares layers and pictures.
+        experts.require(network=self.network_name)
         return experts
 
 
@@ -259,8 +285,8 @@ class SweepConfig(DistillConfig, ExpertTraining):
     eval_every: int = 0
 
 
-def part(config: TaskSettings, kind: type[Config], **changes: Any) -> Config:
-    """The part of a configuration that another command takes, with some options changed."""
+def part(config: TaskSettings, kind: type[Part], **changes: Any) -> Part:
+    """The part of a configuration that another command or a method takes, some options changed."""
     values = {name: value for name, value in asdict(config).items() if name in option_names(kind)}
     return kind(**(values | changes))
 

@@ -1,4 +1,4 @@
-"""Finished runs beside each other: on several networks, and against random real images."""
+"""Runs beside each other: on several networks, and against random real images."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ from mim4dd.distill.settings import option_names
 from mim4dd.distill.storage import write_atomically
 
 __all__ = [
-    "FinishedRun",
+    "JudgedRun",
     "cross_evaluate",
     "cross_gains",
     "cross_table",
     "gain_table",
-    "load_finished",
+    "load_run",
     "require_same_task",
     "save_accuracies",
     "save_gains",
@@ -34,7 +34,7 @@ __all__ = [
 _NETWORK_OPTIONS = {"network", "width", "depth", "norm", "pooling"}
 
 
-class FinishedRun(NamedTuple):
+class JudgedRun(NamedTuple):
     """A distilled set, and the configuration that it is judged by."""
 
     name: str
@@ -46,19 +46,27 @@ class FinishedRun(NamedTuple):
         return self.config if network is None else self.config.on_network(network)
 
 
-def load_finished(path: Path, **changes: int) -> FinishedRun:
-    """Read a finished run, with some options of its evaluation changed.
+def load_run(path: Path, iteration: int | None = None, **changes: int) -> JudgedRun:
+    """Read a run's set, with some options of its evaluation changed.
+
+    Args:
+        path: The run's directory.
+        iteration: Which of its checkpoints to judge; by default the result, or the last there is.
+        changes: Options by name.
 
     Raises:
-        ValueError: If there is no finished run, or a value cannot be used.
+        ValueError: If there is no run or no such checkpoint, or a value cannot be used.
     """
     run = RunDirectory(path)
     config = part(read_config(run.config, DistillConfig), DistillConfig, **changes)
-    return FinishedRun(str(path), run.load_result(), config)
+    synthetic, reached = run.load_set(iteration)
+    whole = reached == config.iterations
+    name = str(path) if whole else f"{path}, {reached} of {config.iterations} iterations"
+    return JudgedRun(name, synthetic, config)
 
 
 def require_same_task(
-    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None] = (None,)
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None] = (None,)
 ) -> None:
     """Raise ValueError unless one baseline, on every network, serves all runs."""
     shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
@@ -83,7 +91,7 @@ def require_same_task(
 
 
 def cross_evaluate(
-    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None], baselines: bool
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None], baselines: bool
 ) -> dict[str, dict[str, Accuracy]]:
     """Judge every set on every network, by the recipe and the step size that it comes with.
 
@@ -117,7 +125,7 @@ def cross_evaluate(
 
 
 def cross_gains(
-    runs: Sequence[FinishedRun], networks: Sequence[NetworkName | None]
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None]
 ) -> dict[tuple[str, str], list[Gain]]:
     """What every set gains over random real images, on every network by every recipe.
 
@@ -135,6 +143,7 @@ def cross_gains(
 
 
 def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> list[Gain]:
+    synthetic.require_data(data)
     synthetic = synthetic.to(config.device)
     return fair_gains(
         lambda: config.make_network(data),
@@ -149,7 +158,7 @@ def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> l
     )
 
 
-def _with_data(runs: Sequence[FinishedRun]) -> Iterator[tuple[FinishedRun, ImageData]]:
+def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData]]:
     for run in runs:
         yield run, run.config.load_data()
 

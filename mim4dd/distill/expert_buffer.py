@@ -1,16 +1,22 @@
 """The files that expert trajectories are kept in, and reading them a piece at a time."""
 
+import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.data_identity import describe_data
+from mim4dd.distill.identity import describe_network, differences, named_differences
 from mim4dd.distill.storage import open_tensors, read_header, save_tensors
 
 __all__ = [
     "ExpertBuffer",
+    "describe_task",
     "expert_header",
     "expert_path",
     "first_mismatch",
@@ -21,11 +27,17 @@ __all__ = [
 ]
 
 _FORMAT = "mim4dd.expert.2"
+_READ = 1024  # parameters of every expert by which it is known
 
 
 def expert_path(folder: Path, index: int) -> Path:
     """The file of one expert."""
     return folder / f"expert_{index:04d}.safetensors"
+
+
+def describe_task(network: nn.Module, data: ImageData) -> dict[str, Any]:
+    """What experts are of: the network's layers, and the data whatever it is called."""
+    return {"data": describe_data(data), "network": describe_network(network)}
 
 
 def expert_header(network_name: str, data_name: str, **more: Any) -> dict[str, Any]:
@@ -49,13 +61,15 @@ def save_expert(
 def require_kind(folder: Path, header: Mapping[str, Any]) -> None:
     """Raise ValueError if ``folder`` holds experts whose headers say something else."""
     for path in _expert_paths(folder):
-        stored = _read_header(path)
-        for key, value in header.items():
-            if stored.get(key) != value:
-                raise ValueError(
-                    f"{folder} holds experts of another kind: {key} is {stored.get(key)} there and "
-                    f"{value} here; choose another folder"
-                )
+        stored = {key: value for key, value in _read_header(path).items() if key in header}
+        # The same data may go by another name, and an old file says no more than the name.
+        unnamed = () if stored.get("task") is None or header.get("task") is None else ("data",)
+        found = [each for each in differences(stored, header) if each.path not in unnamed]
+        if found:
+            raise ValueError(
+                f"{folder} holds experts of another kind, there → here: "
+                f"{named_differences(found)}; choose another folder"
+            )
 
 
 def parameter_shapes(network: nn.Module) -> list[tuple[int, ...]]:
@@ -100,7 +114,8 @@ class ExpertBuffer:
     """
 
     def __init__(self, folder: str | Path, num_experts: int | None = None) -> None:
-        paths = _expert_paths(Path(folder))[:num_experts]
+        self.folder = Path(folder)
+        paths = _expert_paths(self.folder)[:num_experts]
         if not paths:
             raise ValueError(
                 f"experts must be a folder of expert_*.safetensors files, {folder} holds none; "
@@ -124,13 +139,47 @@ class ExpertBuffer:
         return len(self._slices)
 
     def require(self, **expected: str) -> None:
-        """Raise ValueError unless every expert was trained on this network and data."""
+        """Raise ValueError unless every expert says that it is of this network, or data."""
         for header in self.headers:
             for key, value in expected.items():
                 if header[key] != value:
                     raise ValueError(
                         f"experts must be of the {key} {value!r}, these are of {header[key]!r}"
                     )
+
+    def require_task(self, network: nn.Module, data: ImageData) -> None:
+        """Raise ValueError unless every expert is of this network and was trained on this data.
+
+        Experts that do not say it, such as those of ``replay_buffer_*.pt``, are accepted with a
+        warning where their parameters and the name of the data fit.
+        """
+        self.require_parameters_of(network)
+        asked = describe_task(network, data)
+        for header in self.headers:
+            stored = header.get("task")
+            if stored is None:
+                self.require(data=data.name)
+                continue
+            found = differences(stored, asked)
+            if found:
+                raise ValueError(
+                    f"experts in {self.folder} must be of the network and the data to distil for, "
+                    f"they differ in (theirs → here) {named_differences(found)}"
+                )
+        if any(header.get("task") is None for header in self.headers):
+            warnings.warn(
+                f"experts in {self.folder} do not say what they were trained on, as those that "
+                "are imported or were trained before mim4dd noted it: only names and shapes are "
+                "checked, not the pictures nor the order of the classes",
+                stacklevel=2,
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these trajectories from others: how many, how long, and where they end."""
+        digest = hashlib.sha256()
+        for part in self._slices:
+            digest.update(part[-1, :_READ].numpy().tobytes())
+        return {"count": len(self), "epochs": self.num_epochs, "ends": digest.hexdigest()[:12]}
 
     def require_parameters_of(self, network: nn.Module) -> None:
         """Raise ValueError unless the experts' parameters have the shapes of ``network``'s."""

@@ -15,6 +15,7 @@ from mim4dd.distill.augment import augmentation
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.expert_buffer import (
     ExpertBuffer,
+    describe_task,
     expert_header,
     expert_path,
     first_not_finite,
@@ -101,7 +102,7 @@ def train_experts(
         devices: Where; the workers take turns over them. By default where ``data`` is.
 
     Raises:
-        ValueError: If ``folder`` holds experts that were trained otherwise.
+        ValueError: If ``folder`` holds experts that were trained otherwise or on other data.
         FloatingPointError: If an expert diverges.
         WorkerError: If a worker dies.
     """
@@ -111,7 +112,9 @@ def train_experts(
         for field in fields(ExpertTraining)
         if field.name != "num_experts"
     }
-    header = expert_header(network_name, data.name, training=settings)
+    network = seeded_network(lambda: make_network(data), training.seed)
+    task = describe_task(network, data)
+    header = expert_header(network_name, data.name, training=settings, task=task)
     require_kind(folder, header)
     missing = [
         index for index in range(training.num_experts) if not expert_path(folder, index).exists()

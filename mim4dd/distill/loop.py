@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import Accuracy
 from mim4dd.distill.interruption import Interrupted, Stop, interruptible
 from mim4dd.distill.loop_settings import LoopSettings
-from mim4dd.distill.loop_state import LoopState, Snapshot, copied_state, save
+from mim4dd.distill.loop_state import LoopState, copied_state, save
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial, RealData
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.ranks import agree, any_rank, rank, wait_for_ranks
+from mim4dd.distill.resume import checkpoint_to_continue, run_identity
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
 __all__ = ["Interrupted", "LoopSettings", "distill"]
@@ -28,12 +30,18 @@ def distill(
     settings: LoopSettings,
     run: RunDirectory,
     evaluate: Callable[[SyntheticSet], Accuracy] | None = None,
+    *,
+    resume: bool = False,
+    from_iteration: int | None = None,
 ) -> SyntheticSet:
     """Optimise a synthetic set under ``method`` and leave it, with all metrics, in ``run``.
 
-    Where ``run`` holds a checkpoint the loop continues from it, on a CPU bit for bit as if it had
-    never stopped. A checkpoint is only ever a state whose loss and gradients were finite. Under
-    torchrun every rank computes a loss with draws of its own, and all step along the mean gradient.
+    With ``resume`` it continues from the checkpoint in ``run``, if there is one, on a CPU bit for
+    bit as if it had never stopped. A checkpoint says what the run is of: the settings, the method
+    with its class, its code and its networks, and the data; another run is refused. Only
+    :data:`~mim4dd.distill.loop_settings.MAY_CHANGE`, step sizes and counts, may be other ones. A
+    checkpoint is only ever a state whose loss and gradients were finite. Under torchrun every rank
+    computes a loss with draws of its own, and all step along the mean gradient.
 
     Args:
         method: The objective.
@@ -42,26 +50,41 @@ def distill(
         run: Where metrics, checkpoints and the result go.
         evaluate: Judges the set every ``settings.eval_every`` iterations and at the end, for the
             curves alone: nothing is chosen by it.
+        resume: Continue the run that ``run`` holds; without it such a directory is refused. Where
+            there is none yet, begin.
+        from_iteration: Go back to this one of ``run.iterations()`` before continuing.
 
     Returns:
         The set after the last iteration.
 
     Raises:
-        ValueError: If a class has fewer than ``ipc`` images, the method's own start does not fit,
-            its loss depends on neither images nor labels, or a checkpoint is of other settings or
-            ranks.
+        ValueError: If ``run`` holds a run and ``resume`` is not asked for, or another run than
+            this: what differs is named. If the method was made for other data, real images to
+            start from are fewer than ``ipc`` in a class, the method's own start does not fit, or
+            its loss depends on neither images nor labels.
         TypeError: If the method's loss is not a :class:`BaseLoss`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
+    method.require_data(data)
+    identity = run_identity(method, data, settings)
+    device = data.image_train.device
+    snapshot = checkpoint_to_continue(run, identity, resume, from_iteration, device)
+    if snapshot is not None and run.finished and snapshot.iteration == settings.iterations:
+        return run.load_result()
     state = _initial_state(method, data, settings)
-    if run.checkpoint.exists():
-        method.restore(state.restore(Snapshot(*run.load_checkpoint())))
-    elif state.iteration == 0:
+    state.identity, state.normalization = identity, data.normalization
+    if snapshot is None:
         run.save_set(run.initial, state.result(data))
+    else:
+        method.restore(state.restore(snapshot))
     agree(state.iteration, list(state.learned.values()))
-    run.rewind_metrics(state.iteration)
+    if snapshot is not None:
+        run.drop_result()
+        # With what is asked for from here on, whenever this is stopped.
+        save(state, state.snapshot(copied_state(method)), run)
+    run.rewind(state.iteration)
 
     def judge(row: dict[str, Any]) -> None:
         if evaluate is not None and settings.eval_every and rank() == 0:
@@ -87,7 +110,7 @@ def distill(
             progress.set_postfix(_shown(row, data.num_classes), refresh=False)
         final: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
         judge(final)
-    save(state.snapshot(copied_state(method)), run)
+    save(state, state.snapshot(copied_state(method)), run)
     run.append_metrics(final)
     result = state.result(data, method.relabel)
     run.save_set(run.synthetic, result)
@@ -95,21 +118,27 @@ def distill(
 
 
 def _initial_state(method: BaseMethod, data: ImageData, settings: LoopSettings) -> LoopState:
-    data.require(settings.ipc)
     # Before the first iteration, and the same on every rank.
     stream = _stream(settings.seed, -1, 0)
     initial = method.initial(RealData(data, stream), settings.ipc)
     if initial is not None:
         _check_initial(initial, data, settings.ipc)
     else:
-        images, _ = data.sample(settings.ipc, stream)
-        if settings.init != "real":
-            images = torch.randn(images.shape, generator=stream).to(images)
-        if settings.init == "unit_noise":
-            images = F.normalize(images.flatten(1)).view_as(images)
-        initial = Initial(images)
+        initial = Initial(_first_images(data, settings, stream))
     classes = torch.arange(data.num_classes, device=initial.image_syn.device)
     return LoopState(initial, classes.repeat_interleave(settings.ipc), settings)
+
+
+def _first_images(data: ImageData, settings: LoopSettings, stream: torch.Generator) -> Tensor:
+    if settings.init == "real":
+        images, _ = data.sample(settings.ipc, stream)
+        return images
+    data.sample(1, stream)  # so that a seed gives the noise that it always gave
+    shape = (settings.ipc * data.num_classes, *data.image_train.shape[1:])
+    images = torch.randn(shape, generator=stream).to(data.image_train)
+    if settings.init == "unit_noise":
+        images = F.normalize(images.flatten(1)).view_as(images)
+    return images
 
 
 def _check_initial(initial: Initial, data: ImageData, ipc: int) -> None:
@@ -137,7 +166,7 @@ def _stop_if_asked(
     stop: Stop, state: LoopState, method: BaseMethod, settings: LoopSettings, run: RunDirectory
 ) -> None:
     if any_rank(stop.requested, state.image_syn.device):
-        save(state.snapshot(copied_state(method)), run)
+        save(state, state.snapshot(copied_state(method)), run)
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise Interrupted(
             f"stopped before iteration {state.iteration} of {settings.iterations}; "
@@ -168,7 +197,8 @@ def _step(
     state.refuse_bad_gradients(value, run)
     state.last_good = state.snapshot(method_state)
     if state.iteration % settings.checkpoint_every == 0:
-        save(state.last_good, run)
+        save(state, state.last_good, run)
+        run.keep_checkpoint(state.iteration)
     state.update(run)
     return {"loss": value.item(), **outcome.metrics}
 

@@ -6,7 +6,25 @@ from typing import Literal
 from mim4dd._checks import check_choice, check_positive
 from mim4dd.distill.settings import Settings
 
-__all__ = ["LoopSettings"]
+__all__ = ["MAY_CHANGE", "LoopSettings"]
+
+# What a run may be continued with other values of: how fast and how long to go on, not where to.
+# The rest says what the set is of. Step sizes of a method's inner networks are among them because
+# a run that those made diverge could not be continued otherwise.
+MAY_CHANGE = frozenset(
+    {
+        "iterations",
+        "lr_img",
+        "lr_lr",
+        "lr_y",
+        "lr_net",
+        "inner_lr",
+        "positive_syn_lr",
+        "memory_budget",
+        "checkpoint_every",
+        "eval_every",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +39,8 @@ class LoopSettings(Settings):
         lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
         lr_teacher: Initial value of the learned step size syn_lr.
+        positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, which lr_lr cannot drive
+            below 0; at the start both learn alike.
         init: Start from "real" training images, from Gaussian "noise", or from "unit_noise": images
             of it scaled to length 1, as in RaT-BPTT.
         ema_decay: Keep an exponential moving average of the images as the result, as FTD; 0: none.
@@ -36,6 +56,7 @@ class LoopSettings(Settings):
     lr_lr: float = 1e-4
     lr_y: float = 2.0
     lr_teacher: float = 0.03
+    positive_syn_lr: bool = False
     init: Literal["real", "noise", "unit_noise"] = "real"
     ema_decay: float = 0.0
     seed: int = 0

@@ -1,5 +1,7 @@
 """All that an outer iteration changes: the synthetic set, its optimisers, and their copies."""
 
+import math
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -10,13 +12,17 @@ from mim4dd.distill.cost import Meter
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.loop_settings import LoopSettings
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
+from mim4dd.distill.normalization import Normalization
 from mim4dd.distill.ranks import average, gather, num_ranks, rank, wait_for_ranks
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.step_size import PositiveStepSize
 
 __all__ = ["LoopState", "Snapshot", "copied_state", "save"]
 
 # As in MTT, and DATM for the labels.
-_MOMENTUM = {"image_syn": 0.5, "syn_lr": 0.5, "label_logits": 0.9}
+_MOMENTUM = {"image_syn": 0.5, "syn_lr": 0.5, "syn_lr_rho": 0.5, "label_logits": 0.9}
+# What a set is evaluated with, not a part of it.
+_STEP_SIZES = ("syn_lr", "syn_lr_rho")
 
 _METHOD = "method."  # how a checkpoint names what the method carries
 
@@ -27,6 +33,11 @@ class Snapshot(NamedTuple):
     tensors: dict[str, Tensor]
     header: dict[str, Any]
 
+    @property
+    def iteration(self) -> int:
+        """The iteration that it stands before."""
+        return int(self.header["iteration"])
+
 
 class LoopState:
     """The learned tensors, their optimisers and the number of the iteration."""
@@ -34,9 +45,18 @@ class LoopState:
     def __init__(self, initial: Initial, class_syn: Tensor, settings: LoopSettings) -> None:
         self.class_syn = class_syn
         self.settings = settings
+        self.identity: dict[str, Any] = {}
+        self.normalization: Normalization | None = None
+        self.changes: list[dict[str, Any]] = []
         image_syn = initial.image_syn
-        syn_lr = torch.tensor(settings.lr_teacher, dtype=image_syn.dtype, device=image_syn.device)
-        self.learned = {"image_syn": image_syn.clone(), "syn_lr": syn_lr}
+        like: dict[str, Any] = {"dtype": image_syn.dtype, "device": image_syn.device}
+        self.positive: PositiveStepSize | None = None
+        self.learned = {"image_syn": image_syn.clone()}
+        if settings.positive_syn_lr:
+            self.positive = PositiveStepSize(settings.lr_teacher, **like)
+            self.learned["syn_lr_rho"] = self.positive.rho
+        else:
+            self.learned["syn_lr"] = torch.tensor(settings.lr_teacher, **like)
         if initial.label_logits is not None:
             self.learned["label_logits"] = initial.label_logits.clone()
         for tensor in self.learned.values():
@@ -57,7 +77,7 @@ class LoopState:
     @property
     def syn_lr(self) -> Tensor:
         """The learned step size, ()."""
-        return self.learned["syn_lr"]
+        return self.learned["syn_lr"] if self.positive is None else self.positive()
 
     def label_syn(self) -> Tensor:
         """The classes (n,), or the learned probabilities (n, C)."""
@@ -88,7 +108,7 @@ class LoopState:
     def _backward(self, value: Tensor) -> None:
         if value.requires_grad:
             value.backward()
-        if all(self.learned[name].grad is None for name in self.learned if name != "syn_lr"):
+        if all(self.learned[name].grad is None for name in self.learned if name not in _STEP_SIZES):
             raise ValueError(
                 "the method's loss must depend on image_syn or label_syn, but sends gradients to "
                 "neither: is something detached, or computed under torch.no_grad()?"
@@ -120,15 +140,21 @@ class LoopState:
         steps = "lower lr_img, lr_lr, lr_teacher or the step size of the method's networks"
         message = f"{what} in iteration {self.iteration}; {steps}"
         if self.last_good is not None:
-            save(self.last_good, run)
+            save(self, self.last_good, run)
             good = self.last_good.header["iteration"]
-            message += f". The last good state, of iteration {good}, is kept in {run.checkpoint}"
+            message += (
+                f". The last good state, of iteration {good}, is kept in {run.checkpoint}: go on "
+                f"from it by --resume {shlex.quote(str(run.path))} with smaller steps, perhaps "
+                f"with --positive-syn-lr, or --from-iteration "
+                f"{', '.join(map(str, run.kept_iterations()))}"
+            )
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise FloatingPointError(message)
 
     def snapshot(self, method_state: dict[str, Tensor]) -> Snapshot:
         """All that a checkpoint holds of this rank: copies, and what :func:`copied_state` gave."""
         tensors = {name: tensor.detach().clone() for name, tensor in self.learned.items()}
+        tensors["syn_lr"] = self.syn_lr.detach().clone()
         if self.average_image is not None:
             tensors["average_image"] = self.average_image.clone()
         for name, optimizer in self.optimizers.items():
@@ -136,12 +162,16 @@ class LoopState:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value.clone()
         tensors |= {f"{_METHOD}{name}": tensor for name, tensor in method_state.items()}
-        return Snapshot(tensors, {"iteration": self.iteration} | self.meter.read())
+        header = {"iteration": self.iteration, "identity": self.identity, "changes": self.changes}
+        return Snapshot(tensors, header | self.meter.read())
 
     def restore(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Continue from a checkpoint; return what it holds of the method on this rank."""
         tensors, header = snapshot
         kept = {"average_image": self.average_image} if self.average_image is not None else {}
+        if self.positive is not None and "syn_lr_rho" not in tensors:
+            # Until here it was learned by itself.
+            tensors = tensors | {"syn_lr_rho": _rho(self.positive, tensors["syn_lr"])}
         for name, tensor in (self.learned | kept).items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 stored = tuple(tensors[name].shape) if name in tensors else "none"
@@ -161,6 +191,7 @@ class LoopState:
                 }
             )
         self.iteration = header["iteration"]
+        self.changes = header.get("changes", [])
         self.meter.restore(header)
         return {
             name: value.to(self.image_syn.device) for name, value in _of_this_rank(snapshot).items()
@@ -180,7 +211,14 @@ class LoopState:
             self.syn_lr.detach().clone(),
             data.normalization.inverse(images),
             data.class_names,
+            self.identity.get("data"),
         )
+
+    def viewed(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the state, so that the set can be looked at."""
+        images = snapshot.tensors.get("average_image", snapshot.tensors["image_syn"])
+        pixels = images if self.normalization is None else self.normalization.inverse(images)
+        return {"class_syn": self.class_syn, "pixels": pixels}
 
 
 def copied_state(method: BaseMethod) -> dict[str, Tensor]:
@@ -188,14 +226,16 @@ def copied_state(method: BaseMethod) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in method.state().items()}
 
 
-def save(snapshot: Snapshot, run: RunDirectory) -> None:
+def save(state: LoopState, snapshot: Snapshot, run: RunDirectory) -> None:
     """Replace the checkpoint, on all ranks at once: it holds the method's state of each."""
     tensors, header = snapshot
     states = gather(_below(_METHOD, tensors))
+    if run.read_only:
+        return
     tensors = {name: part for name, part in tensors.items() if not name.startswith(_METHOD)}
-    for number, state in enumerate(states):
-        tensors |= {f"{_METHOD}{number}.{name}": part for name, part in state.items()}
-    run.save_checkpoint(tensors, header | {"ranks": len(states)})
+    for number, method_state in enumerate(states):
+        tensors |= {f"{_METHOD}{number}.{name}": part for name, part in method_state.items()}
+    run.save_checkpoint(tensors | state.viewed(snapshot), header | {"ranks": len(states)})
 
 
 def _of_this_rank(snapshot: Snapshot) -> dict[str, Tensor]:
@@ -222,5 +262,18 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _make_optimizer(name: str, tensor: Tensor, settings: LoopSettings) -> torch.optim.Optimizer:
     if name == "image_syn" and settings.optimizer_img == "adam":
         return torch.optim.Adam([tensor], settings.lr_img)
-    lr = {"image_syn": settings.lr_img, "syn_lr": settings.lr_lr, "label_logits": settings.lr_y}
+    lr = {
+        "image_syn": settings.lr_img,
+        "syn_lr": settings.lr_lr,
+        # So that the step size begins to move as by SGD of rate lr_lr on itself.
+        "syn_lr_rho": settings.lr_lr * (2 * math.log(2) / settings.lr_teacher) ** 2,
+        "label_logits": settings.lr_y,
+    }
     return torch.optim.SGD([tensor], lr[name], momentum=_MOMENTUM[name])
+
+
+def _rho(positive: PositiveStepSize, value: Tensor) -> Tensor:
+    """The parameter at which a positive step size has a value."""
+    scaled = value.double() * math.log(2) / positive.initial.double().cpu()
+    # log(exp(x) − 1), which would overflow as it is written.
+    return (scaled + torch.log(-torch.expm1(-scaled))).to(value.dtype)

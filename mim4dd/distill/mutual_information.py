@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mim4dd.distill.data import ImageData
 from mim4dd.distill.feature_matching import FeatureMatchingLoss
 from mim4dd.distill.features import layer_features
 from mim4dd.distill.methods.base import (
@@ -164,6 +165,10 @@ class MIM4DD(BaseMethod):
     def relabel(self, image_syn: Tensor) -> Tensor | None:
         """The base method's labels of the result."""
         return self.base.relabel(image_syn)
+
+    def require_data(self, data: ImageData) -> None:
+        """Raise ValueError if the base method was made for other data."""
+        self.base.require_data(data)
 
     def state(self) -> dict[str, Tensor]:
         """The base method's; the add-on has none."""

@@ -89,8 +89,8 @@ def summary(run: RunDirectory) -> dict[str, str]:
             f"networks after {last['iteration']} iterations"
         )
     bound = final_bound(rows)
-    if bound is not None and run.finished:
-        ceiling = math.log(len(run.load_result().class_names))
+    if bound is not None:
+        ceiling = math.log(len(run.load_set()[0].class_names))
         entries["MI lower bound"] = f"{bound:.2f} nats, of at most log C = {ceiling:.2f}"
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:

@@ -1,78 +1,27 @@
-"""The directory of one distillation run: configuration, metrics, checkpoint, result."""
+"""The directory of one distillation run: configuration, metrics, checkpoints, result."""
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mim4dd.distill.storage import (
+    link,
     load_tensors,
     read_json,
     save_tensors,
     write_atomically,
     write_json,
 )
+from mim4dd.distill.synthetic_set import SyntheticSet
 
 __all__ = ["RunDirectory", "SyntheticSet"]
 
-_FORMAT = "mim4dd.synthetic.2"
-
-
-class SyntheticSet:
-    """A distilled set: images as networks are trained on them, labels, and the step size to use."""
-
-    def __init__(
-        self,
-        image_syn: Tensor,  # (n, channels, H, W), normalised
-        label_syn: Tensor,  # (n,) classes, or (n, C) probabilities
-        class_syn: Tensor,  # (n,), the class that each image was made for
-        syn_lr: Tensor,  # ()
-        pixels: Tensor,  # (n, channels, H, W), for pictures
-        class_names: Iterable[str],
-    ) -> None:
-        self.image_syn = image_syn
-        self.label_syn = label_syn
-        self.class_syn = class_syn
-        self.syn_lr = syn_lr
-        self.pixels = pixels
-        self.class_names = tuple(class_names)
-
-    def to(self, device: str) -> "SyntheticSet":
-        """The same set on another device."""
-        return SyntheticSet(
-            self.image_syn.to(device),
-            self.label_syn.to(device),
-            self.class_syn.to(device),
-            self.syn_lr.to(device),
-            self.pixels.to(device),
-            self.class_names,
-        )
-
-    def save(self, path: Path) -> None:
-        """Write the set to a safetensors file, atomically."""
-        tensors = {
-            "image_syn": self.image_syn,
-            "label_syn": self.label_syn,
-            "class_syn": self.class_syn,
-            "syn_lr": self.syn_lr,
-            "pixels": self.pixels,
-        }
-        save_tensors(path, tensors, {"format": _FORMAT, "class_names": list(self.class_names)})
-
-    @staticmethod
-    def load(path: Path) -> "SyntheticSet":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: If the file is not there, truncated or something else.
-        """
-        tensors, header = load_tensors(path)
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"{path} does not hold a synthetic set of mim4dd")
-        return SyntheticSet(**tensors, class_names=header["class_names"])
+# Beside the newest checkpoint so many older ones stay, spread over the run.
+_MOST_KEPT = 6
 
 
 class RunDirectory:
@@ -89,9 +38,12 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.older_checkpoints = self.path / "checkpoints"
         self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
         self.pictures = self.path / "pictures"
+        # What the configuration becomes when the run goes on: not before it is known that it can.
+        self.new_config: Mapping[str, Any] | None = None
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Start a new run with its resolved configuration.
@@ -106,12 +58,34 @@ class RunDirectory:
 
     def require_new(self) -> None:
         """Raise ValueError if the directory already holds a run."""
-        if self.config.exists():
+        if self.config.exists() or self.started:
             raise ValueError(
                 f"{self.path} already holds a run: continue it with "
-                f"--resume {shlex.quote(str(self.path))}, "
+                f"--resume {shlex.quote(str(self.path))}, in Python with resume=True, "
                 "or choose another --out"
             )
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that a distillation left, finished or not."""
+        left = (self.initial, self.metrics, self.checkpoint, self.synthetic)
+        return any(path.exists() for path in left)
+
+    def drop_result(self) -> None:
+        """Be unfinished, as a run is that goes on."""
+        if not self.read_only:
+            self.synthetic.unlink(missing_ok=True)
+
+    def rewind(self, iteration: int) -> None:
+        """Drop what a run that goes on from ``iteration`` will write again."""
+        if self.read_only:
+            return
+        if self.new_config is not None:
+            write_json(self.config, self.new_config)
+        for later in self.kept_iterations():
+            if later > iteration:
+                self._kept(later).unlink()
+        self.rewind_metrics(iteration)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration that the run was started with."""
@@ -134,6 +108,30 @@ class RunDirectory:
                 f"`mim4dd distill --resume {shlex.quote(str(self.path))}`"
             )
         return SyntheticSet.load(self.synthetic)
+
+    def load_set(self, iteration: int | None = None) -> tuple[SyntheticSet, int]:
+        """The set before an iteration, and which one that is.
+
+        Args:
+            iteration: One of :meth:`iterations`; by default the last, which of a finished run is
+                its result.
+
+        Raises:
+            ValueError: If there is none, or a file is truncated or something else.
+        """
+        if iteration is None and (self.finished or not self.checkpoint.exists()):
+            if self.config.exists() and not self.finished:
+                raise ValueError(
+                    f"{self.path} holds a run that has no checkpoint yet: continue it with "
+                    f"`mim4dd distill --resume {shlex.quote(str(self.path))}`"
+                )
+            result = SyntheticSet.load(self.synthetic)
+            rows = self.read_metrics()
+            return result, rows[-1]["iteration"] if rows else 0
+        tensors, header = self.load_checkpoint(iteration)
+        if self.finished and header["iteration"] == self.load_checkpoint()[1]["iteration"]:
+            return SyntheticSet.load(self.synthetic), header["iteration"]
+        return SyntheticSet.of_checkpoint(tensors, header), header["iteration"]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics."""
@@ -167,11 +165,52 @@ class RunDirectory:
         if not self.read_only:
             save_tensors(self.checkpoint, tensors, header)
 
+    def keep_checkpoint(self, iteration: int) -> None:
+        """Keep the checkpoint, which is of ``iteration``, among a few older ones to go back to.
+
+        Where that makes too many, the one goes whose neighbours are closest to each other, so that
+        the rest stay spread over the run.
+        """
+        if self.read_only:
+            return
+        link(self.checkpoint, self._kept(iteration))
+        kept = self.kept_iterations()
+        if len(kept) > _MOST_KEPT:
+            inner = zip(kept, kept[1:], kept[2:], strict=False)
+            _, crowded = min((after - before, middle) for before, middle, after in inner)
+            self._kept(crowded).unlink()
+
+    def kept_iterations(self) -> list[int]:
+        """The iterations of the older checkpoints that are kept, in order."""
+        return sorted(int(path.stem) for path in self.older_checkpoints.glob("[0-9]*.safetensors"))
+
+    def iterations(self) -> list[int]:
+        """The iterations before which the run has a checkpoint, in order."""
+        last = [self.load_checkpoint()[1]["iteration"]] if self.checkpoint.exists() else []
+        return sorted({*self.kept_iterations(), *last})
+
     def save_set(self, path: Path, synthetic: SyntheticSet) -> None:
         """Write a synthetic set to one of the run's files."""
         if not self.read_only:
             synthetic.save(path)
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The last checkpoint's tensors and header."""
-        return load_tensors(self.checkpoint)
+    def load_checkpoint(
+        self, iteration: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A checkpoint's tensors and header; by default the last one's.
+
+        Raises:
+            ValueError: If there is none of that iteration, or the file is truncated.
+        """
+        last = load_tensors(self.checkpoint)
+        if iteration is None or last[1]["iteration"] == iteration:
+            return last
+        if iteration not in self.kept_iterations():
+            raise ValueError(
+                f"iteration must be one that {self.path} has a checkpoint of, "
+                f"{', '.join(map(str, self.iterations()))}, got {iteration}"
+            )
+        return load_tensors(self._kept(iteration))
+
+    def _kept(self, iteration: int) -> Path:
+        return self.older_checkpoints / f"{iteration:08d}.safetensors"

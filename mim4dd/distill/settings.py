@@ -3,8 +3,10 @@
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
 
-__all__ = ["Settings", "field_help", "option_names"]
+__all__ = ["Settings", "check_options", "field_help", "option_names"]
 
 
 class Settings:
@@ -44,3 +46,26 @@ def option_names(kind: type[Settings]) -> set[str]:
     """Names of all options."""
     # Every settings class is a dataclass, which the type of their base can not say.
     return {option.name for option in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def check_options(values: Mapping[str, Any], kind: type[Settings], source: str) -> None:
+    """Require every option to exist and to have its type."""
+    unknown = sorted(set(values) - option_names(kind))
+    if unknown:
+        raise ValueError(f"{source} names unknown options: {', '.join(unknown)}")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        allowed = _types(hints[name])
+        if float in allowed:
+            allowed.add(int)  # JSON writes 1.0 as 1
+        if type(value) not in allowed:  # not isinstance, which takes True for an int
+            names = " or ".join(sorted(each.__name__ for each in allowed))
+            raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
+
+
+def _types(hint: Any) -> set[type]:
+    """The types that X, X | None or Literal["a", "b"] allow, however they are nested."""
+    parts = get_args(hint)
+    if not parts:
+        return {hint if isinstance(hint, type) else type(hint)}
+    return {each for part in parts for each in _types(part)}

@@ -1,7 +1,7 @@
 """All pictures of a run, drawn from what its directory holds."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from mim4dd.distill.config import DistillConfig
-from mim4dd.distill.config_file import check_options
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.pictures import (
     class_similarity,
@@ -22,6 +21,7 @@ from mim4dd.distill.pictures import (
     save_figure,
 )
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.settings import check_options
 from mim4dd.distill.trained_features import (
     TrainedNetwork,
     expert_network,
@@ -68,20 +68,25 @@ class Drawn:
         return [str(picture.path) for picture in self.pictures] + self.left_out
 
 
-def draw_run(run: RunDirectory, data_name: str) -> Drawn:
+def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) -> Drawn:
     """Draw what the files of a run hold: its samples before and after, soft labels and curves.
 
+    Args:
+        run: A run, finished or not.
+        data_name: What to call the data.
+        iteration: Which of its checkpoints to draw; by default the last state that it has.
+
     Raises:
-        ValueError: If the run is not finished or has no metrics.
+        ValueError: If the run has no such checkpoint or no metrics.
     """
-    final, rows = run.load_result(), run.read_metrics()
+    (final, reached), rows = run.load_set(iteration), run.read_metrics()
     if not rows:
         raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
     labels, names, drawn = final.class_syn, final.class_names, Drawn()
     draw = draw_grid if final.pixels.dim() == 4 else draw_rows
     kind = "image" if final.pixels.dim() == 4 else "row"
     samples = _count(len(labels) // len(names), kind)
-    name, after = f"{data_name}, {samples} per class", f"after {_iterations(rows)}"
+    name, after = f"{data_name}, {samples} per class", f"after {_count(reached, 'iteration')}"
 
     drawn.add(
         run.pictures / "synthetic.png",
@@ -108,16 +113,21 @@ def draw_run(run: RunDirectory, data_name: str) -> Drawn:
 
 
 def draw_run_features(
-    run: RunDirectory, device: str, layers: Sequence[str] | None, train: bool
+    run: RunDirectory,
+    device: str,
+    layers: Sequence[str] | None,
+    train: bool,
+    iteration: int | None = None,
 ) -> Drawn:
     """Draw what a network trained on real data makes of a run's samples.
 
     Args:
-        run: A finished run.
+        run: A run, finished or not.
         device: Where to compute, whatever the run's own device was.
         layers: Names of submodules to look at; by default the network's ``feature_layers``.
         train: Train a network where the run's experts are not there, instead of leaving the
             pictures out.
+        iteration: Which of its checkpoints to draw; by default the last state that it has.
 
     Raises:
         ValueError: If ``layers`` names no submodules; with ``train`` also if the data is not there.
@@ -135,7 +145,7 @@ def draw_run_features(
             return _without_features(run, error)
         data = config.load_data()
         trained = train_on_real(config, data)
-    return draw_features(run, data, trained, layers)
+    return draw_features(run, data, trained, layers, iteration)
 
 
 def _without_features(run: RunDirectory, why: object) -> Drawn:
@@ -145,10 +155,15 @@ def _without_features(run: RunDirectory, why: object) -> Drawn:
 
 
 def draw_features(
-    run: RunDirectory, data: ImageData, trained: TrainedNetwork, layers: Sequence[str] | None
+    run: RunDirectory,
+    data: ImageData,
+    trained: TrainedNetwork,
+    layers: Sequence[str] | None,
+    iteration: int | None = None,
 ) -> Drawn:
     """Draw real and synthetic samples in the plane, and how alike their classes are."""
-    synthetic = run.load_result().to(str(data.image_test.device))
+    synthetic = run.load_set(iteration)[0].to(str(data.image_test.device))
+    synthetic.require_data(data)
     names, classes = synthetic.class_names, synthetic.class_syn
     network = trained.network
     every = list(layers) if layers is not None else list(getattr(network, "feature_layers", ()))
@@ -187,10 +202,6 @@ def run_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _shown(synthetic: SyntheticSet) -> Tensor:
     """Images in pixels; rows normalised, so that one scale of colours serves all features."""
     return synthetic.pixels if synthetic.pixels.dim() == 4 else synthetic.image_syn
-
-
-def _iterations(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _count(rows[-1]["iteration"], "iteration")
 
 
 def _count(number: int, what: str) -> str:

@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 __all__ = [
+    "link",
     "load_tensors",
     "open_tensors",
     "read_header",
@@ -91,6 +92,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give what ``source`` holds a second name, atomically; a copy where links cannot be had.
+
+    A file that is later replaced under one name keeps its content under the other.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_atomically(target, source.read_bytes())
+        return
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # where both were one file already, replace leaves it
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

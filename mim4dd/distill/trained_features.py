@@ -35,9 +35,9 @@ def expert_network(config: DistillConfig, data: ImageData) -> TrainedNetwork:
         ValueError: If the run's experts are not there, or of another network or data.
     """
     experts = ExpertBuffer(config.experts, num_experts=1)
-    experts.require(network=config.network_name, data=data.name)
+    experts.require(network=config.network_name)
     network = config.make_network(data).to(config.device)
-    experts.require_parameters_of(network)
+    experts.require_task(network, data)
     theta, _ = experts.segment(0, experts.num_epochs, 0)
     nn.utils.vector_to_parameters(theta.to(config.device), network.parameters())
     # A trajectory holds parameters alone; the statistics of BatchNorm are made anew.

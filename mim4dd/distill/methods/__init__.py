@@ -34,15 +34,15 @@ class MethodKind(NamedTuple):
         return option_names(self.settings) | self.of_loop
 
 
+_LEARNS_STEP_SIZE = frozenset({"lr_lr", "positive_syn_lr"})
+
 METHODS = {
-    "mtt": MethodKind(
-        "MTT", MTTSettings, MTT.make, needs_experts=True, of_loop=frozenset({"lr_lr"})
-    ),
+    "mtt": MethodKind("MTT", MTTSettings, MTT.make, needs_experts=True, of_loop=_LEARNS_STEP_SIZE),
     "tesla": MethodKind(
-        "TESLA", MTTSettings, TESLA.make, needs_experts=True, of_loop=frozenset({"lr_lr"})
+        "TESLA", MTTSettings, TESLA.make, needs_experts=True, of_loop=_LEARNS_STEP_SIZE
     ),
     "datm": MethodKind(
-        "DATM", DATMSettings, DATM.make, needs_experts=True, of_loop=frozenset({"lr_lr", "lr_y"})
+        "DATM", DATMSettings, DATM.make, needs_experts=True, of_loop=_LEARNS_STEP_SIZE | {"lr_y"}
     ),
     "dc": MethodKind("DC", DCSettings, DC.make),
     "dsa": MethodKind("DSA", DSASettings, DSA.make),

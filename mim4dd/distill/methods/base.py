@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.identity import describe_object
 from mim4dd.distill.training import seeded_network
 
 __all__ = ["BaseLoss", "BaseMethod", "ComparedNetwork", "Ingredients", "Initial", "RealData"]
@@ -138,6 +139,19 @@ class BaseMethod(ABC):
     def relabel(self, image_syn: Tensor) -> Tensor | None:
         """Probabilities (n, C) to label the result with; None keeps those of the distillation."""
         return None
+
+    def require_data(self, data: ImageData) -> None:
+        """Raise ValueError if the method was made for other data than ``data``."""
+        return
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the method, as JSON holds it: what a checkpoint must agree on.
+
+        By default the class with the code of a user's, and all attributes but those named as parts
+        of :meth:`state`: of networks the layers and the frozen weights. Other objects of the
+        attributes may have a method ``identity``, too.
+        """
+        return describe_object(self, without=self.state())
 
     def state(self) -> dict[str, Tensor]:
         """What the method carries on this rank from one outer step to the next, for checkpoints."""

@@ -3,11 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
+from mim4dd.distill.identity import describe_object
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork, RealData
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.unroll import flatten_parameters, unroll_sgd
@@ -114,6 +116,10 @@ class BilevelMethod(BaseMethod):
         permutation = torch.randperm(num_samples, generator=real.generator)
         # A remainder below the number of steps sits this epoch out.
         return permutation[: num_samples // steps * steps].view(steps, -1)
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the method: not where its networks are, nor how they are called."""
+        return describe_object(self, without=("carried", "new_network"))
 
     def state(self) -> dict[str, Tensor]:
         """The networks, and for how many image steps they have served."""

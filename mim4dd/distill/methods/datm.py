@@ -82,7 +82,11 @@ class DATM(MTT):
         """Real images that a drawn expert gets right, and the experts' logits for them.
 
         Of a class with fewer than ``ipc`` such images, the likeliest others fill up.
+
+        Raises:
+            ValueError: If a class has fewer than ``ipc`` images.
         """
+        real.data.require(ipc)
         images, labels = real.data.image_train, real.data.label_train
         order = torch.randperm(len(images), generator=real.generator).to(images.device)
         logits = self._logits(real.integer(len(self.experts)), images, order)

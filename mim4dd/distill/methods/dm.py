@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd.distill.augment import DSA
+from mim4dd.distill.identity import describe_network, describe_object
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
     BaseLoss,
@@ -23,6 +25,7 @@ from mim4dd.distill.methods.side_by_side import (
     stack_networks,
     unchanged,
 )
+from mim4dd.distill.training import seeded_network
 
 __all__ = ["DM", "DMSettings"]
 
@@ -76,6 +79,12 @@ class DM(BaseMethod):
     def make(cls, ingredients: Ingredients, settings: DMSettings) -> "DM":
         """From what a configuration holds."""
         return cls(ingredients.new_network, settings)
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the method: what its networks are, not how they are called."""
+        described = describe_object(self, without=("make_network",))
+        network = seeded_network(lambda: self.make_network(0), 0)  # leaves the global stream alone
+        return described | {"network": describe_network(network)}
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData

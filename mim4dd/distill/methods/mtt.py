@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.augment import augmentation
+from mim4dd.distill.data import ImageData
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.methods.base import (
     BaseLoss,
@@ -78,6 +79,10 @@ class MTT(BaseMethod):
     def make(cls, ingredients: Ingredients, settings: MTTSettings) -> "MTT":
         """From what a configuration holds."""
         return cls(ingredients.new_network(), ingredients.experts(), settings)
+
+    def require_data(self, data: ImageData) -> None:
+        """Raise ValueError if the experts are of another network or of other data."""
+        self.experts.require_task(self.network, data)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData

@@ -11,6 +11,8 @@ from torch.func import functional_call
 from mim4dd._checks import check_positive
 from mim4dd.distill.augment import augmentation
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data_identity import describe_data
+from mim4dd.distill.identity import differences, named_differences
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
     BaseLoss,
@@ -141,6 +143,14 @@ class SRe2L(BaseMethod):
         teachers = self.teachers.trained_on(self.data)
         with torch.no_grad():
             return torch.stack([teacher(image_syn).softmax(1) for teacher in teachers]).mean(0)
+
+    def require_data(self, data: ImageData) -> None:
+        """Raise ValueError if the teachers are not of ``data``."""
+        found = differences(describe_data(self.data), describe_data(data))
+        if found:
+            raise ValueError(
+                f"data must be what the teachers are trained on, got {named_differences(found)}"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """The teachers, once they are trained."""

@@ -1,12 +1,14 @@
 """Networks that a method trains on the real data before it distils."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.identity import describe_object
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.training import train_network
 
@@ -55,6 +57,10 @@ class Teachers:
                     self._train(index, network, data, progress.update)
             self.trained = True
         return self.networks
+
+    def identity(self) -> dict[str, Any]:
+        """How they are trained, whether they are already or not."""
+        return describe_object(self, without=("trained",))
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers of all; nothing before they are trained."""

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -18,12 +18,11 @@ from mim4dd.distill.config import (
     foreign_options,
     needs_experts,
 )
-from mim4dd.distill.config_file import check_options
 from mim4dd.distill.experts import ExpertTraining
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.mutual_information import MIM4DDSettings
 from mim4dd.distill.networks import check_network, fixed_sizes
-from mim4dd.distill.settings import option_names
+from mim4dd.distill.settings import check_options, option_names
 
 __all__ = [
     "Setting",
@@ -225,7 +224,7 @@ def make_setting(
         check_choice("vary: method", change["method"], tuple(METHODS))
         for name in foreign_options(change["method"]):
             options.pop(name, None)
-    config = _with_default_layers(_resolve(DistillConfig, {**_DEFAULTS, **options, **change}))
+    config = _with_default_layers(_resolved(DistillConfig, {**_DEFAULTS, **options, **change}))
     experts = _experts_for(config, given, change)
     norm, pooling = check_network(config.network, norm=config.norm, pooling=config.pooling)
     values = asdict(experts) | asdict(config) | {"norm": norm, "pooling": pooling}
@@ -254,7 +253,7 @@ def _experts_for(
     """How the experts are trained that a setting may match: on its data and its network."""
     task = {name: getattr(config, name) for name in option_names(TaskSettings)}
     typed = {**given, **{name: change[name] for name in change if name in _OF_EXPERTS}, **task}
-    experts = _resolve(ExpertsConfig, typed)
+    experts = _resolved(ExpertsConfig, typed)
     # Data, method and images per class may ask for longer trajectories than the data alone.
     asked = SweepConfig.preset(asdict(config)).get("train_epochs", 0)
     if "train_epochs" in typed or asked <= experts.train_epochs:
@@ -262,8 +261,6 @@ def _experts_for(
     return replace(experts, train_epochs=asked)
 
 
-def _resolve(kind: type[Config], given: Mapping[str, Any]) -> Config:
-    """The configuration as the command line fills it in: given options, presets, defaults."""
-    chosen = {name: value for name, value in given.items() if name in option_names(kind)}
-    defaults: dict[str, Any] = {option.name: option.default for option in fields(kind)}
-    return kind(**(defaults | kind.preset(defaults | chosen) | chosen))
+def _resolved(kind: type[Config], given: Mapping[str, Any]) -> Config:
+    """What a command makes of those of the options that it has."""
+    return kind.resolve(**{name: given[name] for name in given if name in option_names(kind)})

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.config import DistillConfig, TaskSettings, needs_experts, part
+from mim4dd.distill.data_identity import describe_data
 from mim4dd.distill.evaluate import Evaluation
-from mim4dd.distill.experts import ExpertTraining, train_experts
+from mim4dd.distill.experts import ExpertBuffer, ExpertTraining, train_experts
+from mim4dd.distill.identity import differences, named_differences
 from mim4dd.distill.interruption import Interrupted
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
@@ -18,10 +20,18 @@ from mim4dd.distill.storage import read_json, write_json
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Job, held_out_data, run_job
 
-__all__ = ["claim", "distillation_job", "random_real_job", "run_jobs", "train_needed_experts"]
+__all__ = [
+    "claim",
+    "claim_sources",
+    "distillation_job",
+    "random_real_job",
+    "run_jobs",
+    "train_needed_experts",
+]
 
 # What the accuracy of real images depends on, beside their seed.
 _RECIPE = sorted(option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"})
+_DATA = ("data", "data_path", "image_size", "zca")
 # What the experts depend on; on which device they are trained is no matter.
 _EXPERTS = sorted((option_names(TaskSettings) | option_names(ExpertTraining)) - {"device"})
 
@@ -37,17 +47,41 @@ def claim(out: Path, base: Setting) -> None:
     if not note.exists():
         write_json(note, values)
     stored = read_json(note)
-    differing = {
-        name: None
-        for group, options in values.items()
-        for name, value in options.items()
-        if stored.get(group, {}).get(name) != value
-    }
-    if differing:
+    found = differences({group: stored.get(group, {}) for group in values}, values)
+    if found:
         raise ValueError(
-            f"{out} holds a sweep around another base, which differs in {', '.join(differing)}; "
-            "choose another --out"
+            f"{out} holds a sweep around another base, which differs in (there → here) "
+            f"{named_differences(found)}; choose another --out"
         )
+
+
+def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
+    """Note what data and given experts of the settings hold, or require what is noted.
+
+    A finished distillation is known by its options alone, which name a folder and not what is in
+    it. Loads each data set once.
+
+    Raises:
+        ValueError: If a data set or folder of experts holds something else than it did.
+    """
+    note = out / "sources.json"
+    stored = read_json(note) if note.exists() else {}
+    sources = {}
+    for config in (setting.config for setting in settings):
+        options = {name: getattr(config, name) for name in _DATA}
+        key = f"data {json.dumps(options, sort_keys=True)}"
+        if key not in sources:
+            sources[key] = describe_data(config.load_data())
+        if config.experts and needs_experts(config.method):
+            sources[f"experts {config.experts}"] = ExpertBuffer(config.experts).identity()
+    for key, source in sources.items():
+        found = differences(stored.get(key, source), source)
+        if found:
+            raise ValueError(
+                f"{out} holds distillations of other {key} (then → now): "
+                f"{named_differences(found)}; choose another --out"
+            )
+    write_json(note, stored | sources)
 
 
 def distillation_job(setting: Setting, seed: int, out: Path, held_out: float = 0.0) -> Job:
@@ -100,8 +134,7 @@ def train_needed_experts(
     }
     for folder, setting in needed.items():
         config = setting.experts
-        if len(list(folder.glob("expert_*.safetensors"))) >= config.num_experts:
-            continue
+        # Those that are there are kept, once it is seen that they are of this data.
         data = held_out_data(config, held_out, setting.config.seed)
         train_experts(
             config.make_network, config.network_name, data, config, folder, workers=workers

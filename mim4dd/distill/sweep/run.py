@@ -11,6 +11,7 @@ from mim4dd.distill.sweep.grid import Setting, base_of, make_grid, parse_vary, s
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
     claim,
+    claim_sources,
     distillation_job,
     random_real_job,
     run_jobs,
@@ -104,6 +105,7 @@ def judge_settings(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     claim(out, base_of(settings))
+    claim_sources(out, settings)
     base = base_of(settings).config
     train_needed_experts(settings, out, workers)
     pairs = [(setting, base.seed + index) for index in range(seeds) for setting in settings]

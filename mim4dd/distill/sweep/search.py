@@ -11,7 +11,13 @@ from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.storage import write_atomically
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
 from mim4dd.distill.sweep.job import Result
-from mim4dd.distill.sweep.jobs import claim, distillation_job, run_jobs, train_needed_experts
+from mim4dd.distill.sweep.jobs import (
+    claim,
+    claim_sources,
+    distillation_job,
+    run_jobs,
+    train_needed_experts,
+)
 from mim4dd.distill.sweep.run import Study, judge_settings
 from mim4dd.distill.sweep.search_plot import draw_search
 from mim4dd.distill.sweep.space import Range, Space, Trial
@@ -22,6 +28,8 @@ __all__ = ["search"]
 _HELD_OUT = 0.2
 # What others have an effect depends on these.
 _DECIDING = {"method", "network", "weight"}
+# Whose other values may mean data or experts that the base has not.
+_OF_DATA = {"data", "data_path", "image_size", "zca", "experts"}
 
 
 def search(
@@ -99,6 +107,7 @@ def _try_settings(
     import optuna
 
     claim(out, base)
+    claim_sources(out, [base])
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar tells the same
     try:
@@ -114,6 +123,8 @@ def _try_settings(
             proposal = study.ask()
             change = {name: _suggest(proposal, name, space[name]) for name in space}
             setting = make_setting(given, change, space, base)
+            if not _OF_DATA.isdisjoint(change):
+                claim_sources(out, [setting])
             tried.append(_try(number, setting, out / "search", seeds, workers))
             accuracy = tried[-1].accuracy
             if accuracy is None:

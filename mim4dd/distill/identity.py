@@ -1,0 +1,220 @@
+"""What a run is of, as values that a file holds and a later call compares."""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mim4dd.distill.code_identity import code_identity
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.data_identity import describe_data
+from mim4dd.fused import fuse
+
+__all__ = [
+    "Difference",
+    "describe",
+    "describe_network",
+    "describe_object",
+    "differences",
+    "named_differences",
+]
+
+# Of lists of floats, which are sums over a whole data set: rounding differs between machines.
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-5
+# What these hold are caches, or follows from what an object's other attributes are.
+_INTERNAL = ("mim4dd._", "torch.")
+_SIZES = (bool, int, float, str, tuple)
+_MOST_NAMED = 6
+_LONGEST = 100
+
+
+class Difference(NamedTuple):
+    """A value by its path, as stored and as asked for; ``absent`` where one side has none."""
+
+    path: str
+    stored: Any
+    asked: Any
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        if self.name == "content":  # sums, which say nothing to anyone
+            return f"{self.path} (other samples or other labels of them)"
+        return f"{self.path}: {_short(self.stored)} → {_short(self.asked)}"
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "none"
+
+
+_ABSENT = _Absent()
+
+
+def describe(value: Any) -> Any:
+    """What a value is, as JSON holds it. An object may say so itself, by a method ``identity``."""
+    return _describe(value, frozenset())
+
+
+def describe_object(value: object, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The class of an object, what a user's class does, and its attributes but some."""
+    return _object(value, frozenset(without), frozenset((id(value),)))
+
+
+def describe_network(network: nn.Module) -> dict[str, str]:
+    """Every layer of a network in words, without its weights; those that are frozen do count.
+
+    What :func:`mim4dd.fuse` makes of a network is described as the network is.
+    """
+    canonical = deepcopy(network)
+    fuse(canonical)
+    return {
+        name or "network": _layer(module)
+        for name, module in canonical.named_modules()
+        if not isinstance(module, nn.Identity)
+    }
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Difference]:
+    """What differs between two descriptions, in the order of the second."""
+    asked = json.loads(json.dumps(asked))
+    before, after = (dict(_flat(values)) for values in (stored, asked))
+    return [
+        Difference(path, before.get(path, _ABSENT), after.get(path, _ABSENT))
+        for path in {**after, **before}
+        if not _equal(before.get(path, _ABSENT), after.get(path, _ABSENT))
+    ]
+
+
+def named_differences(found: Iterable[Difference]) -> str:
+    """Differences for a message, stored → asked for; of many the first ones."""
+    lines = list(map(str, found))
+    more = len(lines) - _MOST_NAMED
+    return "; ".join(lines[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _describe(value: Any, inside: frozenset[int]) -> Any:
+    """``inside`` are the objects that hold this one, at which a cycle ends."""
+    plain = _plain(value)
+    if plain is not _ABSENT:
+        return plain
+    if id(value) in inside:
+        return type(value).__qualname__
+    inside |= {id(value)}
+    own = getattr(value, "identity", None)
+    if callable(own) and not isinstance(value, type):
+        return own()
+    if isinstance(value, Mapping):
+        return {str(key): _describe(part, inside) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_describe(part, inside) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_describe(part, inside)) for part in value)
+    if isinstance(value, functools.partial):
+        given = [*value.args, value.keywords]
+        return {"call": _describe(value.func, inside), "given": _describe(given, inside)}
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return _of_kind(value)
+    return _object(value, frozenset(), inside)
+
+
+def _plain(value: Any) -> Any:
+    """The description of what holds no other objects."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (complex, bytes, Enum, PurePath, torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {_digest(value.tobytes())}"
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, nn.Module):
+        return describe_network(value)
+    if isinstance(value, ImageData):
+        return describe_data(value)
+    return _ABSENT
+
+
+def _object(value: object, without: frozenset[str], inside: frozenset[int]) -> dict[str, Any]:
+    kind = _of_kind(type(value))
+    held = getattr(value, "__dict__", {})
+    if type(value).__module__.startswith(_INTERNAL):
+        held = {}
+    attributes = {
+        name: _describe(part, inside) for name, part in held.items() if name not in without
+    }
+    return {"class": kind["name"], "code": kind["code"], **attributes}
+
+
+def _of_kind(value: Any) -> dict[str, Any]:
+    return {"name": f"{value.__module__}.{value.__qualname__}", "code": code_identity(value)}
+
+
+def _tensor(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous()
+    digest = _digest(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{tensor.dtype} {tuple(tensor.shape)} {digest}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _layer(module: nn.Module) -> str:
+    # Not extra_repr, which newer versions of torch word otherwise.
+    parts = [
+        f"{name}={part}"
+        for name, part in sorted(vars(module).items())
+        if name[0] != "_" and name != "training" and isinstance(part, _SIZES)
+    ]
+    for name, parameter in module.named_parameters(recurse=False):
+        shape = str(tuple(parameter.shape))
+        parts.append(f"{name} {shape if parameter.requires_grad else _tensor(parameter)}")
+    code = code_identity(type(module))
+    return f"{type(module).__name__}({', '.join(parts)})" + (f" [{code}]" if code else "")
+
+
+def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value and not _floats(value):
+        for index, part in enumerate(value):
+            yield from _flat(part, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _floats(value: list[Any]) -> bool:
+    return all(isinstance(part, float) for part in value)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return all(
+            abs(one - other) <= _RELATIVE * abs(one) + _ABSOLUTE
+            for one, other in zip(first, second, strict=True)
+        )
+    # JSON writes 1.0 as 1, but True is no number.
+    return isinstance(first, bool) == isinstance(second, bool) and first == second
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
