@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._checks import check_positive
+from mim4dd._layout import is_channels_last, laid_out_as, planes
 from mim4dd.ops.norm_relu_pool import norm_relu_pool
 
 __all__ = ["NormReLUPool2d", "fuse"]
@@ -37,6 +38,7 @@ class NormReLUPool2d(nn.Module):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    _returns_planes = False  # as PyTorch's instance norm does, whatever it gets
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class NormReLUPool2d(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H // pool, W // pool) of (B, C, H, W)."""
+        """(B, C, H // pool, W // pool) of (B, C, H, W), in the strides that GroupNorm returns."""
         maps = input
         if self.pool == 1 and input.dim() != 4 and input.dim() >= 2:
             maps = input.reshape(*input.shape[:2], -1, 1)
@@ -83,7 +85,16 @@ class NormReLUPool2d(nn.Module):
             pool=self.pool,
             eps=self.eps,
         )
-        return output if maps is input else output.reshape(input.shape)
+        return self._laid_out(input, output) if maps is input else output.reshape(input.shape)
+
+    def _laid_out(self, input: Tensor, output: Tensor) -> Tensor:
+        """In the layout that PyTorch's norm and ReLU would have returned."""
+        is_both = (
+            input.shape[1] == 1 or input.shape[2:].numel() == 1
+        )  # which a ReLU takes for planes
+        if self._returns_planes or is_both or input.device.type != "cpu":
+            return planes(output) if is_channels_last(output) else output
+        return laid_out_as(input, output)
 
 
 def fuse(model: nn.Module) -> list[str]:
@@ -119,7 +130,7 @@ def fuse(model: nn.Module) -> list[str]:
         for place, (name, _) in enumerate(children):
             run = [module for _, module in children[place : place + 3] if module is not None]
             run = run[: _length(run)]
-            if not run or any(occurrences[id(m)] > 1 or _is_watched(m) for m in run):
+            if not run or any(occurrences[id(m)] > 1 or is_watched(m) for m in run):
                 continue
             container._modules[name] = _fused(run)
             swallowed = [name for name, _ in children[place + 1 : place + len(run)]]
@@ -160,10 +171,11 @@ def _window(module: nn.Module) -> int | None:
     return height if fits else None
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether something would miss the module: a hook, or a forward of its own."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether more than its class runs when it is called: a hook, or a forward of its own."""
     hooks = (name for name in vars(module) if name.endswith("_hooks"))
-    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
+    own_call = "forward" in vars(module) or module._compiled_call_impl is not None
+    return own_call or any(getattr(module, name) for name in hooks)
 
 
 def _fused(run: list[nn.Module]) -> NormReLUPool2d:
@@ -173,4 +185,5 @@ def _fused(run: list[nn.Module]) -> NormReLUPool2d:
     pool = _window(run[2]) if len(run) == 3 else 1
     fused = NormReLUPool2d(groups, channels, pool or 1, norm.eps, affine=False)
     fused.weight, fused.bias = norm.weight, norm.bias
+    fused._returns_planes = isinstance(norm, nn.InstanceNorm2d)
     return fused.train(norm.training)

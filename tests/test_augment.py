@@ -50,6 +50,16 @@ def test_derivatives(family):
     assert torch.autograd.gradcheck(lambda x: DSA(family)(x, generator()), images)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_comes_out_has_the_strides_of_a_new_tensor(family, memory_format, channels):
+    """As of DiffAugment, so that a model can view it."""
+    images = torch.rand(4, channels, 8, 8).to(memory_format=memory_format)
+    out = DSA(family)(images, generator())
+    assert out.stride() == torch.empty(out.shape).stride()
+
+
 def test_one_family_is_drawn_per_batch():
     images = torch.rand(8, 1, 16, 16)
     both = DSA("flip_cutout")

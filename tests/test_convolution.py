@@ -3,9 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from mim4dd._layout import channels_last, is_channels_last
 from mim4dd._unroll.convolution import Convolutions, _fastest_kernels, fastest_layout
 
+SHAPES = [(2, 4, 6, 5), (2, 1, 6, 5), (2, 4, 1, 1), (1, 4, 2, 1), (1, 1, 3, 3), (2, 16, 4, 4)]
+LAYOUTS = {
+    "planes": torch.randn,
+    "channels-last": lambda shape: channels_last(torch.randn(shape)),
+    "a part": lambda shape: torch.randn(*shape[:3], shape[3] + 2)[..., 1:-1],
+    "a channels-last part": lambda shape: channels_last(torch.randn(*shape[:3], shape[3] + 2))[
+        ..., 1:-1
+    ],
+    "expanded": lambda shape: torch.randn(1, 1, *shape[2:]).expand(shape),
+}
 GEOMETRIES = {
     "3x3": ((24, 18, 3, 3), {"padding": 1}),
     "narrow": ((24, 3, 3, 3), {"padding": 1}),
@@ -106,6 +118,34 @@ def test_channels_choose_the_kernels(channels, out_channels, kernels):
     assert _fastest_kernels(images, weight) == kernels
     assert _fastest_kernels(images.double(), weight.double()) == "library"
     assert _fastest_kernels(images, weight[..., :2]) == "library"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_strides_are_those_of_pytorch(shape, layout, dtype, device):
+    """Of what layers return, and of what their two derivatives do."""
+    channels = shape[1]
+    layers = [nn.Conv2d(channels, out, 3, padding=1) for out in (1, 4, 16)]
+    layers += [nn.Conv2d(channels, 3, 1), nn.GroupNorm(channels, channels)]
+    layers += [nn.InstanceNorm2d(channels)] * (shape[2] > 1)
+    for layer in layers:
+        layer.to(device, dtype)
+        images = LAYOUTS[layout](shape).to(device, dtype).requires_grad_()
+
+        def differentiated(scope, layer=layer, images=images):
+            with scope:
+                output = layer(images)
+            (first,) = torch.autograd.grad(output.sin().sum(), images, create_graph=True)
+            return output, first, *torch.autograd.grad(first.square().sum(), images)
+
+        theirs = differentiated(torch.enable_grad())
+        ours = differentiated(Convolutions([]))
+        assert ours[0].stride() == theirs[0].stride()
+        if isinstance(layer, nn.Conv2d):
+            assert [is_channels_last(each) for each in ours] == [
+                is_channels_last(each) for each in theirs
+            ]
 
 
 def test_on_a_cpu_the_layout_is_channels_last():

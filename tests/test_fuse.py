@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from test_convolution import LAYOUTS, SHAPES
 from torch import nn
 
 from mim4dd import NormReLUPool2d, flatten_parameters, fuse, unroll_sgd
@@ -208,6 +209,34 @@ def test_without_pooling_maps_have_any_rank(shape):
     # Two numbers of a group may lie so close that a smaller eps blows their rounding up.
     plain, fused, _ = fused_pair(nn.Sequential(nn.GroupNorm(2, 4, eps=0.1), nn.ReLU()))
     assert_same(plain, fused, torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm, nn.InstanceNorm2d])
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_strides_are_those_of_the_modules_before(shape, layout, pool, norm, device):
+    if norm is nn.InstanceNorm2d and shape[2:] == (1, 1):
+        pytest.skip("PyTorch refuses it")
+    pool = min(pool, *shape[2:])
+    channels = shape[1]
+    first = norm(channels, affine=True) if norm is nn.InstanceNorm2d else norm(1, channels)
+    plain = nn.Sequential(first, nn.ReLU(), *[nn.AvgPool2d(pool)] * (pool > 1)).to(device)
+    fused = copy.deepcopy(plain)
+    if not fuse(fused):
+        pytest.skip("an instance norm without a pooling is left alone")
+    images = LAYOUTS[layout](shape).to(device)
+    assert fused(images).stride() == plain(images).stride()
+
+
+def test_volumes_keep_their_layout(device):
+    maps = torch.randn(2, 4, 3, 5, 2, device=device).to(memory_format=torch.channels_last_3d)
+    plain = nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()).to(device)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    if device == "cpu":
+        assert fused(maps).stride() == plain(maps).stride()
+    torch.testing.assert_close(fused(maps), plain(maps))
 
 
 def test_state_of_a_group_norm_fits():

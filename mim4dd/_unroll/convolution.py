@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 import mim4dd.ops.conv3x3
 import mim4dd.ops.conv3x3_narrow  # noqa: F401  both register operators
+from mim4dd._layout import channels_last, laid_out_as
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
 Mask = tuple[bool, bool, bool]
@@ -98,15 +99,27 @@ class Geometry(NamedTuple):
 class Convolutions(TorchFunctionMode):
     """Within it, every ``conv2d`` differentiates by :class:`_Convolution`.
 
-    ``images`` are what the gradient by the parameters does not ask for; while ``first_order`` is
-    True, the convolutions that read them leave their gradient out. An autograd.Function can't tell
-    by itself: it sees what requires a gradient, not what is asked for.
+    What that returns has the strides that PyTorch's own would have. ``images`` are what the
+    gradient by the parameters does not ask for; while ``first_order`` is True, the convolutions
+    that read them leave their gradient out. An autograd.Function can't tell by itself: it sees
+    what requires a gradient, not what is asked for.
     """
 
     def __init__(self, images: list[Tensor]) -> None:
         super().__init__()
         self.images = images
         self.first_order = True
+
+    def channels_last(self, maps: Tensor) -> Tensor:
+        """A copy in that layout, which stands for the images where they are copied."""
+        converted = channels_last(maps)
+        if self.reads(maps):
+            self.images.append(converted)
+        return converted
+
+    def reads(self, maps: Tensor) -> bool:
+        """Whether these are the images."""
+        return any(maps is each for each in self.images)
 
     def __torch_function__(
         self,
@@ -147,7 +160,7 @@ def _contiguously(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwar
     output = func(_canonical(input), *args, **kwargs)
     if output.requires_grad:
         output.register_hook(_canonical)
-    return output
+    return laid_out_as(input, output) if func is F.group_norm else output
 
 
 def _canonical(tensor: Tensor) -> Tensor:
@@ -196,6 +209,15 @@ def _laid_out(images: Tensor | None) -> Tensor | None:
     return None if images is None else fastest_layout(images)
 
 
+def _each_as(likes: tuple[Tensor, Tensor, Tensor], results: Triple) -> Triple:
+    """Results in the layouts of what they are gradients of; biases have none."""
+    first, second, third = (
+        result if result is None or result.dim() != 4 else laid_out_as(like, result)
+        for like, result in zip(likes, results, strict=True)
+    )
+    return first, second, third
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -208,8 +230,8 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.geometry, ctx.scope = geometry, scope
-        ctx.is_first = any(images is first for first in scope.images)
-        return geometry.forward(fastest_layout(images), weight, bias)
+        ctx.is_first = scope.reads(images)
+        return laid_out_as(images, geometry.forward(fastest_layout(images), weight, bias))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -234,7 +256,8 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, images, weight)
         ctx.geometry = geometry
-        return geometry.backward(fastest_layout(grad), fastest_layout(images), weight, wanted)
+        grads = geometry.backward(fastest_layout(grad), fastest_layout(images), weight, wanted)
+        return _each_as((images, weight, grad), grads)
 
     @staticmethod
     @once_differentiable
@@ -252,4 +275,4 @@ class _ConvolutionBackward(torch.autograd.Function):
             weight,
             ctx.needs_input_grad[:3],
         )
-        return *grads, None, None
+        return *_each_as((grad, images, weight), grads), None, None

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd._unroll.checks import trainable
+from mim4dd._unroll.regions import regions_of
 
 
 class FunctionalModel:
@@ -15,6 +16,7 @@ class FunctionalModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.regions = regions_of(model)
         parameters = trainable(model)
         self.shapes = [parameter.shape for parameter in parameters]
         self.sizes = [parameter.numel() for parameter in parameters]

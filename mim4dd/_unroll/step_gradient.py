@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mim4dd._unroll.convolution import Convolutions
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd._unroll.regions import channels_last_inside
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -96,8 +97,14 @@ class StepLoss:
         labels = labels.detach().requires_grad_(create_graph and labels.is_floating_point())
         with torch.enable_grad():
             parts = list(inputs.unbind()) if self.own_samples else [inputs]
-            convolutions = Convolutions(parts)
-            with convolutions, sdpa_kernel(SDPBackend.MATH):  # the others differentiate once
+            convolutions = Convolutions(list(parts))
+            regions = self.call.regions if theta.device.type == "cpu" else []
+            inside = channels_last_inside(regions, convolutions.channels_last)
+            with (
+                inside,
+                convolutions,
+                sdpa_kernel(SDPBackend.MATH),
+            ):  # the others differentiate once
                 losses = self._losses(theta, parts, labels)
             (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
         convolutions.first_order = False

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim4dd._unroll.convolution import fastest_layout
 from mim4dd._unroll.step_gradient import Differentiate, Products, StepGradient, Wanted
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -56,7 +55,7 @@ class Steps:
         rows = self.batches[number]
         samples = self.image_syn.detach()[rows.flatten()].requires_grad_(create_graph)
         augmented = self._augmented(number, samples)
-        inputs = fastest_layout(augmented.detach().view(*rows.shape, *augmented.shape[1:]))
+        inputs = augmented.detach().view(*rows.shape, *augmented.shape[1:])
         labels = self.label_syn[rows]
         step = self.differentiate(theta, inputs, labels, create_graph=create_graph)
         return Linearization(step, samples, augmented)

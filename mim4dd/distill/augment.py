@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mim4dd._layout import is_channels_last, planes
+
 __all__ = ["DSA", "augmentation"]
 
 
@@ -50,7 +52,7 @@ class DSA:
             )
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images; differentiable in ``images``. (B, C, H, W)
+        """Augmented images, contiguous; differentiable in ``images``. (B, C, H, W)
 
         Raises:
             ValueError: If they are not images but rows.
@@ -64,7 +66,7 @@ class DSA:
         draws = _Draws(images, generator, self.siamese)
         for transform in FAMILIES[self.families[int(draw)]]:
             images = transform(images, draws)
-        return images
+        return planes(images) if is_channels_last(images) else images.contiguous()
 
 
 def augmentation(strategy: str) -> DSA | None:

@@ -50,6 +50,8 @@ class ResNet18(nn.Module):
         as in the code of DC and MTT.
     """
 
+    any_memory_format = True
+
     def __init__(
         self,
         num_classes: int,
@@ -102,6 +104,8 @@ class ResNet18(nn.Module):
 
 class _Block(nn.Module):
     """Two convolutions beside a shortcut; the first of them halves the maps or not."""
+
+    any_memory_format = True
 
     def __init__(self, before: int, width: int, norm: Norm, pooling: Pooling, halves: bool) -> None:
         super().__init__()
