@@ -33,6 +33,19 @@ def kernel_device():
     return "cpu"
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """Networks with the layers of the real ones, of a few thousand parameters."""
+    monkeypatch.setattr(
+        "mim4dd.distill.networks.alexnet._STAGES",
+        ((4, 5, True), (6, 5, True), (8, 3, False), (6, 3, False), (6, 3, True)),
+    )
+    monkeypatch.setattr(
+        "mim4dd.distill.networks.vgg11._STAGES", ((4,), (4,), (6, 6), (8, 8), (8, 8))
+    )
+    monkeypatch.setattr("mim4dd.distill.networks.resnet18._WIDTHS", (4, 6, 8, 10))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_seed_and_poisoned_memory(request):
     """Fresh random inputs for every test and run, and NaN in torch.empty so that gaps show.
