@@ -197,7 +197,7 @@ def _check_files(paths: Sequence[Path], network: nn.Module, cast: bool) -> int:
                     raise ValueError(
                         f"{place}, epoch {epoch} must be of the network's {dtypes[0]}, "
                         f"got {', '.join(sorted({str(tensor.dtype) for tensor in tensors}))}; "
-                        "cast converts floating-point numbers"
+                        "cast (--cast) converts floating-point numbers"
                     )
             count += 1
     if len(lengths) > 1:
