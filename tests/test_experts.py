@@ -125,9 +125,9 @@ def test_experts_fit_a_network_whose_every_parameter_has_their_shape(tmp_path):
 def test_experts_of_another_kind_are_not_mixed(tmp_path):
     data = make_data()
     make_experts(data, tmp_path)
-    with pytest.raises(ValueError, match=r"another kind.*training\.lr_expert: 0\.05 → 0"):
+    with pytest.raises(ValueError, match=r"another kind: training\.lr_expert is 0\.05 there"):
         make_experts(data, tmp_path, dataclasses.replace(TRAINING, lr_expert=0.1))
-    with pytest.raises(ValueError, match=r"another kind.*network: 'tiny' → 'large'"):
+    with pytest.raises(ValueError, match="experts of another kind: network is tiny there"):
         make_experts(data, tmp_path, network_name="large")
     buffer = ExpertBuffer(tmp_path)
     buffer.require(network="tiny", data="bars")

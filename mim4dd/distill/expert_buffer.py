@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _FORMAT = "mim4dd.expert.2"
+_SHOWN = 100  # characters of what differs
 _READ = 1024  # parameters of every expert by which it is known
 
 
@@ -66,9 +67,12 @@ def require_kind(folder: Path, header: Mapping[str, Any]) -> None:
         unnamed = () if stored.get("task") is None or header.get("task") is None else ("data",)
         found = [each for each in differences(stored, header) if each.path not in unnamed]
         if found:
+            first, *more = found
+            also = f" (also {named_differences(more)})" if more else ""
             raise ValueError(
-                f"{folder} holds experts of another kind, there → here: "
-                f"{named_differences(found)}; choose another folder"
+                f"{folder} holds experts of another kind: {first.path} is "
+                f"{str(first.stored)[:_SHOWN]} there and {str(first.asked)[:_SHOWN]} here{also}; "
+                "choose another folder"
             )
 
 

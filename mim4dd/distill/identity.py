@@ -4,9 +4,10 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from enum import Enum
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -89,13 +90,7 @@ def describe_network(network: nn.Module) -> dict[str, str]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Difference]:
     """What differs between two descriptions, in the order of the second."""
-    asked = json.loads(json.dumps(asked))
-    before, after = (dict(_flat(values)) for values in (stored, asked))
-    return [
-        Difference(path, before.get(path, _ABSENT), after.get(path, _ABSENT))
-        for path in {**after, **before}
-        if not _equal(before.get(path, _ABSENT), after.get(path, _ABSENT))
-    ]
+    return list(_walk(stored, json.loads(json.dumps(asked)), ""))
 
 
 def named_differences(found: Iterable[Difference]) -> str:
@@ -190,15 +185,16 @@ def _layer(module: nn.Module) -> str:
     return f"{type(module).__name__}({', '.join(parts)})" + (f" [{code}]" if code else "")
 
 
-def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and value and not _floats(value):
-        for index, part in enumerate(value):
-            yield from _flat(part, f"{path}[{index}]")
-    else:
-        yield path, value
+def _walk(stored: Any, asked: Any, path: str) -> Iterator[Difference]:
+    if isinstance(stored, Mapping) and isinstance(asked, Mapping):
+        for key in {**asked, **stored}:
+            inner = f"{path}.{key}" if path else key
+            yield from _walk(stored.get(key, _ABSENT), asked.get(key, _ABSENT), inner)
+    elif isinstance(stored, list) and isinstance(asked, list) and not _floats(stored + asked):
+        for index, (one, other) in enumerate(zip_longest(stored, asked, fillvalue=_ABSENT)):
+            yield from _walk(one, other, f"{path}[{index}]")
+    elif not _equal(stored, asked):
+        yield Difference(path, stored, asked)
 
 
 def _floats(value: list[Any]) -> bool:
