@@ -119,7 +119,9 @@ class ClipPairs {
     Tensor grad_scale = torch::stable::empty({}, scalar_type_of<T>());
     *grad_scale.mutable_data_ptr<T>() =
         static_cast<T>(std::accumulate(scale_terms.begin(), scale_terms.end(), 0.0));
-    return {gradient_of_input(*query_, grad_query), gradient_of_input(*key_, grad_key), grad_scale};
+    return {
+        gradient_of_input(*query_, grad_query, true), gradient_of_input(*key_, grad_key, true),
+        grad_scale};
   }
 
  private:

@@ -158,8 +158,8 @@ class FirstOrder {
         });
   }
 
-  std::vector<Tensor> gradients() const {
-    return wanted_gradients(problem_, wanted_, query_, key_, scale_terms_, bias_terms_);
+  std::vector<Tensor> gradients(bool rounded) const {
+    return wanted_gradients(problem_, wanted_, rounded, query_, key_, scale_terms_, bias_terms_);
   }
 
  private:
@@ -319,7 +319,7 @@ Contrast contrastive_cpu(
         positive_weight.mutable_data_ptr<scalar_t>()};
     pass.run({nullptr, nullptr}, nullptr, outputs);
     const auto [reduced, count] = reduce(how, outputs, layers, n);
-    result = {reduced, count, loss, lse, positive_weight, pass.gradients()};
+    result = {reduced, count, loss, lse, positive_weight, pass.gradients(false)};
   });
   return result;
 }
@@ -355,7 +355,7 @@ std::vector<Tensor> contrastive_bwd_cpu(
         {on_loss.const_data_ptr<scalar_t>(),
          grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr},
         known.const_data_ptr<scalar_t>(), {nullptr, nullptr, nullptr});
-    result = pass.gradients();
+    result = pass.gradients(true);
   });
   return result;
 }

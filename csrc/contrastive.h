@@ -194,11 +194,12 @@ Tensor sum_by_layer(const std::vector<T>& terms, int64_t layers, int64_t rows) {
 }
 
 // The list that the ops return, from the gradients of rows and columns and the terms of the
-// scalars'.
+// scalars'; rounded to the dtype of the features or not.
 template <typename T>
 std::vector<Tensor> wanted_gradients(
     const Problem<T>& problem,
     const Wanted& wanted,
+    bool rounded,
     const std::vector<Tensor>& of_rows,
     const std::vector<Tensor>& of_columns,
     const std::vector<T>& scale_terms,
@@ -206,10 +207,10 @@ std::vector<Tensor> wanted_gradients(
   const int64_t layers = problem.layers.size(), rows = problem.pairs.rows();
   std::vector<Tensor> result;
   for (int64_t i = 0; i < layers && wanted.query; ++i) {
-    result.push_back(gradient_of_input(problem.layers[i].query, of_rows[i]));
+    result.push_back(gradient_of_input(problem.layers[i].query, of_rows[i], rounded));
   }
   for (int64_t i = 0; i < layers && wanted.key; ++i) {
-    result.push_back(gradient_of_input(problem.layers[i].key, of_columns[i]));
+    result.push_back(gradient_of_input(problem.layers[i].key, of_columns[i], rounded));
   }
   if (wanted.logit_scale) result.push_back(sum_by_layer(scale_terms, layers, rows));
   if (wanted.bias) result.push_back(sum_by_layer(bias_terms, layers, rows));

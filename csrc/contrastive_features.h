@@ -153,10 +153,11 @@ void undo_factor(T* gradient, const T* row, int64_t dimension, T factor) {
   combine(gradient, row, dimension, T(1), -along * factor);
 }
 
-// The gradient of the rows, times their factors, as that of the input, in its dtype; 0 for what was
-// left out.
+// The gradient of the rows, times their factors, as that of the input; 0 for what was left out. It
+// is rounded to the input's dtype where nothing is left to multiply it by: before, it could
+// overflow float16 or vanish there.
 template <typename T>
-Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient) {
+Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient, bool rounded) {
   const int64_t n = features.rows.rows, dimension = features.dimension();
   const bool in_place = n == features.num_inputs;
   Tensor result = in_place ? gradient : empty_matrix<T>(features.num_inputs, dimension);
@@ -172,7 +173,8 @@ Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient) {
       undo_normalize(gradient_row, row, dimension, features.norms[i]);
     }
   });
-  return features.dtype == scalar_type_of<T>() ? result : torch::stable::to(result, features.dtype);
+  const bool as_it_is = !rounded || features.dtype == scalar_type_of<T>();
+  return as_it_is ? result : torch::stable::to(result, features.dtype);
 }
 
 }  // namespace mim4dd

@@ -73,7 +73,7 @@ class SecondOrder {
   }
 
   std::vector<Tensor> gradients() const {
-    return wanted_gradients(problem_, wanted_, query_, key_, scale_terms_, bias_terms_);
+    return wanted_gradients(problem_, wanted_, true, query_, key_, scale_terms_, bias_terms_);
   }
 
  private:

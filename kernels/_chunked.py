@@ -26,7 +26,15 @@ from mim4dd.kernels._critic import (
     pair,
     weights_of,
 )
-from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, options_of, packed
+from mim4dd.kernels._inputs import (
+    LARGEST_UPSTREAM,
+    Found,
+    Layers,
+    Queries,
+    boosted,
+    options_of,
+    packed,
+)
 from mim4dd.kernels._rows import finish
 from mim4dd.reference import Critic
 
@@ -94,6 +102,7 @@ def chunk_kernel(
     stride_loss,
     stride_lse,
     FORWARD: tl.constexpr,
+    UPSTREAM: tl.constexpr,  # in the forward, of every loss
     WANT_WEIGHTS: tl.constexpr,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
@@ -184,10 +193,10 @@ def chunk_kernel(
         tl.store(loss_ptr + offs_n, tl.where(used, loss, 0.0))
         tl.store(lse_ptr + offs_n, tl.where(used, lse, 0.0))
         lse = log_sum(maximum, total)
-        gain = tl.where(weight > 0, 1.0, 0.0).to(dtype)
+        gain = tl.where(weight > 0, UPSTREAM, 0.0).to(dtype)
         pull = gain
         if KIND == "out":
-            pull = weight
+            pull = weight * UPSTREAM
         if KIND != "in":
             positive_lse = lse
 
@@ -280,7 +289,10 @@ def chunk_pass(
     grad_loss: Tensor | None,  # (N,)
     grad_lse: Tensor | None,  # (N,)
 ) -> Found:
-    """One layer's forward with the gradients wanted, or its gradients alone."""
+    """One layer's forward with the gradients wanted, or its gradients alone.
+
+    The gradients of rows are wide in the forward, where more is to multiply them.
+    """
     want_query, want_key, want_scale, want_bias = gradients
     (N, D), M = query.shape, key.shape[0]
     layers = packed([query], [key], critic)
@@ -291,10 +303,13 @@ def chunk_pass(
     grad_query = query.new_empty(N, D, dtype=wide) if want_query else None
     grad_key = key.new_zeros(M, D, dtype=wide) if want_key else None
     grad_scale, grad_bias = lse.new_empty(2, N)
-    boost: Tensor | None = None
+    divisor: Tensor | float = 1.0
     if grad_loss is not None:
-        grad_loss, grad_lse, boost = boosted(query, grad_loss, grad_lse, 256.0)
-    divisor = 1 if boost is None else boost
+        grad_loss, grad_lse, boost = boosted(query, grad_loss, grad_lse)
+        divisor = 1.0 if boost is None else boost
+    elif query.dtype == torch.float16:
+        divisor = LARGEST_UPSTREAM
+    dtype = query.dtype if loss is None else wide
     rows = rows_per_chunk(N, M, 4 + 2 * (query.dtype != wide))
     for first in range(0, N, rows):
         some = slice(first, first + rows)
@@ -327,6 +342,7 @@ def chunk_pass(
                 1 if grad_loss is None else grad_loss.stride(0),
                 1 if grad_lse is None else grad_lse.stride(0),
                 FORWARD=loss is not None,
+                UPSTREAM=divisor if loss is not None else 1.0,
                 WANT_WEIGHTS=any(gradients),
                 **options_of(critic, queries),
                 NORMALIZE=critic.normalize,
@@ -343,11 +359,13 @@ def chunk_pass(
     if grad_query is not None:
         grad_query *= queries.scale / divisor
         grad_query = gradient_of_input(
-            grad_query, query, layers.query_norms, queries.labels, layers
+            grad_query, query, layers.query_norms, queries.labels, layers, dtype
         )
     if grad_key is not None:
         grad_key *= queries.scale / divisor
-        grad_key = gradient_of_input(grad_key, key, layers.key_norms, queries.key_labels, layers)
+        grad_key = gradient_of_input(
+            grad_key, key, layers.key_norms, queries.key_labels, layers, dtype
+        )
     return Found(
         grad_query,
         grad_key,
@@ -362,12 +380,14 @@ def gradient_of_input(
     norms: Tensor | None,  # (2, 1, R)
     labels: Tensor | None,  # (R,)
     layers: Layers,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of a side as it was given, in its dtype."""
+    """The gradient of a side as it was given, in ``dtype``."""
     if norms is None:
-        return grad.to(rows.dtype)
+        return grad.to(dtype)
     R, D = rows.shape
-    return finish(grad.view(1, -1), rows, norms, labels, layers.table(D), (D,), R).view_as(rows)
+    partial, slabs = grad.view(1, -1), layers.table(D)
+    return finish(partial, rows, norms, labels, slabs, (D,), R, dtype).view_as(rows)
 
 
 def compilations() -> Iterator[Compilation]:
@@ -376,6 +396,7 @@ def compilations() -> Iterator[Compilation]:
         for kind in ("in", "nce"):
             constants = {
                 "FORWARD": True,
+                "UPSTREAM": 1.0,
                 "WANT_WEIGHTS": True,
                 "KIND": kind,
                 "DECOUPLED": kind == "in",

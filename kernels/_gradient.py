@@ -268,16 +268,17 @@ def fused_backward(
     grad_loss: Tensor,
     grad_lse: Tensor | None,
     gradients: Sequence[bool],
+    dtype: torch.dtype,
 ) -> list[Found]:
-    """Launch: the wanted gradients of each layer."""
+    """Launch: the wanted gradients of each layer, those of rows in ``dtype``."""
     want_query, want_key, want_scale, want_bias = gradients
     positive_lse = None
     if critic.kind == Kind.IN:
         # The contract saves lse alone; what the positives' is takes the forward again.
         _, _, positive_lse = fused_forward(layers, queries, critic)
-    grad_loss, grad_lse, boost = boosted(layers.query, grad_loss, grad_lse, 256.0)
+    grad_loss, grad_lse, boost = boosted(layers.query, grad_loss, grad_lse)
     factor = queries.scale if boost is None else queries.scale / boost
-    upstream = (lse, positive_lse, grad_loss, grad_lse, factor)
+    upstream = (lse, positive_lse, grad_loss, grad_lse, factor, dtype)
     query, key = None, None
     scale, bias = None, None
     if want_query or want_scale or want_bias:
@@ -306,6 +307,7 @@ def _launch(
     grad_loss: Tensor,
     grad_lse: Tensor | None,
     factor: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[list[Tensor] | None, Tensor | None, Tensor | None]:
     """Gradients of the queries' or the keys' rows, one by layer, and of the scalars (L,)."""
     N, M, L = layers.N, layers.M, len(layers.sizes)
@@ -316,9 +318,9 @@ def _launch(
     row_tiles = triton.cdiv(own, blocks["BLOCK_OWN"])
     splits, per_split = split(row_tiles * len(table), stream, blocks["BLOCK_STREAM"], lse.device)
     direct = splits == 1 and not critic.normalize
-    dtype = rows.dtype if direct else lse.dtype
     size = own * sum(layers.sizes)
-    grad = torch.empty(splits, size, dtype=dtype, device=lse.device) if want_rows else None
+    stored = dtype if direct else lse.dtype
+    grad = torch.empty(splits, size, dtype=stored, device=lse.device) if want_rows else None
     scalars = [lse.new_empty(splits, L, own) if want else None for want in want_scalars]
     with torch.cuda.device_of(lse):
         gradient_kernel[(row_tiles, len(table), splits)](
@@ -369,7 +371,8 @@ def _launch(
     else:
         norms = layers.query_norms if own_queries else layers.key_norms
         labels = queries.labels if own_queries else queries.key_labels
-        grad = finish(grad, rows, norms, labels, layers.table(max(layers.sizes)), layers.sizes, own)
+        slabs = layers.table(max(layers.sizes))
+        grad = finish(grad, rows, norms, labels, slabs, layers.sizes, own, dtype)
     parts = grad.split([own * D for D in layers.sizes])
     return [p.view(own, D) for p, D in zip(parts, layers.sizes, strict=True)], scale, bias
 

@@ -89,10 +89,14 @@ def options_of(critic: Critic, queries: Queries) -> dict[str, bool | str]:
     }
 
 
+# A weight is at most twice the upstream gradient, and float16 ends at 65504.
+LARGEST_UPSTREAM = 2.0**14
+
+
 def boosted(
-    rows: Tensor, grad_loss: Tensor, grad_lse: Tensor | None, largest: float
+    rows: Tensor, grad_loss: Tensor, grad_lse: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Upstream gradients whose largest is ``largest``, and by what they were multiplied.
+    """Upstream gradients as large as weights of float16 allow, and by what they were multiplied.
 
     In float16 only: the weights are rounded to it, and those of a mean over thousands of queries
     would vanish. The factor stays on the device.
@@ -102,7 +106,7 @@ def boosted(
     present = grad_loss.abs().amax()
     if grad_lse is not None:
         present = torch.maximum(present, grad_lse.abs().amax())
-    boost = largest / present.clamp(min=1e-30)
+    boost = LARGEST_UPSTREAM / present.clamp(min=1e-30)
     return grad_loss * boost, None if grad_lse is None else grad_lse * boost, boost
 
 

@@ -293,9 +293,10 @@ def finish(
     table: Tensor,
     sizes: tuple[int, ...],
     R: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Launch over all layers: (splits, packed) partial sums to packed gradients."""
-    grad = torch.empty(R * sum(sizes), dtype=rows.dtype, device=rows.device)
+    """Launch over all layers: (splits, packed) partial sums to packed gradients in ``dtype``."""
+    grad = torch.empty(R * sum(sizes), dtype=dtype, device=rows.device)
     blocks = row_blocks(max(sizes))
     with torch.cuda.device_of(rows):
         finish_kernel[(triton.cdiv(R, blocks["BLOCK_R"]), len(sizes))](

@@ -29,7 +29,7 @@ from mim4dd.kernels._critic import (
     lowest,
     weights_of,
 )
-from mim4dd.kernels._inputs import Found, Queries, boosted, options_of
+from mim4dd.kernels._inputs import Found, Queries, options_of
 from mim4dd.reference import Critic
 
 
@@ -210,15 +210,17 @@ def tangent_pass(
     query, key = queries.without_ignored(*rows)
     tangent_query, tangent_key = queries.without_ignored(*tangents)
     (N, D), M = query.shape, key.shape[0]
-    wide = lse.dtype
+    wide, dtype = lse.dtype, query.dtype
+    if dtype == torch.float16:  # nothing bounds what multiplies tangents
+        query, key, tangent_query, tangent_key = (
+            each.to(wide) for each in (query, key, tangent_query, tangent_key)
+        )
     # a·k + q·b in one product.
     left = torch.cat([tangent_query, query], 1)
     right = torch.cat([key, tangent_key], 1).T
-    grad_query = query.new_empty(N, D) if want_query else None
+    grad_query = query.new_empty(N, D, dtype=dtype) if want_query else None
     grad_key = key.new_zeros(M, D, dtype=wide) if want_key else None
     grad_scale, grad_bias = lse.new_empty(2, N)
-    grad_loss, grad_lse, boost = boosted(query, grad_loss, grad_lse, 1.0)
-    divisor = 1 if boost is None else boost
     size = rows_per_chunk(N, M, 8 + 4 * (query.dtype != wide))
     for first in range(0, N, size):
         some = slice(first, first + size)
@@ -264,16 +266,16 @@ def tangent_pass(
         if grad_query is not None:
             total = multiply(products, key)
             accumulate(total, weights, tangent_key)
-            grad_query[some] = total / divisor
+            grad_query[some] = total
         if grad_key is not None:
             accumulate(grad_key, products.T, query[some])
             accumulate(grad_key, weights.T, tangent_query[some])
         del similarity, tangent, products, weights  # before the next are made
     return Found(
         grad_query,
-        None if grad_key is None else (grad_key / divisor).to(key.dtype),
-        grad_scale.sum() / divisor if want_scale else None,
-        grad_bias.sum() / divisor if want_bias else None,
+        None if grad_key is None else grad_key.to(dtype),
+        grad_scale.sum() if want_scale else None,
+        grad_bias.sum() if want_bias else None,
     )
 
 

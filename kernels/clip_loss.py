@@ -287,7 +287,7 @@ def clip_loss_bwd(
     """Gradients of query, key and logit_scale."""
     query, key, layers = compared(query, key, normalize)
     N, wide = len(query), logit_scale.dtype
-    on_query, on_key, boost = boosted(query, grad_query_loss, grad_key_loss, 256.0)
+    on_query, on_key, boost = boosted(query, grad_query_loss, grad_key_loss)
     factor, divisor = (logit_scale, 1) if boost is None else (logit_scale / boost, boost)
     # A pair's p - 1 is expm1 of minus its loss: at p = 1 the difference has no digits left.
     pair_weight = on_query * torch.expm1(-query_loss) + on_key * torch.expm1(-key_loss)
@@ -325,9 +325,10 @@ def clip_loss_bwd(
         grad_query[some] = multiply(weights, key)
         accumulate(grad_key, weights.T, query[some])
         del similarity, weights  # before the next are made
+    rest = None, layers, query.dtype
     return (
-        gradient_of_input(grad_query.mul_(factor), query, layers.query_norms, None, layers),
-        gradient_of_input(grad_key.mul_(factor), key, layers.key_norms, None, layers),
+        gradient_of_input(grad_query.mul_(factor), query, layers.query_norms, *rest),
+        gradient_of_input(grad_key.mul_(factor), key, layers.key_norms, *rest),
         grad_scale.sum() / divisor,
     )
 

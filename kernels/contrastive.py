@@ -48,7 +48,7 @@ def contrastive(
     gradients: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """Reduced loss (L,) and the number of its queries, loss and lse (L, N), positive weight (N,),
-    gradients of the summed losses.
+    gradients of the summed losses, not rounded to half precision yet.
     """
     critic = Critic(Kind(kind), decoupled, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, excluded, logit_scale, bias, critic)
@@ -60,7 +60,8 @@ def contrastive(
         loss[fused], lse[fused], _ = fused_forward(layers, queries, critic)
         if any(gradients):
             ones = torch.ones_like(lse[fused])
-            parts = fused_backward(layers, queries, critic, lse[fused], ones, None, gradients)
+            upstream = lse[fused], ones, None
+            parts = fused_backward(layers, queries, critic, *upstream, gradients, lse.dtype)
             for i, part in zip(fused, parts, strict=True):
                 found[i] = part
     for i in range(len(query)):
@@ -107,7 +108,7 @@ def contrastive_bwd(
             None if part is None else part if len(fused) == len(query) else part[fused]
             for part in (lse, grad_loss, grad_lse)
         ]
-        parts = fused_backward(layers, queries, critic, *rows, gradients)
+        parts = fused_backward(layers, queries, critic, *rows, gradients, query[0].dtype)
         for i, part in zip(fused, parts, strict=True):
             found[i] = part
     for i in range(len(query)):

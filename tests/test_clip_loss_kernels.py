@@ -56,11 +56,11 @@ def weights_of(similarity, scale, upstreams):
 
 
 def lost_by_weights(weights, dtype, upstreams):
-    """What rounding them to half takes; float16 holds those of upstream gradients up to 256."""
+    """What rounding them to half takes; float16 holds those of upstream gradients up to 2**14."""
     if dtype not in (torch.float16, torch.bfloat16):
         return 0 * weights
     finfo = torch.finfo(dtype)
-    least = finfo.smallest_normal * finfo.eps * max(u.abs().max() for u in upstreams) / 256
+    least = finfo.smallest_normal * finfo.eps * max(u.abs().max() for u in upstreams) / 2**14
     return (weights.abs() * finfo.eps + least) / 2
 
 

@@ -389,6 +389,49 @@ def test_small_upstream_gradients_survive_float16(backend, kernel_device):
     torch.testing.assert_close(actual.double(), exact, rtol=1e-2, atol=6e-8)  # its least step
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "critic", [Critic(), Critic(Kind.IN, normalize=True), Critic(Kind.NCE)], ids=name
+)
+def test_gradients_of_a_sum_are_not_rounded_yet(critic, dtype, backend, kernel_device):
+    """Beyond float16, and of keys far from all queries: a mean's, scaled, is neither."""
+    from mim4dd.kernels import contrastive as kernels
+
+    case = Case((40, 30, [8]), dtype, kernel_device, scale=30.0)
+    case.query[0], case.key[0] = 2048 * case.query[0], case.key[0] / 2048
+    wanted = [True, True, True, False]
+    *_, found = case.call(kernels.contrastive, critic, Reduce.MEAN, wanted)
+    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
+    *_, exact = first_order(case, critic, torch.float64)
+    assert critic.normalize or exact[1].abs().max() > torch.finfo(torch.float16).max
+    for actual, true in zip(over_layers(found), exact, strict=True):
+        assert actual.dtype == torch.float32
+        error = (actual.double() - true).abs().max()
+        assert error <= 2 * torch.finfo(dtype).eps * true.abs().max().clamp(min=1)
+        factor = 65536 / 2**18
+        flushed = (true * factor).to(dtype) == 0
+        assert (flushed | ((actual * factor).to(dtype) != 0)).all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e4])
+def test_second_derivatives_of_float16_along_tangents_of_any_size(size, kernel_device):
+    from mim4dd.kernels import contrastive as kernels
+
+    case = Case((9, 21, [7]), torch.float16, kernel_device)
+    tangents = [(size * torch.randn_like(leaf.float())).to(leaf) for leaf in case.leaves(None)]
+    *_, lse, weight, _ = case.call(kernels.contrastive, Critic(), Reduce.NONE, [False] * 4)
+    grad_loss = case.grad_loss / size  # so that what comes out has a place in float16
+    _, _, found = case.call(
+        *(kernels.contrastive_bwd_bwd, Critic(), lse, weight, grad_loss, None),
+        *([tangents[0]], [tangents[1]], tangents[2][None], 0 * tangents[2][None]),
+        [True, True, False, False],
+    )
+    case.grad_loss, case.grad_lse = grad_loss, 0 * case.grad_lse
+    _, _, *exact = second_order(case, Critic(), tangents, torch.float64)
+    for actual, true in zip(found, exact[:2], strict=True):
+        assert (actual.double() - true).abs().max() <= 2e-3 * true.abs().max()
+
+
 def test_rows_too_short_to_normalise(backend, kernel_device):
     """F.normalize divides them by its eps, so they keep the gradient along themselves."""
     case = Case((5, 6, [4]), torch.float64, kernel_device)

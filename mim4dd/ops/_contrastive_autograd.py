@@ -52,7 +52,7 @@ def register(lib: torch.library.Library) -> None:
 
 def _save(ctx: Any, inputs: Sequence[Any], rest: Sequence[Tensor | None]) -> None:
     query, key, *shared = inputs[:_NUM_PAIRS]
-    ctx.num_layers = len(query)
+    ctx.num_layers, ctx.dtype = len(query), query[0].dtype
     ctx.critic = inputs[_NUM_PAIRS : _NUM_PAIRS + _NUM_CRITIC]
     ctx.save_for_backward(*query, *key, *shared, *rest)
     ctx.set_materialize_grads(False)
@@ -145,15 +145,19 @@ def _grad_of_each(ctx: Any, grad_reduced: Tensor | None) -> Tensor | None:
 
 
 def _scaled(ctx: Any, factor: Tensor, keep: bool) -> _Gradients:
-    """The unit gradients times ``factor`` (L,); in their place, unless they are to be kept."""
+    """The unit gradients times ``factor`` (L,); in their place, unless they are to be kept.
+
+    They are wide: only their product is rounded to the features' dtype. A sum over queries may be
+    beyond float16 where the mean is not.
+    """
     sides, singles = sum(ctx.unit_wanted[:2]), sum(ctx.unit_wanted[2:])
     num_features = sides * ctx.num_layers
     unit_gradients = ctx.saved_tensors[-num_features - singles :]
     features = list(unit_gradients[:num_features])
     if features:
         multiply = torch._foreach_mul if keep else torch._foreach_mul_
-        # A 0-d factor leaves the dtype alone and is not rounded to it, where 1e5 would be inf.
         features = list(multiply(features, list(factor.unbind()) * sides) or features)
+        features = [part.to(ctx.dtype) for part in features]
     flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
     return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
 

@@ -26,7 +26,8 @@ _CRITIC = "int kind, bool decoupled, float hardness, bool normalize"
 _UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
 
 # `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
-# last two as one number per layer, (L,). The unit gradients are those of the summed losses.
+# last two as one number per layer, (L,). The unit gradients are those of the summed losses, in the
+# dtype of the losses: they are to be multiplied before they are rounded to that of the features.
 # `reduced`, (L,) and empty for NONE, is formed by the op, as a call of PyTorch's takes as long as
 # a small product; `count`, (), is the number of queries that have a positive, in the loss' dtype.
 LIB.define(
@@ -144,10 +145,16 @@ for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
 
 
 def _empty_gradients(
-    query: list[Tensor], key: list[Tensor], logit_scale: Tensor, wanted: list[bool]
+    query: list[Tensor],
+    key: list[Tensor],
+    logit_scale: Tensor,
+    wanted: list[bool],
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     sides = [side for side, is_wanted in zip((query, key), wanted[:2], strict=True) if is_wanted]
-    of_features = [features.new_empty(features.shape) for side in sides for features in side]
+    of_features = [
+        features.new_empty(features.shape, dtype=dtype) for side in sides for features in side
+    ]
     return of_features + [logit_scale.new_empty(len(query)) for _ in range(sum(wanted[2:]))]
 
 
@@ -160,7 +167,7 @@ def _fake(
     reduced = logit_scale.new_empty(0 if reduction == Reduce.NONE else len(query))
     loss = logit_scale.new_empty(len(query), labels.shape[0])
     of_queries = loss, torch.empty_like(loss), logit_scale.new_empty(labels.shape)
-    unit_gradients = _empty_gradients(query, key, logit_scale, gradients)
+    unit_gradients = _empty_gradients(query, key, logit_scale, gradients, logit_scale.dtype)
     return reduced, logit_scale.new_empty(()), *of_queries, unit_gradients
 
 
@@ -169,7 +176,7 @@ def _fake_bwd(
     query: list[Tensor], key: list[Tensor], _: Any, __: Any, ___: Any, logit_scale: Tensor,
     *rest: Any,
 ) -> list[Tensor]:  # fmt: skip
-    return _empty_gradients(query, key, logit_scale, rest[-1])
+    return _empty_gradients(query, key, logit_scale, rest[-1], query[0].dtype)
 
 
 @torch.library.register_fake("mim4dd::contrastive_bwd_bwd", lib=LIB)
@@ -178,7 +185,11 @@ def _fake_bwd_bwd(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     first = logit_scale.new_empty(len(query), labels.shape[0])
-    return first, torch.empty_like(first), _empty_gradients(query, key, logit_scale, rest[-1])
+    return (
+        first,
+        torch.empty_like(first),
+        _empty_gradients(query, key, logit_scale, rest[-1], query[0].dtype),
+    )
 
 
 autograd.register(LIB)
