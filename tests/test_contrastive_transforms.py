@@ -31,6 +31,7 @@ def cases():
         "by label": of(sup_con, key, labels, key_labels, hardness=0.3),
         "in": of(sup_con, key, labels, key_labels, variant="in"),
         "nce": of(nce, key, labels, key_labels, bias=0.2),
+        "excluding": of(sup_con, key, labels, key_labels, exclude_index=torch.randint(9, (6, 2))),
         "clip_loss": of(clip_loss, key[:6], normalize=True),
     }
 

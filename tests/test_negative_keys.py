@@ -91,6 +91,64 @@ def test_reductions(mode, reduction, device):
     torch.testing.assert_close(actual, getattr(each, reduction)())
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_masked_negatives_are_left_out(mode, normalize, device):
+    """Each query by itself among the negatives that count; what is masked may hold anything."""
+    inputs = make_inputs((5, 6, 4), mode, device)
+    mask = torch.rand(inputs[2].shape[:-1], device=device) < 0.6
+    mask[0] = mode == "unpaired"  # a query without any, or one negative at least
+    dirty = inputs[2].detach().clone()
+    dirty[~mask] = torch.nan
+
+    def loss(query, key, negatives, negative_mask=mask, some=slice(None)):
+        return info_nce(
+            query[some], key[some], negative_keys=negatives, negative_mask=negative_mask,
+            normalize=normalize, reduction="none",
+        )  # fmt: skip
+
+    actual = loss(*inputs)
+    assert torch.equal(loss(*inputs[:2], dirty), actual)
+    for row in range(5):
+        of_row = (inputs[2][row], mask[row]) if mode == "paired" else (inputs[2], mask)
+        if of_row[1].any():
+            alone = loss(*inputs[:2], of_row[0][of_row[1]], None, slice(row, row + 1))
+            torch.testing.assert_close(actual[row], alone[0])
+        else:
+            assert actual[row] == 0
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+    total = loss(*inputs[:2], dirty.requires_grad_()).sum()
+    (of_dirty,) = torch.autograd.grad(total, dirty)
+    assert (of_dirty[~mask] == 0).all()
+
+
+def test_a_row_padded_to_nothing_has_no_gradient(device):
+    query, key, negatives = make_inputs((3, 2, 4), "paired", device)
+    mask = torch.tensor([[True, True], [False, False], [True, False]], device=device)
+    loss = info_nce(query, key, negative_keys=negatives, negative_mask=mask)
+    first = torch.autograd.grad(loss, (query, key, negatives), create_graph=True)
+    assert all((part[1] == 0).all() for part in first)
+    second = torch.autograd.grad(sum(part.square().sum() for part in first), (query, negatives))
+    assert all(part.isfinite().all() for part in second)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(2, 5), TypeError, "negative_mask must have dtype torch.bool, got torch.float"),
+        (torch.ones(5).bool(), ValueError, r"got shape \(5,\)"),
+        ([[True]], TypeError, "negative_mask must be a torch.Tensor, got list"),
+    ],
+)
+def test_bad_masks(mask, error, message):
+    query, negatives = torch.zeros(2, 3), torch.zeros(2, 5, 3)
+    with pytest.raises(error, match=message):
+        info_nce(query, query, negative_keys=negatives, negative_mask=mask)
+    with pytest.raises(ValueError, match="none are given"):
+        info_nce(query, query, negative_mask=mask)
+
+
 @pytest.mark.parametrize("margin", [-30.0, 25.0])
 def test_exact_far_from_zero(margin, device):
     """One negative: log(1 + e^margin), with derivatives p and p (1 − p)."""
@@ -139,6 +197,8 @@ def test_bad_negatives(negative_keys, error, message):
         {"labels": torch.arange(2), "key_labels": torch.arange(2)},
         {"key_mask": torch.ones(2, dtype=torch.bool)},
         {"exclude_self": True},
+        {"self_index": torch.arange(2)},
+        {"exclude_index": torch.zeros(2, 1, dtype=torch.long)},
         {"decoupled": True},
         {"hardness": 1.0},
     ],

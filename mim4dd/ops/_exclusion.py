@@ -32,9 +32,7 @@ def excluded_keys(
 
 def _own(layers: Layers, self_index: Tensor | None) -> Tensor:
     if self_index is not None:
-        raise ValueError(
-            "exclude_self says that key i is query i, and self_index which key: not both"
-        )
+        raise ValueError("exclude_self and self_index both say which key is query i: give one")
     if layers.num_queries != layers.num_keys:
         raise ValueError(
             "exclude_self leaves out key i of query i, so there must be as many keys as queries, "

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd import reference
-from mim4dd._checks import Backend, Reduction, check_choice, check_floating, check_matching
+from mim4dd._checks import (
+    Backend,
+    Reduction,
+    check_choice,
+    check_floating,
+    check_matching,
+    check_same_device,
+    check_tensor,
+)
 from mim4dd.ops._contrastive import Layers
 from mim4dd.ops._reduction import reduce_all
 from mim4dd.ops.log_sum_exp import log_sum_exp_of
@@ -16,6 +24,7 @@ from mim4dd.ops.log_sum_exp import log_sum_exp_of
 def against_negatives(
     layers: Layers,  # one of queries (N, D) and positives (N, D)
     negative_keys: Tensor,  # (M, D) or (N, M, D)
+    negative_mask: Tensor | None,  # (M,) or (N, M)
     logit_scale: Tensor,  # ()
     reduction: Reduction,
     normalize: bool,
@@ -41,19 +50,40 @@ def against_negatives(
             f"negative_keys must be (M, D) or (N, M, D), with query (N, D) {tuple(query.shape)}, "
             f"got {tuple(negative_keys.shape)}"
         )
+    if negative_mask is not None:
+        _check_mask(negative_mask, negative_keys)
 
     def rows(features: Tensor) -> Tensor:
         return reference.unit_rows(features)[0] if normalize else features.to(layers.dtype)
 
     with torch.autocast(query.device.type, enabled=False):
-        positive = logit_scale * (rows(query) * rows(key)).sum(1)
+        wide_query = rows(query)
+        positive = logit_scale * (wide_query * rows(key)).sum(1)
         if paired:
             # Of size 1/D of the negatives themselves: nothing to fuse.
-            logits = logit_scale * torch.einsum("nd,nmd->nm", rows(query), rows(negative_keys))
-            lse = logits.masked_fill(~logits.isfinite(), math.nan).logsumexp(1)
+            if negative_mask is not None:  # what is masked may hold anything
+                negative_keys = negative_keys.where(negative_mask[..., None], 0)
+            logits = logit_scale * torch.einsum("nd,nmd->nm", wide_query, rows(negative_keys))
+            logits = logits.masked_fill(~logits.isfinite(), math.nan)
+            if negative_mask is None:
+                lse = logits.logsumexp(1)
+            else:
+                lse = reference.log_sum_exp(logits, negative_mask)
         else:
             negatives = Layers([query], [negative_keys], single=True)
-            lse = log_sum_exp_of(negatives, logit_scale, None, None, normalize, backend)
+            lse = log_sum_exp_of(negatives, logit_scale, negative_mask, None, normalize, backend)
     # Not softplus, which PyTorch replaces by its asymptote from 20 on.
     loss = -F.logsigmoid(positive.masked_fill(~positive.isfinite(), math.nan) - lse)
     return reduce_all(loss, reduction)
+
+
+def _check_mask(negative_mask: Tensor, negative_keys: Tensor) -> None:
+    check_tensor("negative_mask", negative_mask)
+    if negative_mask.dtype != torch.bool:
+        raise TypeError(f"negative_mask must have dtype torch.bool, got {negative_mask.dtype}")
+    check_same_device("negative_mask", negative_mask, "negative_keys", negative_keys)
+    if negative_mask.shape != negative_keys.shape[:-1]:
+        raise ValueError(
+            "negative_mask must hold one entry per row of negative_keys "
+            f"{tuple(negative_keys.shape)}, got shape {tuple(negative_mask.shape)}"
+        )

@@ -38,6 +38,7 @@ def info_nce(
     reduction: Reduction = "mean",
     normalize: bool = False,
     negative_keys: Tensor | None = None,  # (M, D) or (N, M, D)
+    negative_mask: Tensor | None = None,  # (M,) or (N, M)
     backend: Backend = None,
 ) -> Tensor:
     r"""InfoNCE loss of each query against its positive key among all keys.
@@ -80,6 +81,8 @@ def info_nce(
         negative_keys: Negatives to use in place of the other keys: then key i is the positive of
             query i alone, and the denominator holds it and these, which all queries share (M, D) or
             each has for itself (N, M, D). Options that say which keys count are refused beside it.
+        negative_mask: False for negatives to ignore, such as padding, which may hold anything; a
+            query without any has the loss 0. (M,), or (N, M) for (N, M, D), bool
         backend: None runs the kernel registered for the device of ``query``; ``"reference"`` the
             plain PyTorch definition, which stores the logits.
 
@@ -122,7 +125,11 @@ def info_nce(
         if given := [name for name, is_given in others.items() if is_given]:
             raise ValueError(f"negative_keys excludes {', '.join(given)}: it names all negatives")
         scale = as_logit_scale(layers, temperature, logit_scale)
-        return against_negatives(layers, negative_keys, scale, reduction, normalize, backend)
+        return against_negatives(
+            layers, negative_keys, negative_mask, scale, reduction, normalize, backend
+        )
+    if negative_mask is not None:
+        raise ValueError("negative_mask says which negative_keys to ignore, and none are given")
     positives = positives_of(layers, positive_index, labels, key_labels)
     check_hardness(hardness)
     loss, _ = evaluate(

@@ -129,7 +129,7 @@ def unit_rows_bwd(of_unit: Tensor, unit: Tensor, length: Tensor) -> Tensor:
     return (of_unit - unit * along) / length.clamp(min=_SMALLEST_LENGTH)
 
 
-def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:
+def log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:
     """Over the ``among`` of each row, (N,); −inf, with gradient 0, where there is none."""
     some = among.any(1)
     # An empty row keeps all its logits: the gradient of a logsumexp over nothing is NaN.
@@ -143,14 +143,14 @@ def _softmax(
     """lse over the denominator minus what the positives give; that lse; which rows count."""
     num_positives = positive.sum(1)
     counted = num_positives > 0
-    lse = _log_sum_exp(logits, negative if critic.decoupled else positive | negative)
+    lse = log_sum_exp(logits, negative if critic.decoupled else positive | negative)
     if critic.decoupled:
         counted = counted & negative.any(1)
     divisor = num_positives.clamp(min=1).to(logits.dtype)
     if critic.kind == Kind.OUT:
         attraction = logits.where(positive, 0).sum(1) / divisor
     else:
-        attraction = _log_sum_exp(logits, positive).where(counted, 0) - divisor.log()
+        attraction = log_sum_exp(logits, positive).where(counted, 0) - divisor.log()
     return lse.where(counted, 0) - attraction, lse, counted
 
 
