@@ -18,6 +18,8 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.multiprocessing  # teaches the pickler of processes to share memory of tensors
 
+from mim4dd.distill.heap import keep_freed_memory
+
 __all__ = ["WorkerError", "run_parallel", "threads_per_worker"]
 
 Task = TypeVar("Task")
@@ -229,6 +231,7 @@ def _work(
     """What a worker does: run tasks until the pipe ends."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         function = start(number)
         while True:
