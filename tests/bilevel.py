@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from tiny import make_data, make_network
+from tiny import make_data, make_network, with_loss
 
 from mim4dd.distill.loop import Interrupted, LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
@@ -43,8 +43,8 @@ def check_resumes_bit_for_bit(make_method, data, path):
     for stop, iteration in ((Interrupted, 2), (Killed, 7)):
         parts = _run(path / stop.__name__)
         with pytest.raises(stop):
-            distill(_stopping(make_method(), iteration, stop), data, LOOP, parts)
-        distill(make_method(), data, LOOP, parts)  # a new object knows the checkpoint alone
+            distill(_stopping(make_method(), iteration, stop), data, LOOP, parts, resume=True)
+        distill(make_method(), data, LOOP, parts, resume=True)  # it knows the checkpoint alone
         for name in ("synthetic.safetensors", "metrics.jsonl"):
             assert (parts.path / name).read_bytes() == (whole.path / name).read_bytes()
 
@@ -60,7 +60,6 @@ def _run(path):
 
 
 def _stopping(method, iteration, stop):
-
     inner = method.loss
 
     def loss(image_syn, label_syn, syn_lr, real):
@@ -70,5 +69,4 @@ def _stopping(method, iteration, stop):
             os.kill(os.getpid(), signal.SIGINT)
         return inner(image_syn, label_syn, syn_lr, real)
 
-    method.loss = loss
-    return method
+    return with_loss(method, loss)

@@ -55,7 +55,8 @@ def definition(network, image_syn, batches, early, last, beta, features_of=featu
 @pytest.mark.parametrize("aligned_maps", ["pooled", "unpooled"])
 @pytest.mark.parametrize(("early", "last", "beta"), [(0.3, 0, 0), (0, 2.0, 0), (0, 0, 0.01),
                                                      (0.1, 2.0, 0.01)])  # fmt: skip
-def test_the_loss_is_alignment_and_discrimination(early, last, beta, aligned_maps):
+def test_the_loss_is_alignment_and_discrimination(early, last, beta, aligned_maps, monkeypatch):
+    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 5 * 8 * 8)
     data, new_network = task()
     settings = CAFESettings(
         batch_real=4,

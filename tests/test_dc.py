@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bilevel import check_resumes_bit_for_bit, real_data, synthetic, task
+from tiny import all_classes_at_once
 from torch import nn
 from torch.func import functional_call
 
@@ -53,8 +54,12 @@ def test_the_distance_is_a_loop_over_rows():
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_the_loss_is_the_definition_along_the_inner_training(soft):
+@pytest.mark.parametrize("together", [False, True])
+def test_the_loss_is_the_definition_along_the_inner_training(soft, together, monkeypatch):
     """Five steps by hand: fresh networks at 0 and 3, between them epochs of SGD on the set."""
+    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 3 * 8 * 8)
+    if together:
+        monkeypatch.setattr("mim4dd.distill.methods.dc.sum_over_classes", all_classes_at_once)
     data, new_network = task()
     method = DC(new_network, SETTINGS)
     image_syn, label_syn = synthetic(data)

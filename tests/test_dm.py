@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import at_once, make_data, make_network, same_after_a_stop
+from tiny import all_classes_at_once, at_once, make_data, make_network, same_after_a_stop
 from torch import nn
 
 from mim4dd.distill.loop import LoopSettings
@@ -49,9 +49,10 @@ def embeddings(network, images):
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
     """Σ_c ‖mean ψ(real_c) − mean ψ(syn_c)‖², in the mean over the networks."""
-    monkeypatch.setattr("mim4dd.distill.methods.dm._IMAGES_PER_PASS", 4)
+    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 4 * 8 * 8)
     if as_on_gpu:
         monkeypatch.setattr("mim4dd.distill.methods.dm.for_each_network", at_once)
+        monkeypatch.setattr("mim4dd.distill.methods.dm.sum_over_classes", all_classes_at_once)
     data = doubled(make_data())
     make = maker(data, norm)
     image_syn, label_syn = make_set(data)

@@ -68,6 +68,7 @@ def naive_adam(call, theta, image_syn, label_syn, batches, window):
 @pytest.mark.parametrize("num_networks", [1, 2])
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
+    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 3 * 8 * 8)
     if as_on_gpu:
         monkeypatch.setattr("mim4dd.distill.methods.rat_bptt.for_each_network", at_once)
     data = doubled(make_data())

@@ -15,6 +15,7 @@ from mim4dd.distill.evaluate import (
     evaluate_random_real,
     trained_network,
 )
+from mim4dd.distill.passes import in_passes
 
 __all__ = ["Gain", "Recipe", "fair_gains"]
 
@@ -114,6 +115,6 @@ def _soft_labels(
 
     @torch.no_grad()
     def label(images: Tensor) -> Tensor:
-        return torch.cat([teacher(batch).softmax(1) for batch in images.split(1024)])
+        return torch.cat([teacher(batch).softmax(1) for batch in in_passes(images)])
 
     return label

@@ -17,6 +17,7 @@ from mim4dd.distill.methods.base import (
     Initial,
     RealData,
 )
+from mim4dd.distill.passes import has_batch_norm, in_passes
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training import seeded_network
 from mim4dd.losses import MIM4DDLoss, pooled_rows
@@ -183,9 +184,10 @@ class MIM4DD(BaseMethod):
     ) -> tuple[list[Tensor], list[Tensor]]:
         network, layers = compared.network, _names(compared.network, self.layers)
         features_syn = layer_features(network, compared.theta_syn, image_syn, layers)
+        passes = [image_real] if has_batch_norm(network) else in_passes(image_real)
         with torch.no_grad():
-            features_real = layer_features(network, compared.theta_real, image_real, layers)
-        return features_syn, features_real
+            parts = [layer_features(network, compared.theta_real, part, layers) for part in passes]
+        return features_syn, [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
 
 
 def _names(network: nn.Module, layers: Sequence[str] | None) -> Sequence[str]:

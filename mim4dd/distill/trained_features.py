@@ -10,6 +10,7 @@ from mim4dd.distill.config import DistillConfig
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.features import layer_features
+from mim4dd.distill.passes import in_passes
 from mim4dd.distill.training import seeded_network, train_network
 from mim4dd.losses import pooled_rows
 from mim4dd.unroll import flatten_parameters
@@ -86,7 +87,7 @@ def feature_rows(network: nn.Module, samples: Tensor, layers: Sequence[str]) -> 
         ValueError: If the network has no submodule of a name.
     """
     theta = flatten_parameters(network)
-    parts = [layer_features(network, theta, batch, layers) for batch in samples.split(_BATCH)]
+    parts = [layer_features(network, theta, batch, layers) for batch in in_passes(samples)]
     return {
         layer: torch.cat([pooled_rows(outputs) for outputs in by_batch]).cpu()
         for layer, by_batch in zip(layers, zip(*parts, strict=True), strict=True)

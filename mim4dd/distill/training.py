@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
+from mim4dd.distill.passes import in_passes
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -85,7 +86,8 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Fraction of ``images`` whose most likely class is their label; NaN if any logit is one."""
     network.eval()
     hits = 0
-    for batch, truth in zip(images.split(1024), labels.split(1024), strict=True):
+    passes = in_passes(images)
+    for batch, truth in zip(passes, labels.split(len(passes[0])), strict=True):
         logits = network(batch)
         if logits.isnan().any():  # argmax would take them for the first class
             return math.nan

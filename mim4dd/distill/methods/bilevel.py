@@ -67,15 +67,15 @@ class BilevelMethod(BaseMethod):
 
     @abstractmethod
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
-        """The loss at every network: (K,) of parameters (K, P)."""
+        """The loss in the mean over the networks, () of parameters (K, P)."""
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> BaseLoss:
-        """The mean over the networks of what :meth:`match` gives."""
+        """What :meth:`match` gives for the networks as they are now."""
         self.carried = self.next_networks(image_syn.detach(), label_syn.detach(), real)
         theta = self.carried["theta"]
-        value = self.match(theta, image_syn, label_syn, real).mean()
+        value = self.match(theta, image_syn, label_syn, real)
         compared = [ComparedNetwork(self.network, row, row) for row in theta]
         return BaseLoss(value, compared, {self.metric: value.item()})
 

@@ -13,6 +13,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.features import layer_features, unpooled_features
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
+from mim4dd.distill.passes import in_passes
 
 __all__ = ["CAFE", "CAFESettings", "class_means", "discrimination_loss"]
 
@@ -100,22 +101,38 @@ class CAFE(BilevelMethod):
         return cls(ingredients.new_network, settings)
 
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
-        """Alignment and discrimination at every network, from one real batch. (K,)"""
+        """Alignment and discrimination from one real batch, in the mean over the networks. ()"""
         images, labels = _class_batches(real, self.settings.batch_real)
         class_syn = real.class_syn(len(image_syn))
         losses = []
         for row in theta:
-            with torch.no_grad():
-                features_real = self._features(row, images)
+            means_real, last_real = self._of_real(row, images, labels, real.data.num_classes)
             features_syn = self._features(row, image_syn)
             centres = [class_means(part, class_syn, real.data.num_classes) for part in features_syn]
             alignment = sum(
-                weight * (centre - class_means(part, labels, real.data.num_classes)).square().sum()
-                for weight, centre, part in zip(self.weights, centres, features_real, strict=True)
+                weight * (centre - mean).square().sum()
+                for weight, centre, mean in zip(self.weights, centres, means_real, strict=True)
             )
-            discrimination = discrimination_loss(features_real[-1], labels, centres[-1])
+            discrimination = discrimination_loss(last_real, labels, centres[-1])
             losses.append(alignment + self.settings.discrimination_weight * discrimination)
-        return torch.stack(losses)
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _of_real(
+        self, theta: Tensor, images: Tensor, labels: Tensor, num_classes: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Class means (C, D) of every layer's features, and the last layer's features (N, D)."""
+        passes = in_passes(images)
+        weights = _class_weights(labels, num_classes, images.dtype).split(len(passes[0]))
+        means = [images.new_zeros(()) for _ in self.weights]
+        last = []
+        for part, weight in zip(passes, weights, strict=True):
+            features = self._features(theta, part)
+            last.append(features[-1])
+            means = [
+                mean + weight.T @ feature for mean, feature in zip(means, features, strict=True)
+            ]
+        return means, torch.cat(last)
 
     def _features(self, theta: Tensor, images: Tensor) -> list[Tensor]:
         """What is aligned, early to late; the last one also discriminates. (N, D) each"""
@@ -165,7 +182,8 @@ class CAFE(BilevelMethod):
         """The window moved on by the mean accuracy over the classes, on a fresh real batch."""
         images, labels = _class_batches(real, _BATCH_WATCHED)
         with torch.no_grad():
-            hits = (self.call(theta, images).argmax(1) == labels).to(theta.dtype)
+            logits = torch.cat([self.call(theta, part) for part in in_passes(images)])
+            hits = (logits.argmax(1) == labels).to(theta.dtype)
         accuracy = class_means(hits[:, None], labels, real.data.num_classes).mean()
         return torch.cat([accuracies[1:], accuracy[None].float().cpu()])
 
@@ -192,8 +210,13 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         tensor([[2.],
                 [5.]])
     """
-    members = F.one_hot(labels, num_classes).to(features.dtype)
-    return (members / members.sum(0)).T @ features
+    return _class_weights(labels, num_classes, features.dtype).T @ features
+
+
+def _class_weights(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """What each sample counts in the mean of each class; NaN where a class has none. (N, C)"""
+    members = F.one_hot(labels, num_classes).to(dtype)
+    return members / members.sum(0)
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.passes import has_batch_norm, in_passes
 
 __all__ = ["DATM", "DATMSettings"]
 
@@ -116,7 +117,9 @@ class DATM(MTT):
         """What a fully trained expert says of some images. (len(rows), C)"""
         theta, _ = self.experts.segment(expert, self.experts.num_epochs, 0)
         theta, call = theta.to(images.device), FunctionalModel(self.network)
-        return torch.cat([call(theta, images[part]) for part in rows.split(_BATCH)])
+        # BatchNorm sees what else is in its batch, so that one has to be large.
+        batch = _BATCH if has_batch_norm(self.network) else len(in_passes(images, _BATCH)[0])
+        return torch.cat([call(theta, images[part]) for part in rows.split(batch)])
 
     def _start_epoch(self, real: RealData) -> int:
         epochs = self.settings.start_epochs(real.iteration)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.step_gradient import StepLoss, Wanted
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
+from mim4dd.distill.passes import in_passes, sum_over_classes
 
 __all__ = ["DC", "DCSettings", "gradient_distance"]
 
@@ -60,10 +62,27 @@ class DC(BilevelMethod):
         return cls(ingredients.new_network, settings)
 
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
-        """The distances summed over the classes, whose batches the networks share. (K,)"""
-        num_networks, num_classes = len(theta), real.data.num_classes
+        """The distances summed over the classes, whose batches the networks share. ()"""
+        return sum_over_classes(
+            partial(self._distance, theta, real),
+            real.data.num_classes,
+            image_syn,
+            label_syn,
+            together=theta.device.type != "cpu",  # on a GPU they share launches
+        )
+
+    def _distance(
+        self,
+        theta: Tensor,
+        real: RealData,
+        classes: Sequence[int],
+        image_syn: Tensor,
+        label_syn: Tensor,
+    ) -> Tensor:
+        """The distances summed over some classes, in the mean over the networks. ()"""
+        num_networks, num_classes = len(theta), len(classes)
         images, gradients = [], []
-        for label, samples in enumerate(image_syn.chunk(num_classes)):
+        for label, samples in zip(classes, image_syn.chunk(num_classes), strict=True):
             batch = real.sample_class(label, self.settings.batch_real)
             samples, batch = self.augment_pair(samples, batch, real)
             images.append(samples)
@@ -77,14 +96,20 @@ class DC(BilevelMethod):
             torch.stack([*label_syn.chunk(num_classes)] * num_networks),
         )
         distances = gradient_distance(gradient_syn, gradient_real, self._shapes)
-        return distances.view(num_networks, num_classes).sum(1)
+        return distances.sum() / num_networks
 
     def augment_pair(self, samples: Tensor, batch: Tensor, real: RealData) -> tuple[Tensor, Tensor]:
         """Synthetic and real images of one class as they are matched."""
         return samples, batch
 
     def _gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return self._one.differentiate(theta, images, labels, create_graph=False).gradient
+        """The gradient of the mean over the images, a pass at a time. (P,)"""
+        total = torch.zeros_like(theta)
+        passes = in_passes(images)
+        for part, truth in zip(passes, labels.split(len(passes[0])), strict=True):
+            found = self._one.differentiate(theta, part, truth, create_graph=False)
+            total.add_(found.gradient, alpha=len(part) / len(images))
+        return total
 
 
 def gradient_distance(

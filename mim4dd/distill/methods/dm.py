@@ -1,7 +1,8 @@
 """Distribution Matching (DM)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +22,15 @@ from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import (
     State,
     for_each_network,
-    has_batch_norm,
     stack_networks,
     unchanged,
 )
+from mim4dd.distill.passes import has_batch_norm, in_passes, sum_over_classes
 from mim4dd.distill.training import seeded_network
 
 __all__ = ["DM", "DMSettings"]
 
-_IMAGES_PER_PASS = 4096  # bounds the memory of real images, however many classes there are
+_IMAGES_PER_PASS = 4096  # of all networks, which bounds the memory of real images on a GPU
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,30 @@ class DM(BaseMethod):
         networks = [
             self.make_network(real.seed()).train() for _ in range(self.settings.num_networks)
         ]
+        value = sum_over_classes(
+            partial(self._distance, networks, real),
+            real.data.num_classes,
+            image_syn,
+            # On a GPU the classes share launches; with BatchNorm they are one batch, as published.
+            together=image_syn.device.type != "cpu" or has_batch_norm(networks[0]),
+        )
+        compared = [unchanged(network) for network in networks]
+        return BaseLoss(value, compared, {"embedding_distance": value.item()})
+
+    def _distance(
+        self, networks: list[nn.Module], real: RealData, classes: Sequence[int], image_syn: Tensor
+    ) -> Tensor:
+        """The distance summed over some classes, in the mean over the networks. ()"""
         pairs = [
             self._augmented_alike(
                 real.sample_class(label, self.settings.batch_real), samples, real.seed()
             )
-            for label, samples in enumerate(image_syn.chunk(real.data.num_classes))
+            for label, samples in zip(classes, image_syn.chunk(len(classes)), strict=True)
         ]
         with torch.no_grad():
             mean_real = _mean_embeddings(networks, [image_real for image_real, _ in pairs])
         mean_syn = _mean_embeddings(networks, [samples for _, samples in pairs])
-        value = (mean_real - mean_syn).square().sum((1, 2)).mean()
-        compared = [unchanged(network) for network in networks]
-        return BaseLoss(value, compared, {"embedding_distance": value.item()})
+        return (mean_real - mean_syn).square().sum((1, 2)).mean()
 
     def _augmented_alike(
         self, image_real: Tensor, samples: Tensor, seed: int
@@ -120,9 +133,9 @@ def _mean_embeddings(networks: list[nn.Module], groups: list[Tensor]) -> Tensor:
     """The mean over every group of images, in each of K networks. (K, groups, D)"""
     network, state = networks[0], stack_networks(networks)
     images = torch.cat(groups)
-    passes = [images]
+    passes: Sequence[Tensor] = [images]
     if not (has_batch_norm(network) or images.requires_grad):
-        passes = list(images.split(-(-_IMAGES_PER_PASS // len(networks))))
+        passes = in_passes(images, otherwise=-(-_IMAGES_PER_PASS // len(networks)))
     embedded = torch.cat(
         [
             for_each_network(lambda state, batch: _embed(network, state, batch), state, batch)

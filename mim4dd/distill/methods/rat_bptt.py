@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from mim4dd.distill.methods.base import (
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import State, for_each_network
+from mim4dd.distill.passes import has_batch_norm, in_passes, sum_in_turn
 from mim4dd.distill.training import seeded_network
 from mim4dd.unroll import flatten_parameters, unroll_adam
 
@@ -116,14 +118,20 @@ class RaTBPTT(BaseMethod):
         if self.augment is not None:
             generator = torch.Generator(images.device).manual_seed(real.seed())
             images = self.augment(images, generator)
-        call = FunctionalModel(network)
+        passes = [images] if has_batch_norm(network) else in_passes(images, otherwise=len(images))
+        call, num_images = FunctionalModel(network), len(images)
 
-        def loss_of(state: State, images: Tensor) -> Tensor:
-            buffers = {name: tensor for name, tensor in state.items() if name != _THETA}
-            return F.cross_entropy(call(state[_THETA], images, buffers), labels)
+        def part_of_mean(images: Tensor, labels: Tensor, theta: Tensor) -> Tensor:
+            def loss_of(state: State, images: Tensor) -> Tensor:
+                buffers = {name: tensor for name, tensor in state.items() if name != _THETA}
+                logits = call(state[_THETA], images, buffers)
+                return F.cross_entropy(logits, labels, reduction="sum") / num_images
 
-        state = {_THETA: theta} | call.buffers(copies=len(theta))
-        return for_each_network(loss_of, state, images).mean()
+            state = {_THETA: theta} | call.buffers(copies=len(theta))
+            return for_each_network(loss_of, state, images).mean()
+
+        parts = zip(passes, labels.split(len(passes[0])), strict=True)
+        return sum_in_turn((partial(part_of_mean, *part) for part in parts), theta)
 
 
 _THETA = "θ"  # no buffer's name

@@ -9,7 +9,7 @@ from torch.func import stack_module_state
 from mim4dd.distill.methods.base import ComparedNetwork
 from mim4dd.unroll import flatten_parameters
 
-__all__ = ["State", "for_each_network", "has_batch_norm", "stack_networks", "unchanged"]
+__all__ = ["State", "for_each_network", "stack_networks", "unchanged"]
 
 State = dict[str, Tensor]
 """Parameters and buffers by name; of K networks with a leading axis K."""
@@ -38,11 +38,6 @@ def for_each_network(
             for parts in zip(*(tensor.unbind() for tensor in state.values()), strict=True)
         ]
     )
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether the network's output for an image depends on the others of its batch."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def unchanged(network: nn.Module) -> ComparedNetwork:

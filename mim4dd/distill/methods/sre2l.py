@@ -29,6 +29,7 @@ from mim4dd.distill.methods.side_by_side import (
 )
 from mim4dd.distill.methods.teachers import Teachers
 from mim4dd.distill.networks import networks_with
+from mim4dd.distill.passes import in_passes
 
 __all__ = ["SRe2L", "SRe2LSettings"]
 
@@ -142,7 +143,11 @@ class SRe2L(BaseMethod):
         """What the teachers take the images for, in the mean. (n, C)"""
         teachers = self.teachers.trained_on(self.data)
         with torch.no_grad():
-            return torch.stack([teacher(image_syn).softmax(1) for teacher in teachers]).mean(0)
+            of_teachers = [
+                torch.cat([teacher(part).softmax(1) for part in in_passes(image_syn)])
+                for teacher in teachers
+            ]
+            return torch.stack(of_teachers).mean(0)
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teachers are not of ``data``."""
