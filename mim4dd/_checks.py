@@ -37,6 +37,27 @@ def check_integer(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must have an integer dtype, got {tensor.dtype}")
 
 
+def check_classes(name: str, labels: Tensor, num_classes: int | None = None) -> None:
+    """Require class labels (n,) from 0 on, below ``num_classes`` if that is known."""
+    lowest, highest = (int(bound) for bound in labels.aminmax())
+    if lowest < 0 or (num_classes is not None and highest >= num_classes):
+        allowed = "at least 0" if num_classes is None else f"from 0 to {num_classes - 1}"
+        raise ValueError(f"{name} must be classes, {allowed}, got from {lowest} to {highest}")
+
+
+def check_probabilities(name: str, rows: Tensor) -> None:
+    """Require rows (n, C) that are not negative and sum to 1, to the rounding of their dtype."""
+    rounding = max(1e-4, 2 * torch.finfo(rows.dtype).eps)
+    rows = rows.detach()
+    lowest, sums = float(rows.amin()), rows.sum(1, dtype=torch.float64)
+    least, most = float(sums.amin()), float(sums.amax())
+    if not (lowest >= -rounding and least >= 1 - rounding and most <= 1 + rounding):  # nor NaN
+        raise ValueError(
+            f"{name} (n, C) must hold probabilities, rows of at least 0 that sum to 1, got values "
+            f"from {lowest:.3g} and sums from {least:.3g} to {most:.3g}: logits want a softmax(1)"
+        )
+
+
 def check_same_device(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
     """Require both tensors on one device."""
     if first.device != second.device:

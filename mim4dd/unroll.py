@@ -14,6 +14,7 @@ from mim4dd._unroll.checks import (
     check_step_graphs,
     check_theta,
     check_walk,
+    num_classes_of,
     trainable,
 )
 from mim4dd._unroll.decay import DecayPerTensor, one_decay
@@ -88,7 +89,8 @@ def unroll_sgd(
         theta_0: Parameters to start from, as :func:`flatten_parameters` orders them; or a row for
             each of K trajectories, which train side by side on the same samples. (P,) or (K, P)
         image_syn: Synthetic samples, in dtype and on device of ``theta_0``. (n, ...)
-        label_syn: Their classes as integers (n,), or as probabilities (n, C).
+        label_syn: Their classes as integers (n,), or as probabilities (n, C). For another ``loss``
+            than cross-entropy, whatever that takes.
         batches: Which samples each step takes, (T, B), or (T, K, B) where trajectories differ.
             Integer, in [0, n)
         lr: Step size: one, one per step (T,), per parameter tensor (L,), per parameter (P,), or
@@ -98,7 +100,9 @@ def unroll_sgd(
         weight_decay: w ≥ 0, as in :class:`torch.optim.SGD`; or one for each parameter tensor that
             is trained, in ``model.parameters()`` order, as parameter groups have it. (L,)
         nesterov: Descend along ``∇ℓ + wθ + μ v_{t+1}``, as in :class:`torch.optim.SGD`.
-        loss: The inner loss, ``loss(output, labels) -> scalar``.
+        loss: The inner loss, ``loss(output, labels) -> scalar``. What it, ``model`` or ``augment``
+            read beside their arguments is constant: a captured tensor that requires a gradient,
+            which it would not get, is refused.
         augment: ``augment(images, generator) -> images``, differentiable, drawing all that is
             random from ``generator``: the backward replays every draw bit for bit.
         seed: Seeds the augmentation of all steps.
@@ -119,7 +123,8 @@ def unroll_sgd(
         θ_T, in shape and dtype of ``theta_0``.
 
     Raises:
-        ValueError: On a shape, device, index or value that does not fit.
+        ValueError: On a shape, device, index, label or value that does not fit, and where the first
+            step reads a tensor that requires a gradient and is no input.
         TypeError: On a dtype that does not fit.
         DivergenceError: If a step's loss, or θ_T, is not finite. Names the step.
         RuntimeError: If the model changes its parameters in place. In the backward, if a recomputed
@@ -302,6 +307,7 @@ def _unroll(
     check_walk(theta_0, num_steps, window, history, memory_budget)
     check_step_graphs(theta_0, step_graphs, memory_budget)
     if not isinstance(lr, Tensor):
+        check_range("lr", lr, -float("inf"), float("inf"))
         lr = torch.tensor(lr, dtype=theta_0.dtype, device=theta_0.device)
     check_matching("theta_0", theta_0, "lr", lr)
     StepSizes(lr, num_steps, call.sizes)  # refuses a shape that does not fit
@@ -309,7 +315,13 @@ def _unroll(
         label_syn = label_syn.long()  # the one integer dtype that every loss takes
     seeds = torch.randint(2**63 - 1, (num_steps,), generator=torch.Generator().manual_seed(seed))
     problem = Problem(
-        loss=StepLoss(call, loss, own_samples=batches.dim() == 3),
+        loss=StepLoss(
+            call,
+            loss,
+            own_samples=batches.dim() == 3,
+            refuses_captured=torch.is_grad_enabled(),
+            num_classes=num_classes_of(label_syn) if loss is F.cross_entropy else None,
+        ),
         graphs=step_graphs,
         augment=augment,
         seeds=seeds.tolist(),

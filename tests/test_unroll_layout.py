@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from field_networks import Viewed, convnet
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from mim4dd import flatten_parameters, fuse, unroll_sgd
 from mim4dd._layout import is_channels_last
@@ -84,26 +83,6 @@ def test_a_functions_derivatives_see_them_too():
     theta_0 = flatten_parameters(model).requires_grad_()
     unroll_sgd(model, theta_0, images, LABELS, BATCHES, lr=0.1).sum().backward()
     assert images.grad.abs().sum() > 0
-
-
-class Checkpointed(Viewed):
-    """A region that PyTorch runs a second time, in the backward."""
-
-    def see(self, images):
-        return [checkpoint(self.features, images, use_reentrant=False)]
-
-
-def test_a_region_that_is_run_again():
-    plain = convnet().double()
-    again = Checkpointed(plain.features, [])
-    again.linears = plain.linears
-    gradients = []
-    for model in (plain, again):
-        images = torch.ones(3, 3, 16, 16).double().cumsum(3).sin().requires_grad_()
-        theta_0 = flatten_parameters(plain).requires_grad_()
-        theta_T = unroll_sgd(model, theta_0, images, LABELS, BATCHES, lr=0.1)
-        gradients.append(torch.autograd.grad(theta_T.sin().sum(), (images, theta_0)))
-    torch.testing.assert_close(*gradients)
 
 
 def test_regions_of_the_fields_networks():

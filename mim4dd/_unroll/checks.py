@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from mim4dd._checks import (
     check_choice,
+    check_classes,
     check_floating,
     check_integer,
     check_matching,
+    check_probabilities,
     check_same_device,
     check_tensor,
 )
@@ -52,6 +54,28 @@ def check_data(theta_0: Tensor, image_syn: Tensor, label_syn: Tensor, batches: T
     else:
         check_matching("theta_0", theta_0, "label_syn", label_syn)
     _check_batches(theta_0, image_syn, batches)
+
+
+def num_classes_of(label_syn: Tensor) -> int:
+    """What cross-entropy asks of the network, of labels that it can take.
+
+    Raises:
+        ValueError: If a class is negative, or a row holds no probabilities.
+    """
+    if label_syn.dim() == 1:
+        check_classes("label_syn", label_syn)
+        return int(label_syn.max()) + 1
+    check_probabilities("label_syn", label_syn)
+    return label_syn.shape[1]
+
+
+def check_outputs(output: object, num_classes: int) -> None:
+    """Require logits (B, C) of all classes; what is no tensor is left to the loss."""
+    if isinstance(output, Tensor) and (output.dim() != 2 or output.shape[1] < num_classes):
+        raise ValueError(
+            f"label_syn must be of the classes that model tells apart, got {num_classes} classes "
+            f"and outputs of shape {tuple(output.shape)}"
+        )
 
 
 def _check_batches(theta_0: Tensor, image_syn: Tensor, batches: Tensor) -> None:

@@ -37,7 +37,15 @@ class Problem:
         """The data and the network of every step."""
         loss, graphs = self.loss, self.graphs
         differentiate = loss.differentiate if graphs is None else graphs.bound_to(loss)
-        return Steps(differentiate, self.augment, self.seeds, image_syn, label_syn, batches)
+        return Steps(
+            differentiate,
+            self.augment,
+            self.seeds,
+            image_syn,
+            label_syn,
+            batches,
+            refuses_captured=loss.refuses_captured,
+        )
 
 
 class _DifferentiableOnce(torch.autograd.Function):

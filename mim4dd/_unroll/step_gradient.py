@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mim4dd._unroll.captured import refuse_captured
+from mim4dd._unroll.checks import check_outputs
 from mim4dd._unroll.convolution import Convolutions
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.regions import channels_last_inside
@@ -73,13 +75,20 @@ class EagerGradient:
         return theta, inputs, labels
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepLoss:
-    """A network and its inner loss, as a function of parameters, inputs and labels."""
+    """A network and its inner loss, as a function of parameters, inputs and labels.
+
+    The first step is examined: whether it reads what the unroll does not hand it, and whether the
+    network has as many outputs as there are classes.
+    """
 
     call: FunctionalModel
     loss: Loss
     own_samples: bool  # whether each of K trajectories has its own
+    refuses_captured: bool = False
+    num_classes: int | None = None  # of the labels; None asks nothing of the network
+    is_examined: bool = False
 
     def differentiate(
         self, theta: Tensor, inputs: Tensor, labels: Tensor, *, create_graph: bool
@@ -106,6 +115,9 @@ class StepLoss:
                 sdpa_kernel(SDPBackend.MATH),
             ):  # the others differentiate once
                 losses = self._losses(theta, parts, labels)
+            if self.refuses_captured and not self.is_examined:
+                refuse_captured(losses, (theta, inputs, labels), "model and loss", self.call.model)
+            self.is_examined = True
             (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
         convolutions.first_order = False
         return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
@@ -145,7 +157,10 @@ class StepLoss:
     def _value(
         self, theta: Tensor, inputs: Tensor, labels: Tensor, buffers: dict[str, Tensor]
     ) -> Tensor:
-        loss = self.loss(self.call(theta, inputs, buffers), labels)
+        output = self.call(theta, inputs, buffers)
+        if self.num_classes is not None and not self.is_examined:
+            check_outputs(output, self.num_classes)
+        loss = self.loss(output, labels)
         if loss.dim() != 0:
             raise ValueError(f"loss must return a scalar, got shape {tuple(loss.shape)}")
         return loss

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mim4dd._unroll.captured import refuse_captured
 from mim4dd._unroll.step_gradient import Differentiate, Products, StepGradient, Wanted
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -49,6 +50,7 @@ class Steps:
     image_syn: Tensor
     label_syn: Tensor
     batches: Tensor  # (T, B), or (T, K, B) where trajectories differ
+    refuses_captured: bool  # in the first step
 
     def linearize(self, number: int, theta: Tensor, *, create_graph: bool) -> Linearization:
         """∇ℓ of one step; with ``create_graph`` it can be differentiated once more."""
@@ -64,5 +66,9 @@ class Steps:
         if self.augment is None:
             return samples
         generator = torch.Generator(samples.device).manual_seed(self.seeds[number])
-        with torch.set_grad_enabled(samples.requires_grad):
-            return self.augment(samples, generator)
+        is_examined = self.refuses_captured and number == 0
+        with torch.set_grad_enabled(samples.requires_grad or is_examined):
+            augmented = self.augment(samples, generator)
+        if is_examined:
+            refuse_captured(augmented, (samples,), "augment")
+        return augmented

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.augment import augmentation
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.settings import Settings
@@ -125,7 +126,7 @@ def evaluate(
         The test accuracy of every network; NaN for one that diverged.
 
     Raises:
-        ValueError: If the labels do not fit the images or the classes.
+        ValueError: If the labels do not fit the images or the classes, or hold no probabilities.
     """
     _check_labels(images, labels, data)
     return _evaluate(make_network, lambda _: (images, labels), lr, data, evaluation, len(images))
@@ -232,3 +233,7 @@ def _check_labels(images: Tensor, labels: Tensor, data: ImageData) -> None:
             f"labels must be classes {soft[:1]} or, as floating-point numbers, probabilities "
             f"{soft}, got {tuple(labels.shape)} of {labels.dtype}"
         )
+    if labels.is_floating_point():
+        check_probabilities("labels", labels)
+    else:
+        check_classes("labels", labels, data.num_classes)
