@@ -64,6 +64,9 @@ def test_every_setting_is_distilled_with_every_seed(study):
             experts.add(config.experts)
     assert len(experts) == 1  # shared
     assert len(list(out.glob("random_real/*/seed*/result.json"))) == 2  # one recipe
+    assert list(json.loads((out / "sources.json").read_text())) == [
+        'data {"data": "digits", "data_path": "data", "image_size": null, "zca": false}'
+    ]
     assert all(path.exists() for path in study.paths)
 
 

@@ -1,6 +1,7 @@
 """What is paired with data and networks knows them: experts, distilled sets, teachers."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
 from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.run import RunDirectory
 from mim4dd.distill.storage import load_tensors, save_tensors
+from mim4dd.distill.sweep.grid import make_setting
+from mim4dd.distill.sweep.jobs import claim_sources
 
 CLASSES = ("terrier", "beagle", "dingo")
 SETTINGS = LoopSettings(iterations=1, lr_img=0.1, lr_lr=0.0)
@@ -189,6 +192,32 @@ def test_teachers_of_other_data_are_refused(named, tmp_path):
     method = SRe2L(teacher, data, 0, SRe2LSettings(squeeze_epochs=1))
     with pytest.raises(ValueError, match=r"what the teachers are trained on, got.*train.content"):
         distill(method, swapped_labels(data), SETTINGS, RunDirectory(tmp_path / "run"))
+
+
+def test_a_sweep_takes_no_finished_runs_of_other_data_or_experts(named, tmp_path):
+    """They are known by their options, which name a folder and not what is in it."""
+    folder, data, _ = named
+    pictures = make_pictures(tmp_path / "bars", "abc")
+    shutil.copytree(folder / "experts", tmp_path / "experts")
+    given = {"data": str(pictures), "experts": str(tmp_path / "experts"), "method": "mtt"}
+
+    def claim():
+        claim_sources(tmp_path / "out", [make_setting(given, {}, ["weight"])])
+
+    claim()
+    claim()
+    picture = pictures / "a" / "0.png"
+    kept = picture.read_bytes()
+    picture.write_bytes((pictures / "b" / "0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"distillations of other data .*bars.*content \(other"):
+        claim()
+    picture.write_bytes(kept)
+    claim()
+    changed = dataclasses.replace(TRAINING, lr_expert=0.01)
+    shutil.rmtree(tmp_path / "experts")
+    train_experts(make_network, "tiny", data, changed, tmp_path / "experts")
+    with pytest.raises(ValueError, match=r"distillations of other experts .*: ends: '\w+' → "):
+        claim()
 
 
 def test_a_description_is_of_the_content_alone(named):
