@@ -104,7 +104,9 @@ def unroll_sgd(
             read beside their arguments is constant: a captured tensor that requires a gradient,
             which it would not get, is refused.
         augment: ``augment(images, generator) -> images``, differentiable, drawing all that is
-            random from ``generator``: the backward replays every draw bit for bit.
+            random from ``generator``: the backward replays every draw bit for bit. It may change
+            the size of images, and return m of each: all B once, then all once more, as MTT's
+            crops of a canvas are; labels are repeated likewise.
         seed: Seeds the augmentation of all steps.
         window: Walk back through the last W steps only and take θ_{T−W} for a constant, as
             RaT-BPTT does. By default all T: the exact gradient.

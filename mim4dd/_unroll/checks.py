@@ -69,6 +69,19 @@ def num_classes_of(label_syn: Tensor) -> int:
     return label_syn.shape[1]
 
 
+def check_augmented(augmented: object, samples: Tensor) -> None:
+    """Require images in the samples' dtype, as many as the samples or a multiple of it."""
+    if not isinstance(augmented, Tensor):
+        raise TypeError(f"augment must return a torch.Tensor, got {type(augmented).__name__}")
+    check_matching("image_syn", samples, "what augment returns", augmented)
+    number = len(augmented) if augmented.dim() else 0
+    if not number or number % len(samples):
+        raise ValueError(
+            f"augment must return as many images as the {len(samples)} it is given, or a multiple "
+            f"of it: all of them once, then once more; got shape {tuple(augmented.shape)}"
+        )
+
+
 def check_outputs(output: object, num_classes: int) -> None:
     """Require logits (B, C) of all classes; what is no tensor is left to the loss."""
     if isinstance(output, Tensor) and (output.dim() != 2 or output.shape[1] < num_classes):

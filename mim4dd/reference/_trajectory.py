@@ -24,12 +24,14 @@ def unroll_sgd(
 ) -> Tensor:
     """θ_T (P,) by the graph of all T steps, which grows with T; see :func:`mim4dd.unroll_sgd`.
 
-    ``call(theta, images)`` is the model, ``augment(images, step)`` the augmentation of a step.
+    ``call(theta, images)`` is the model, ``augment(images, step)`` the augmentation of a step,
+    which may return the batch several times over.
     """
     velocity = torch.zeros_like(theta)
     for step, rows in enumerate(batches):
         images = image_syn[rows] if augment is None else augment(image_syn[rows], step)
-        value = loss(call(theta, images), label_syn[rows])
+        labels = torch.cat([label_syn[rows]] * (len(images) // len(rows)))
+        value = loss(call(theta, images), labels)
         (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
         velocity = momentum * velocity + gradient + weight_decay * theta
         theta = sgd_step(theta, velocity, lr[step] if lr.shape == (len(batches),) else lr)
