@@ -6,19 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import peer
+from peers import adapted_peers
 from torch import nn
 
 from mim4dd.adapters import inf_cl, info_nce_pytorch, lightly, open_clip, pytorch_metric_learning
 
-# Past the packages whose own code needs torchvision.
-_LIGHTLY = ["lightly.loss", "lightly.models", "lightly.models.modules", "lightly.models.utils"]
-peers = SimpleNamespace(
-    info_nce=peer("info_nce"),
-    losses=peer("pytorch_metric_learning.losses"),
-    open_clip=peer("open_clip.loss", past=["open_clip"]),
-    lightly=peer("lightly.loss.ntx_ent_loss", past=_LIGHTLY),
-)
+peers = SimpleNamespace(**adapted_peers())
 
 
 def rows(*shape, device="cpu", dtype=torch.float64):
@@ -52,7 +45,9 @@ def test_info_nce_pytorch(shape, negatives, reduction, device):
         size = (num_queries, num_negatives) if negatives == "paired" else (num_negatives,)
         inputs.append(rows(*size, dimension, device=device))
         options["negative_mode"] = negatives
-    assert_same(*both(info_nce_pytorch.InfoNCE, peers.info_nce.InfoNCE, *inputs, **options), inputs)
+    assert_same(
+        *both(info_nce_pytorch.InfoNCE, peers.info_nce_pytorch.InfoNCE, *inputs, **options), inputs
+    )
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -151,7 +146,10 @@ METRIC_LOSSES = ["NTXentLoss", "SupConLoss"]
 
 
 def metric_losses(name, *arguments, **options):
-    ours, theirs = getattr(pytorch_metric_learning, name), getattr(peers.losses, name)
+    ours, theirs = (
+        getattr(pytorch_metric_learning, name),
+        getattr(peers.pytorch_metric_learning, name),
+    )
     return both(ours, theirs, *arguments, **options)
 
 
@@ -161,7 +159,7 @@ def metric_losses(name, *arguments, **options):
 @pytest.mark.parametrize("num_refs", [None, 5, 60])
 def test_pytorch_metric_learning(num_refs, num_classes, num_rows, name, device, monkeypatch):
     """Class -1 counts as any other; some queries have no positive, or no negative, or neither."""
-    monkeypatch.setattr(pytorch_metric_learning, "_ROWS", num_rows)
+    monkeypatch.setattr(pytorch_metric_learning._losses, "_ROWS", num_rows)
     inputs = [rows(31, 6, device=device)]
     labels = torch.randint(-1, num_classes - 1, (31,), device=device)
     arguments = [*inputs, labels]
@@ -190,7 +188,7 @@ def test_without_positive_or_negative_pairs_the_loss_is_zero(labels, ref_labels,
 
 @pytest.mark.parametrize("name", METRIC_LOSSES)
 def test_second_derivatives(name, device, monkeypatch):
-    monkeypatch.setattr(pytorch_metric_learning, "_ROWS", 3)
+    monkeypatch.setattr(pytorch_metric_learning._losses, "_ROWS", 3)
     loss = getattr(pytorch_metric_learning, name)(temperature=0.5)
     embeddings, ref_emb = rows(7, 3, device=device), rows(6, 3, device=device)
     labels, ref_labels = torch.tensor([0, 0, 1, 1, 2, 0, 5]), torch.tensor([0, 1, 1, 0, 7, 2])

@@ -1,5 +1,6 @@
 """ReparamModule: a module as a function of one flat vector, and its inner loop in one call."""
 
+import contextlib
 import copy
 
 import pytest
@@ -19,6 +20,8 @@ from torch import nn
 
 from mim4dd import StepGraphs, flatten_parameters, unroll_sgd
 from mim4dd.adapters.reparam_module import ReparamModule
+
+ONE = torch.zeros(1)
 
 
 def make_images(device, *shape):
@@ -78,7 +81,74 @@ def test_a_parameter_that_modules_share_stands_once(device):
 def test_several_inputs():
     student = ReparamModule(nn.Bilinear(2, 3, 4))
     first, second = torch.randn(5, 2), torch.randn(5, 3)
-    assert torch.equal(student(first, second), student.module(first, second))
+    expected = student.module(first, second)
+    assert torch.equal(student(first, second), expected)
+    assert torch.equal(student(first, input2=second), expected)
+    assert torch.equal(student(input2=second, input1=first, flat_param=None), expected)
+    theta = torch.zeros_like(student.flat_param)
+    assert student(first, input2=second, flat_param=theta).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, -1), (-1, 1), (1, 1, -1)], ids=str)
+def test_axes_of_size_one_are_dropped(shape, device):
+    """MTT expands its vector to one row per GPU, of which there may be one."""
+    student = ReparamModule(make_model(device))
+    theta = torch.randn_like(student.flat_param).requires_grad_()
+    images = make_images(device, 3, 1, 6, 6)
+    rows = student(images, flat_param=theta.view(shape))
+    assert torch.equal(rows, student(images, flat_param=theta))
+    gradient, expected = (
+        torch.autograd.grad(student(images, flat_param=each).sin().sum(), theta)[0]
+        for each in (theta.view(shape), theta)
+    )
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_unflattened_parameters(fails, device):
+    """The module itself at other parameters, which get its gradients; then at its own again."""
+    model = TiedTwice().to(device, torch.float64)
+    student = ReparamModule(model)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    theta = torch.randn_like(student.flat_param).requires_grad_()
+    images = make_images(device, 4, 4)
+    with contextlib.suppress(ZeroDivisionError), student.unflattened_param(theta[None]):
+        output = student.module(images)
+        assert torch.equal(output, student(images, flat_param=theta))
+        if fails:
+            raise ZeroDivisionError
+    assert all(
+        parameter is own[name] for name, parameter in model.named_parameters(remove_duplicate=False)
+    )
+    gradients = [
+        torch.autograd.grad(each.sin().sum(), theta)
+        for each in (output, student(images, flat_param=theta))
+    ]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
+def test_replaced_buffers(device):
+    model = make_normalized(device)
+    student = ReparamModule(model).eval()
+    images = make_images(device, 5, 8)
+    own = dict(model.named_buffers())
+    buffers = [buffer.clone() * 2 for buffer in own.values()]
+    with student.replaced_buffers(buffers):
+        output = student.module(images)
+    assert torch.equal(output, student(images, buffers=buffers))
+    assert not torch.equal(output, student(images))
+    assert all(buffer is own[name] for name, buffer in model.named_buffers())
+
+
+def test_what_is_not_there_says_so():
+    student = ReparamModule(nn.Linear(2, 2))
+    assert not hasattr(student, "trace")
+    with pytest.raises(AttributeError, match=r"no trace: torch\.compile"):
+        student.trace(torch.zeros(1, 2))
+    with pytest.raises(AttributeError, match=r"no clear_views: the parameters of student\.module"):
+        student.clear_views()
+    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+        student.weight  # noqa: B018
 
 
 def test_a_call_within_a_call(device):
@@ -267,8 +337,11 @@ def test_bad_input():
     with pytest.raises(TypeError, match=r"one dtype, got torch.float32, torch.float64"):
         ReparamModule(mixed)
     student = ReparamModule(make_normalized("cpu"))
-    with pytest.raises(ValueError, match=r"flat_param must be \(P,\) = \(87,\), got \(1, 87\)"):
-        student(torch.zeros(2, 8).double(), flat_param=student.flat_param[None])
+    for shape in ((86,), (3, 29), (2, 87), ()):
+        with pytest.raises(ValueError, match=r"flat_param must be \(P,\) = \(87,\), got \("):
+            student(torch.zeros(2, 8).double(), flat_param=torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"flat_param must be"), student.unflattened_param(ONE):
+        pass
     with pytest.raises(ValueError, match="buffers must be the 3 of module, got 1"):
         student(torch.zeros(2, 8).double(), buffers=[torch.zeros(6)])
     with pytest.raises(RuntimeError, match="within DataParallel"):

@@ -1,20 +1,20 @@
 """cal_inf_loss of Inf-CL 1.2.1."""
 
-from torch import Tensor
+import torch
 
-from mim4dd.adapters._processes import num_processes
-from mim4dd.ops.info_nce import info_nce
+from mim4dd.adapters._processes import num_processes as _num_processes
+from mim4dd.ops.info_nce import info_nce as _info_nce
 
 __all__ = ["cal_inf_loss"]
 
 
 def cal_inf_loss(
-    q: Tensor,  # (N, D)
-    k: Tensor,  # (M, D)
-    labels: Tensor | None = None,  # (N,)
-    scale: Tensor | float | None = None,  # ()
+    q: torch.Tensor,  # (N, D)
+    k: torch.Tensor,  # (M, D)
+    labels: torch.Tensor | None = None,  # (N,)
+    scale: torch.Tensor | float | None = None,  # ()
     head_dim: int = 256,
-) -> Tensor:
+) -> torch.Tensor:
     """``inf_cl.cal_inf_loss`` of one process, on any device and with two derivatives.
 
     Args:
@@ -36,9 +36,9 @@ def cal_inf_loss(
         >>> cal_inf_loss(torch.eye(3), torch.eye(3))
         tensor(0.5514)
     """
-    if num_processes() > 1:
+    if _num_processes() > 1:
         raise ValueError(
             f"cal_inf_loss shares keys between processes, which is not supported in the "
-            f"{num_processes()} here; use mim4dd.info_nce for the loss of each alone"
+            f"{_num_processes()} here; use mim4dd.info_nce for the loss of each alone"
         )
-    return info_nce(q, k, positive_index=labels, logit_scale=1.0 if scale is None else scale)
+    return _info_nce(q, k, positive_index=labels, logit_scale=1.0 if scale is None else scale)

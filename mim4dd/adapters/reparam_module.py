@@ -1,20 +1,29 @@
 """ReparamModule of trajectory-matching code, with its inner loop in one call."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import typing
+from collections import abc
+from contextlib import contextmanager as _contextmanager
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
+from torch.func import functional_call as _functional_call
 
-from mim4dd._unroll.checks import trainable
-from mim4dd._unroll.functional import FunctionalModel
-from mim4dd._unroll.graphs import StepGraphs
-from mim4dd._unroll.step_gradient import Loss
-from mim4dd._unroll.steps import Augment
-from mim4dd.unroll import flatten_parameters, unroll_sgd
+from mim4dd import unroll as _unroll
+from mim4dd._unroll import checks as _checks
+from mim4dd._unroll.functional import FunctionalModel as _FunctionalModel
+from mim4dd._unroll.graphs import StepGraphs as _StepGraphs
+from mim4dd._unroll.step_gradient import Loss as _Loss
+from mim4dd._unroll.steps import Augment as _Augment
 
 __all__ = ["ReparamModule"]
+
+# Public names of the peer's that are not here, and what takes their place.
+_NOT_HERE = {
+    "trace": "torch.compile(student) takes its place",
+    "clear_views": "the parameters of student.module stay there, and unflattened_param puts others "
+    "in their place for a while",
+}
 
 
 class ReparamModule(nn.Module):
@@ -45,13 +54,13 @@ class ReparamModule(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        dtypes = {parameter.dtype for parameter in trainable(module)}
+        dtypes = {parameter.dtype for parameter in _checks.trainable(module)}
         if len(dtypes) > 1:
             names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise TypeError(f"module must have parameters of one dtype, got {names}")
-        self.flat_param = nn.Parameter(flatten_parameters(module))
+        self.flat_param = nn.Parameter(_unroll.flatten_parameters(module))
         # Not a submodule: its parameters would stand beside flat_param in parameters().
-        self._call = FunctionalModel(module)
+        self._call = _FunctionalModel(module)
 
     @property
     def module(self) -> nn.Module:
@@ -65,46 +74,67 @@ class ReparamModule(nn.Module):
 
     def forward(
         self,
-        *inputs: Any,
-        flat_param: Tensor | None = None,  # (P,)
-        buffers: Sequence[Tensor] | None = None,
-    ) -> Any:
+        *inputs: typing.Any,
+        flat_param: torch.Tensor | None = None,  # (P,) or (1, P)
+        buffers: abc.Sequence[torch.Tensor] | None = None,
+        **keyword_inputs: typing.Any,
+    ) -> typing.Any:
         """The module at ``flat_param``, by default its own.
 
         Args:
             inputs: What the module takes.
-            flat_param: Parameters to use instead; gradients of any order flow into them. (P,)
+            flat_param: Parameters to use instead; gradients of any order flow into them. (P,), or
+                with axes of size 1 beside that one
             buffers: Buffers to use instead, in ``module.named_buffers()`` order, and to write to:
                 BatchNorm in train mode moves its running statistics in them. By default those of
                 the module are read, and what is written to them is dropped.
+            keyword_inputs: What the module takes by name.
 
         Raises:
             ValueError: If ``flat_param`` is not (P,), or ``buffers`` are not as many as there are.
         """
-        theta = self.flat_param if flat_param is None else flat_param
-        if theta.shape != self.flat_param.shape:
-            raise ValueError(
-                f"flat_param must be (P,) = ({self.param_numel},), got {tuple(theta.shape)}"
-            )
-        state = self._call.parameters(theta) | self._buffers_from(buffers)
-        return functional_call(self.module, state, inputs, tie_weights=False)
+        state = self._parameters_from(flat_param) | self._buffers_from(buffers)
+        return _functional_call(self.module, state, inputs, keyword_inputs, tie_weights=False)
+
+    @_contextmanager
+    def unflattened_param(
+        self,
+        flat_param: torch.Tensor,  # (P,) or (1, P)
+    ) -> abc.Iterator[None]:
+        """Within it the parameters of ``module`` are views of ``flat_param``.
+
+        Raises:
+            ValueError: If ``flat_param`` is not (P,).
+        """
+        with _replaced(self.module, "_parameters", self._parameters_from(flat_param)):
+            yield
+
+    @_contextmanager
+    def replaced_buffers(self, buffers: abc.Sequence[torch.Tensor]) -> abc.Iterator[None]:
+        """Within it the buffers of ``module`` are these, in ``module.named_buffers()`` order.
+
+        Raises:
+            ValueError: If they are not as many as there are.
+        """
+        with _replaced(self.module, "_buffers", self._buffers_from(buffers)):
+            yield
 
     def unroll(
         self,
-        image_syn: Tensor,  # (n, ...)
-        label_syn: Tensor,  # (n,) or (n, C)
-        batches: Tensor,  # (T, B) or (T, K, B)
+        image_syn: torch.Tensor,  # (n, ...)
+        label_syn: torch.Tensor,  # (n,) or (n, C)
+        batches: torch.Tensor,  # (T, B) or (T, K, B)
         *,
-        lr: Tensor | float,
-        flat_param: Tensor | None = None,  # (P,) or (K, P)
-        loss: Loss = F.cross_entropy,
-        augment: Augment | None = None,
+        lr: torch.Tensor | float,
+        flat_param: torch.Tensor | None = None,  # (P,) or (K, P)
+        loss: _Loss = F.cross_entropy,
+        augment: _Augment | None = None,
         seed: int = 0,
         window: int | None = None,
-        method: Literal["exact", "tesla"] = "exact",
+        method: typing.Literal["exact", "tesla"] = "exact",
         memory_budget: int = 0,
-        step_graphs: StepGraphs | None = None,
-    ) -> Tensor:
+        step_graphs: _StepGraphs | None = None,
+    ) -> torch.Tensor:
         """Train from ``flat_param`` for T steps of SGD, differentiably: the inner loop in one call.
 
         Args:
@@ -129,7 +159,7 @@ class ReparamModule(nn.Module):
             ValueError: As :func:`mim4dd.unroll_sgd` does, with ``flat_param`` as its ``theta_0``.
             TypeError: Likewise.
         """
-        return unroll_sgd(
+        return _unroll.unroll_sgd(
             self.module,
             self.flat_param if flat_param is None else flat_param,
             image_syn,
@@ -150,7 +180,20 @@ class ReparamModule(nn.Module):
         self.module.train(mode)
         return super().train(mode)
 
-    def _buffers_from(self, buffers: Sequence[Tensor] | None) -> dict[str, Tensor]:
+    def __getattr__(self, name: str) -> typing.Any:
+        if name in _NOT_HERE:
+            raise AttributeError(f"ReparamModule of mim4dd has no {name}: {_NOT_HERE[name]}")
+        return super().__getattr__(name)
+
+    def _parameters_from(self, flat_param: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        theta = self.flat_param if flat_param is None else flat_param
+        if theta.numel() != self.param_numel or max(theta.shape, default=1) != self.param_numel:
+            raise ValueError(
+                f"flat_param must be (P,) = ({self.param_numel},), got {tuple(theta.shape)}"
+            )
+        return self._call.parameters(theta.reshape(-1))
+
+    def _buffers_from(self, buffers: abc.Sequence[torch.Tensor] | None) -> dict[str, torch.Tensor]:
         own = self._call.buffers()
         if buffers is None:
             return own
@@ -158,7 +201,9 @@ class ReparamModule(nn.Module):
             raise ValueError(f"buffers must be the {len(own)} of module, got {len(buffers)}")
         return dict(zip(own, buffers, strict=True))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReparamModule":
+    def _apply(
+        self, fn: abc.Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> "ReparamModule":
         self.module._apply(fn)
         return super()._apply(fn, recurse)
 
@@ -168,3 +213,19 @@ class ReparamModule(nn.Module):
             "ReparamModule cannot be used within DataParallel: take one process per GPU, "
             "with trajectories of its own"
         )
+
+
+@_contextmanager
+def _replaced(module: nn.Module, kind: str, state: dict[str, torch.Tensor]) -> abc.Iterator[None]:
+    """Put tensors in the place of parameters or buffers, and what was there back."""
+    before = []
+    try:
+        for path, tensor in state.items():
+            parent, _, name = path.rpartition(".")
+            slots = getattr(module.get_submodule(parent), kind)
+            before.append((slots, name, slots[name]))
+            slots[name] = tensor
+        yield
+    finally:
+        for slots, name, tensor in before:
+            slots[name] = tensor

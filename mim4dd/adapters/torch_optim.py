@@ -1,19 +1,19 @@
 """Options of torch.optim.SGD, parameter groups included, as mim4dd.unroll_sgd takes them."""
 
-from typing import Any, TypedDict
+import typing
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mim4dd._unroll.checks import trainable
+from mim4dd._unroll.checks import trainable as _trainable
 
 __all__ = ["SGDOptions", "sgd_options"]
 
 
-class SGDOptions(TypedDict):
+class SGDOptions(typing.TypedDict):
     """Keyword arguments of :func:`mim4dd.unroll_sgd`."""
 
-    lr: Tensor  # (1, L)
+    lr: torch.Tensor  # (1, L)
     momentum: float
     weight_decay: list[float]  # (L,)
     nesterov: bool
@@ -67,7 +67,7 @@ def sgd_options(optimizer: torch.optim.SGD, model: nn.Module) -> SGDOptions:
         raise ValueError(
             "optimizer must be new: it has a velocity from earlier steps, the unroll starts at 0"
         )
-    like = trainable(model)[0]
+    like = _trainable(model)[0]
     step_sizes = [
         torch.as_tensor(group["lr"], dtype=like.dtype, device=like.device).reshape(())
         for group in groups
@@ -80,7 +80,9 @@ def sgd_options(optimizer: torch.optim.SGD, model: nn.Module) -> SGDOptions:
     )
 
 
-def _group_of_every_tensor(optimizer: torch.optim.SGD, model: nn.Module) -> list[dict[str, Any]]:
+def _group_of_every_tensor(
+    optimizer: torch.optim.SGD, model: nn.Module
+) -> list[dict[str, typing.Any]]:
     """The parameter group of each trainable parameter, in ``model.parameters()`` order. (L,)"""
     group_of = {id(each): group for group in optimizer.param_groups for each in group["params"]}
     foreign = group_of.keys() - {id(parameter) for parameter in model.parameters()}
@@ -88,16 +90,16 @@ def _group_of_every_tensor(optimizer: torch.optim.SGD, model: nn.Module) -> list
         raise ValueError(
             f"optimizer must hold parameters of model alone, got {len(foreign)} of another"
         )
-    trainable(model)  # refuses a model without any
+    _trainable(model)  # refuses a model without any
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in group_of:
             raise ValueError(
                 f"optimizer must hold all trainable parameters of model, {name} is not"
             )
-    return [group_of[id(parameter)] for parameter in trainable(model)]
+    return [group_of[id(parameter)] for parameter in _trainable(model)]
 
 
-def _check_group(group: dict[str, Any], momentum: float, nesterov: bool) -> None:
+def _check_group(group: dict[str, typing.Any], momentum: float, nesterov: bool) -> None:
     if group["maximize"]:
         raise ValueError("optimizer must minimise, got a group with maximize=True")
     if group["momentum"] and group["dampening"]:

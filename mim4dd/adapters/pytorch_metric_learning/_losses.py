@@ -1,4 +1,4 @@
-"""NTXentLoss and SupConLoss of pytorch-metric-learning 2.9, with their default reducers."""
+"""NTXentLoss and SupConLoss, with their default distance and reducers."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mim4dd._checks import check_positive, check_rank, check_tensor
+from mim4dd.adapters.pytorch_metric_learning._defaults import check_defaults
 from mim4dd.ops._contrastive import (
     Layers,
     Positives,
@@ -13,23 +14,39 @@ from mim4dd.ops._contrastive import (
     as_logit_scale,
     by_label,
 )
-from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.ops.contrastive import contrastive
 from mim4dd.reference import Contrast, Critic
-
-__all__ = ["NTXentLoss", "SupConLoss"]
 
 # Queries whose positive logits exist at one time.
 _ROWS = 256
 
 
-class _LabelledLoss(nn.Module):
+class LabelledLoss(nn.Module):
     """What both losses take: cosine logits, positives by label."""
 
-    def __init__(self, temperature: float) -> None:
+    _default_reducer: str
+
+    def __init__(
+        self,
+        temperature: float,
+        distance: object = None,
+        reducer: object = None,
+        embedding_regularizer: object = None,
+        embedding_reg_weight: float = 1,
+        collect_stats: bool | None = None,
+    ) -> None:
         super().__init__()
         check_positive("temperature", temperature)
+        check_defaults(
+            type(self).__name__,
+            self._default_reducer,
+            distance=distance,
+            reducer=reducer,
+            embedding_regularizer=embedding_regularizer,
+            collect_stats=collect_stats,
+        )
         self.temperature = temperature
+        self.embedding_reg_weight = embedding_reg_weight
 
     def forward(
         self,
@@ -40,14 +57,22 @@ class _LabelledLoss(nn.Module):
         ref_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
         """The loss, (), of embeddings among themselves or, if given, against ``ref_emb``."""
-        if indices_tuple is not None:
-            raise ValueError(
-                "indices_tuple must be None: pairs that a miner chose are not supported, "
-                "positives and negatives are all that labels say"
-            )
-        alone = ref_emb is None
-        if ref_emb is None:
-            ref_emb, ref_labels = embeddings, labels
+        check_no_miner("indices_tuple", indices_tuple)
+        if ref_emb is not None:
+            return self.against(embeddings, labels, ref_emb, ref_labels, None)
+        check_tensor("embeddings", embeddings)
+        own = torch.arange(len(embeddings), device=embeddings.device)
+        return self.against(embeddings, labels, embeddings, labels, own)
+
+    def against(
+        self,
+        embeddings: Tensor,  # (N, D)
+        labels: Tensor | None,  # (N,)
+        ref_emb: Tensor,  # (M, D)
+        ref_labels: Tensor | None,  # (M,)
+        self_index: Tensor | None,  # (N,)
+    ) -> Tensor:
+        """The loss, (), against ``ref_emb``, without the pairs of a query with itself there."""
         if labels is None or ref_labels is None:
             raise ValueError("labels must be given, and ref_labels with ref_emb")
         check_rank("embeddings", embeddings, 2)
@@ -57,17 +82,32 @@ class _LabelledLoss(nn.Module):
         layers = as_layers(embeddings, ref_emb)
         # Labels may be on another device, as in the peer.
         positives = by_label(layers, labels.to(layers.device), ref_labels.to(layers.device))
-        return self._of(layers, _without_ignored(positives), alone)
+        return self._of(layers, _without_ignored(positives), self_index)
 
-    def _of(self, layers: Layers, positives: Positives, alone: bool) -> Tensor:
+    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def _contrast(
-        self, layers: Layers, positives: Positives, critic: Critic, alone: bool, uniform: bool
+        self,
+        layers: Layers,
+        positives: Positives,
+        self_index: Tensor | None,
+        critic: Critic,
+        uniform: bool,
     ) -> Contrast:
+        excluded = None if self_index is None else self_index[:, None]
         scale = as_logit_scale(layers, self.temperature, None)
-        shared = *positives, excluded_keys(layers, alone, None, None), scale, None, critic
+        shared = *positives, excluded, scale, None, critic
         return contrastive(layers.query, layers.key, *shared, uniform=uniform)
+
+
+def check_no_miner(name: str, value: object) -> None:
+    """Refuse chosen pairs."""
+    if value is not None:
+        raise ValueError(
+            f"{name} must be None: pairs that a miner chose are not supported, "
+            "positives and negatives are all that labels say"
+        )
 
 
 def _without_ignored(positives: Positives) -> Positives:
@@ -78,13 +118,21 @@ def _without_ignored(positives: Positives) -> Positives:
     return Positives(labels - lowest, key_labels - lowest)
 
 
-class SupConLoss(_LabelledLoss):
+class SupConLoss(LabelledLoss):
     """``losses.SupConLoss``: the mean over the embeddings that have a positive.
 
     Zero where no pair of the batch is positive, and where none is negative.
 
     Args:
         temperature: Softmax temperature τ > 0.
+        distance: None, or ``CosineSimilarity()`` of the peer, which is the default.
+        reducer: None, or ``AvgNonZeroReducer()`` of the peer, likewise.
+        embedding_regularizer: None.
+        embedding_reg_weight: Without effect, as there is no regulariser.
+        collect_stats: None or False.
+
+    Raises:
+        ValueError: On another distance or reducer, and on a regulariser.
 
     Example:
         >>> import torch
@@ -93,12 +141,31 @@ class SupConLoss(_LabelledLoss):
         tensor(0.6931)
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
-        super().__init__(temperature)
+    _default_reducer = "AvgNonZeroReducer"
 
-    def _of(self, layers: Layers, positives: Positives, alone: bool) -> Tensor:
-        critic = Critic(normalize=True)
-        contrast = self._contrast(layers, positives, critic, alone, uniform=True)
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        distance: object = None,
+        reducer: object = None,
+        embedding_regularizer: object = None,
+        embedding_reg_weight: float = 1,
+        collect_stats: bool | None = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            distance,
+            reducer,
+            embedding_regularizer,
+            embedding_reg_weight,
+            collect_stats,
+        )
+
+    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
+        contrast = self._contrast(
+            layers, positives, self_index, Critic(normalize=True), uniform=True
+        )
         # Exact losses are zero without a positive alone; computed ones also where they underflow.
         num_queries = (contrast.positive_weight > 0).sum().clamp(min=1)
         classes = torch.cat([labels for labels in positives if labels is not None])
@@ -106,7 +173,7 @@ class SupConLoss(_LabelledLoss):
         return contrast.loss.sum() / num_queries * has_negative
 
 
-class NTXentLoss(_LabelledLoss):
+class NTXentLoss(LabelledLoss):
     r"""``losses.NTXentLoss``: every positive pair against the negatives of its anchor.
 
     .. math::
@@ -118,6 +185,14 @@ class NTXentLoss(_LabelledLoss):
 
     Args:
         temperature: Softmax temperature τ > 0.
+        distance: None, or ``CosineSimilarity()`` of the peer, which is the default.
+        reducer: None, or ``MeanReducer()`` of the peer, likewise.
+        embedding_regularizer: None.
+        embedding_reg_weight: Without effect, as there is no regulariser.
+        collect_stats: None or False.
+
+    Raises:
+        ValueError: On another distance or reducer, and on a regulariser.
 
     Example:
         >>> import torch
@@ -126,12 +201,31 @@ class NTXentLoss(_LabelledLoss):
         tensor(0.6931)
     """
 
-    def __init__(self, temperature: float = 0.07) -> None:
-        super().__init__(temperature)
+    _default_reducer = "MeanReducer"
 
-    def _of(self, layers: Layers, positives: Positives, alone: bool) -> Tensor:
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        distance: object = None,
+        reducer: object = None,
+        embedding_regularizer: object = None,
+        embedding_reg_weight: float = 1,
+        collect_stats: bool | None = None,
+    ) -> None:
+        super().__init__(
+            temperature,
+            distance,
+            reducer,
+            embedding_regularizer,
+            embedding_reg_weight,
+            collect_stats,
+        )
+
+    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
+        # A query's own key is of its class, and so no negative.
         critic = Critic(decoupled=True, normalize=True)
-        lse = self._contrast(layers, positives, critic, alone, uniform=False).lse.squeeze(0)
+        lse = self._contrast(layers, positives, None, critic, uniform=False).lse.squeeze(0)
         # In the order of their classes, the positives of consecutive rows are consecutive keys.
         (labels, rows), (key_labels, columns) = (
             side.sort(stable=True) for side in positives if side is not None
@@ -139,6 +233,7 @@ class NTXentLoss(_LabelledLoss):
         query = F.normalize(layers.query[0].to(layers.dtype), dim=1)[rows] / self.temperature
         key = F.normalize(layers.key[0].to(layers.dtype), dim=1)[columns]
         lse = lse[rows]
+        own = None if self_index is None else self_index[rows]
         first = torch.searchsorted(key_labels, labels)
         last = torch.searchsorted(key_labels, labels, right=True)
         total = lse.new_zeros(())
@@ -152,11 +247,12 @@ class NTXentLoss(_LabelledLoss):
                 lse[some],
                 labels[some],
                 key_labels[begin:end],
-                start - begin if alone else None,
+                None if own is None else own[some],
+                columns[begin:end],
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-        num_pairs = (last - first).sum() - (layers.num_queries if alone else 0)
+        num_pairs = (last - first).sum() - (0 if own is None else (own >= 0).sum())
         return total / num_pairs.clamp(min=1)
 
 
@@ -166,11 +262,12 @@ def _sum_over_pairs(
     lse: Tensor,  # (N,), of the negatives
     labels: Tensor,  # (N,)
     key_labels: Tensor,  # (M,)
-    self_diagonal: int | None,  # on which a query meets itself
+    own: Tensor | None,  # (N,), which column is the query itself
+    columns: Tensor,  # (M,), of the keys
 ) -> Tensor:
     positive = labels[:, None] == key_labels
-    if self_diagonal is not None:
-        positive.diagonal(self_diagonal).fill_(False)
+    if own is not None:
+        positive &= own[:, None] != columns
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key.T
     # Not softplus, which PyTorch replaces by its asymptote from 20 on.
