@@ -3,10 +3,12 @@
 import multiprocessing
 
 import torch
+from peers import adapted_peers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mim4dd
+import mim4dd.adapters
 
 # As in ranked.py, with which it shares the server.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -65,3 +67,55 @@ def queue_within_ddp():
         pushed.append(torch.randn(4, 3))
         parallel(torch.randn(4, 3), pushed[-1]).backward()
     return {"keys": model.queue.keys, "pushed": torch.cat(pushed), "filled": len(model.queue)}
+
+
+def distributed_metric_losses():
+    """Losses and gradients by pytorch-metric-learning's wrapper of ours and of the peer's."""
+    sides = mim4dd.adapters.pytorch_metric_learning, adapted_peers()["pytorch_metric_learning"]
+    rank = torch.distributed.get_rank()
+    batches, labels = _batches(rank)
+    others, other_labels = _batches(1 - rank)
+    # In "efficient" the peer takes row i of ref_emb for embedding i itself, which it is not.
+    ref_emb = torch.cat([batches[1], others[1].detach()])
+    ref_labels = torch.cat([labels[1], other_labels[1]])
+    ref = {"ref_emb": batches[1], "ref_labels": labels[1]}
+    mask = {"enqueue_mask": torch.arange(6) < 4}
+    results = {}
+    for name in ("NTXentLoss", "SupConLoss"):
+        pair = [getattr(side, name)(0.3) for side in sides]
+        memories = [
+            side.CrossBatchMemory(loss, 4, 20) for side, loss in zip(sides, pair, strict=True)
+        ]
+        for case, losses, efficient, options in (
+            ("plain", pair, False, {}),
+            ("ref", pair, False, ref),
+            ("efficient", pair, True, {}),
+            ("memory", memories, False, {}),
+            ("mask", memories, False, mask),
+        ):
+            results[name, case] = [
+                _value_and_gradients(
+                    side.DistributedLossWrapper(loss, efficient), batches, labels, options
+                )
+                for side, loss in zip(sides, losses, strict=True)
+            ]
+        wrapper = sides[0].DistributedLossWrapper(pair[0], efficient=True)
+        plain = pair[1](batches[0], labels[0], None, ref_emb, ref_labels)
+        results[name, "efficient with ref"] = [
+            _value_and_gradients(wrapper, batches[:1], labels[:1], ref),
+            [2 * plain.detach(), *torch.autograd.grad(2 * plain, batches[:1])],
+        ]
+    return results
+
+
+def _batches(rank):
+    generator = torch.Generator().manual_seed(rank)
+    batches = [torch.randn(6, 4, dtype=torch.float64, generator=generator) for _ in range(2)]
+    labels = [torch.randint(3, (6,), generator=generator) for _ in range(2)]
+    return [batch.requires_grad_() for batch in batches], labels
+
+
+def _value_and_gradients(loss, batches, labels, options):
+    """Of the sum over the batches, one after another."""
+    values = [loss(batch, each, **options) for batch, each in zip(batches, labels, strict=False)]
+    return [sum(values).detach(), *torch.autograd.grad(sum(values), batches)]
