@@ -1,5 +1,6 @@
 """Every adapter beside the library it stands in for: values, gradients, and where they differ."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -109,6 +110,28 @@ def test_lightly_with_a_memory_bank(device):
             torch.testing.assert_close(*(module(*inputs) for module in modules))
         else:
             assert_same(*(module(*inputs) for module in modules), inputs)
+
+
+@pytest.mark.parametrize("size", [0, (18, 5)], ids=str)
+def test_lightly_in_an_autocast_loop(size, device):
+    """The bank stays in float32, and the criterion where it was built: no one moved it."""
+    ours = lightly.NTXentLoss(memory_bank_size=size)
+    in_float32 = copy.deepcopy(ours)
+    network = nn.Linear(8, 5).to(device)
+    for _ in range(5):
+        images = torch.randn(6, 8, device=device)
+        with torch.autocast(device, torch.bfloat16):
+            views = network(images), network(images.flip(1))
+            loss = ours(*views)
+        assert views[0].dtype == torch.bfloat16
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(
+            loss, in_float32(*(view.float() for view in views)), rtol=1e-2, atol=1e-2
+        )
+        loss.backward()
+    if size:
+        assert ours.memory_bank.keys.dtype == torch.float32
+        assert ours.memory_bank.keys.device.type == device
 
 
 def test_lightly_drops_keys_where_its_bank_wraps(device):

@@ -67,7 +67,7 @@ class NTXentLoss(nn.Module):
                 f"{_num_processes()}: features are not gathered across them here"
             )
         _checks.check_rank("out0", out0, 2)
-        _checks.check_matching("out0", out0, "out1", out1)
+        _checks.check_same_device("out0", out0, "out1", out1)
         if out0.shape != out1.shape:
             raise ValueError(
                 "out0 and out1 must have the same shape, "
