@@ -76,7 +76,7 @@ def test_open_clip_gives_a_bias_a_gradient(device):
     assert bias.grad == 0
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, -0.7])
 @pytest.mark.parametrize("shape", [(1, 4), (23, 8)], ids=str)
 def test_lightly(shape, temperature, device):
     inputs = [rows(*shape, device=device) for _ in range(2)]
@@ -90,19 +90,20 @@ def test_lightly(shape, temperature, device):
     assert_same(ours, theirs, inputs)
 
 
-def lightly_with_bank(size, device):
+def lightly_with_bank(size, device, temperature=0.5):
     """Both with the same random keys to start from."""
     seed = torch.seed()
     modules = []
     for module in (lightly, peers.lightly):
         torch.manual_seed(seed)
-        modules.append(module.NTXentLoss(memory_bank_size=size).to(device, torch.float64))
+        modules.append(module.NTXentLoss(temperature, size).to(device, torch.float64))
     torch.seed()
     return modules
 
 
-def test_lightly_with_a_memory_bank(device):
-    modules = lightly_with_bank((18, 5), device)
+@pytest.mark.parametrize("temperature", [0.2, -0.7])
+def test_lightly_with_a_memory_bank(temperature, device):
+    modules = lightly_with_bank((18, 5), device, temperature)
     for step in range(7):
         inputs = [rows(6, 5, device=device) for _ in range(2)]
         if step == 3:  # evaluation: the bank stays as it is
@@ -335,7 +336,7 @@ ONE = torch.zeros(2, 3)
         (lambda: open_clip.ClipLoss(world_size=2), "world_size must be 1, got 2"),
         (lambda: open_clip.ClipLoss()(ONE, ONE, ONE.sum(1)), "logit_scale must be 0-d"),
         (lambda: lightly.NTXentLoss(memory_bank_size=8), r"memory_bank_size must be \(M, D\)"),
-        (lambda: lightly.NTXentLoss(temperature=0), "temperature must be positive"),
+        (lambda: lightly.NTXentLoss(temperature=0), r"abs\(temperature\) must be positive"),
         (lambda: lightly.NTXentLoss()(ONE, ONE[:1]), "same shape"),
         (
             lambda: pytorch_metric_learning.SupConLoss()(ONE, torch.arange(2), (ONE,) * 3),

@@ -18,7 +18,7 @@ class NTXentLoss(nn.Module):
     """``lightly.loss.NTXentLoss``: SimCLR on both views, or MoCo with a memory bank.
 
     Args:
-        temperature: Softmax temperature τ > 0 of the cosine logits.
+        temperature: Softmax temperature τ of the cosine logits; below 0 it repels the positives.
         memory_bank_size: (M, D) of the bank, or 0 for none. It starts with random keys of unit
             length, takes the keys of every call whose ``out0`` requires a gradient, and follows
             the features to their device.
@@ -41,7 +41,7 @@ class NTXentLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        _checks.check_positive("temperature", temperature)
+        _checks.check_positive("abs(temperature)", abs(temperature))
         if gather_distributed and not distributed.is_available():
             raise ValueError("gather_distributed needs torch.distributed, which is not there")
         self.temperature = temperature
@@ -78,11 +78,11 @@ class NTXentLoss(nn.Module):
         views = torch.cat([out0, out1])
         other_view = torch.arange(len(views), device=views.device).roll(len(out0))
         return _info_nce(
-            views,
+            self._signed(views),
             views,
             positive_index=other_view,
             exclude_self=True,
-            temperature=self.temperature,
+            temperature=abs(self.temperature),
             normalize=True,
         )
 
@@ -90,13 +90,16 @@ class NTXentLoss(nn.Module):
         self, out0: torch.Tensor, out1: torch.Tensor, bank: _queue.KeyQueue
     ) -> torch.Tensor:
         loss = _info_nce(
-            out0,
+            self._signed(out0),
             out1,
             # Under autocast features may be narrower than the bank.
             negative_keys=bank.keys.to(out0.dtype),
-            temperature=self.temperature,
+            temperature=abs(self.temperature),
             normalize=True,
         )
         if out0.requires_grad:
             bank.push(F.normalize(out1, dim=1))
         return loss
+
+    def _signed(self, query: torch.Tensor) -> torch.Tensor:
+        return query if self.temperature > 0 else -query
