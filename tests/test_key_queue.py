@@ -178,8 +178,8 @@ def moco_step(queue, query, key, labels):
 
 
 def cross_batch_step(queue, query, key, labels):
-    queue.push(key, labels)
-    return sup_con(query, queue.keys, labels, queue.labels)
+    slots = queue.push(key, labels // 2)
+    return sup_con(query, queue.keys, labels // 2, queue.labels, self_index=slots)
 
 
 @pytest.mark.parametrize(("step", "num_pushed"), [(moco_step, 4), (cross_batch_step, 0)])

@@ -2,13 +2,16 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peers import adapted_peers, peer
 from test_adapters import METRIC_LOSSES, assert_same, rows
 from two_ranks import distributed_metric_losses, on_two_ranks
 
+import mim4dd
 from mim4dd.adapters import pytorch_metric_learning as ours
 
 THEIRS = adapted_peers()["pytorch_metric_learning"]
@@ -86,6 +89,46 @@ def test_a_saved_memory_goes_on():
     torch.testing.assert_close(pair[1](*batch), expected)
     assert mine == expected
     assert abs(restored[1](*batch) - expected) > 1e-6
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "adapters.md").read_text()
+MOCO, CROSS_BATCH = re.findall(
+    r"^```python\n(.*?)^```", PAGE.partition("## Memory banks")[2], re.M | re.S
+)
+
+
+def run(program, batches):
+    """What a program of docs/adapters.md leaves behind."""
+    names = {"torch": torch, "F": F, "mim4dd": mim4dd, "batches": batches, "losses": []}
+    names |= {"num_keys": 20, "dimension": 5}
+    exec(compile(program, "docs/adapters.md", "exec"), names)
+    return names
+
+
+def test_the_page_on_a_cross_batch_memory():
+    """As the peer's, from the first step on, and where it wraps around."""
+    theirs = THEIRS.CrossBatchMemory(THEIRS.SupConLoss(temperature=0.1), 5, 20)
+    embeddings = [rows(8, 5, dtype=torch.float32) for _ in range(5)]
+    batches = [(each, torch.tensor([0, 1, 0, 1, 2, 2, 3, 4])) for each in embeddings]
+    ours = torch.stack(run(CROSS_BATCH, batches)["losses"])
+    assert_same(ours, torch.stack([theirs(*batch) for batch in batches]), embeddings)
+
+
+def test_the_page_on_a_queue_of_negatives():
+    batches = [
+        [F.normalize(rows(8, 5, dtype=torch.float32), dim=1) for _ in "qk"] for _ in range(5)
+    ]
+    torch.manual_seed(3)
+    ours = run(MOCO, batches)["losses"]
+    torch.manual_seed(3)
+    queue = F.normalize(torch.randn(20, 5), dim=1)
+    theirs = []
+    for query, key in batches:
+        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], 1) / 0.1
+        theirs.append(F.cross_entropy(logits, torch.zeros(8, dtype=torch.long)))
+        queue = torch.cat([queue, key.detach()])[-20:]
+    inputs = [side for batch in batches for side in batch]
+    assert_same(torch.stack(ours), torch.stack(theirs), inputs)
 
 
 DEFAULTS = {"NTXentLoss": reducers.MeanReducer, "SupConLoss": reducers.AvgNonZeroReducer}
