@@ -137,6 +137,7 @@ def test_every_block_is_tested():
         "TESLA, truncation 4",
         "Several trajectories in one call 5",
         "An optimiser with parameter groups 6",
+        "A canvas of textures 7",
     ]
 
 
@@ -214,3 +215,21 @@ def test_an_optimiser_with_parameter_groups(names):
     lr = torch.tensor(0.01, dtype=torch.float64).to(names["start"])
     expected = naive(names, syn_lr=lr, momentum=0.9, weight_decay=decay)
     assert_same(loss(names, names["theta"]), loss(names, expected), [names["image_syn"]])
+
+
+def test_a_canvas_of_textures(names, device):
+    names |= {
+        "canvas_syn": torch.randn(
+            6, 1, 16, 16, dtype=torch.float64, device=device
+        ).requires_grad_(),
+        "canvas_samples": 2,
+        "im_size": 8,
+    }
+    run("A canvas of textures 7", names)
+    generators = step_generators(names, device)
+    expected = naive(
+        names | {"image_syn": names["canvas_syn"]},
+        augment=lambda canvases, step: names["crops"](canvases, generators[step]),
+    )
+    leaves = [names["canvas_syn"], names["syn_lr"]]
+    assert_same(loss(names, names["theta"]), loss(names, expected), leaves)

@@ -69,12 +69,16 @@ def by_augment(tensor, function):
     return {"augment": lambda images, _: function(images, tensor)}
 
 
+def only_sine(images, tensor):
+    return tensor.sin().repeat(len(images) // len(tensor), 1)
+
+
 CAPTURES = {
     "a leaf in loss": lambda: a_leaf_in_the_loss(learned(3)),
     "no leaf in loss": lambda: a_leaf_in_the_loss(2 * learned(3).exp()),
     "a leaf in augment": lambda: by_augment(learned(6), torch.mul),
     "no leaf in augment": lambda: by_augment(learned(6).relu(), torch.mul),
-    "only what is captured in augment": lambda: by_augment(learned(4, 6), lambda _, own: own.sin()),
+    "only what is captured in augment": lambda: by_augment(learned(4, 6), only_sine),
     "a leaf in model": lambda: {"model": Scaled(learned(6))},
     "no leaf in model": lambda: {"model": Scaled(learned(6) ** 2)},
     "a parameter by another way": lambda: {"model": Aliased()},

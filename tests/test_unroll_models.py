@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.checkpoint import checkpoint
 
 from mim4dd import flatten_parameters, unroll_sgd
 from mim4dd._unroll.step_gradient import StepLoss
@@ -209,3 +210,25 @@ def test_one_image_through_the_norms_of_pytorch(norm, padding, device):
     actual = unroll_sgd(model, theta_0, images, labels, batches, lr=lr)
     expected = by_name(model, theta_0, images, labels, batches, lr)
     assert_same_gradients(actual, expected, [theta_0, images, lr])
+
+
+class Checkpointed(nn.Module):
+    """PyTorch runs its body again in the backward, when the parameters are no longer those of θ."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)
+
+    def forward(self, images):
+        return self.head(checkpoint(self.body, images, use_reentrant=False))
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_a_model_that_is_run_again_in_the_backward_is_refused(budget, device):
+    model = Checkpointed().to(device, torch.float64)
+    _, images, labels, batches, lr = make("BatchNorm", device)
+    with pytest.raises(RuntimeError, match="Sequential is run again in the backward, as torch"):
+        unroll_sgd(
+            model, flatten_parameters(model), images, labels, batches, lr=lr, memory_budget=budget
+        )
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -1,5 +1,9 @@
 """A module as a function of its flat parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -62,3 +66,21 @@ class FunctionalModel:
             for buffer in named.values()
         }
         return {name: copied[id(buffer)] for name, buffer in named.items()}
+
+    @contextmanager
+    def refusing_calls(self) -> Iterator[None]:
+        """Within it, a module that is called raises: it would have its own parameters, not θ's."""
+        handles = [each.register_forward_pre_hook(_refuse_call) for each in self.model.modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _refuse_call(module: nn.Module, _: object) -> NoReturn:
+    raise RuntimeError(
+        f"{type(module).__name__} is run again in the backward, as torch.utils.checkpoint does: it "
+        "would have the model's own parameters there, not those of the step. Leave it out: the "
+        "unroll keeps the activations of one step alone"
+    )

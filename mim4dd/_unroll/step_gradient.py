@@ -1,6 +1,7 @@
 """The loss of one inner step, its gradient by the parameters, and that one's derivative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -109,18 +110,25 @@ class StepLoss:
             convolutions = Convolutions(list(parts))
             regions = self.call.regions if theta.device.type == "cpu" else []
             inside = channels_last_inside(regions, convolutions.channels_last)
-            with (
-                inside,
-                convolutions,
-                sdpa_kernel(SDPBackend.MATH),
-            ):  # the others differentiate once
+            attention = sdpa_kernel(SDPBackend.MATH)  # the others differentiate once
+            with inside, convolutions, attention:
                 losses = self._losses(theta, parts, labels)
-            if self.refuses_captured and not self.is_examined:
-                refuse_captured(losses, (theta, inputs, labels), "model and loss", self.call.model)
-            self.is_examined = True
-            (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
+            with self._examined(losses, (theta, inputs, labels)):
+                (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
         convolutions.first_order = False
         return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
+
+    @contextmanager
+    def _examined(self, losses: Tensor, leaves: tuple[Tensor, ...]) -> Iterator[None]:
+        """Around the first gradient of an unroll: what must not be is refused there."""
+        if self.is_examined:
+            yield
+            return
+        if self.refuses_captured:
+            refuse_captured(losses, leaves, "model and loss", self.call.model)
+        with self.call.refusing_calls():
+            yield
+        self.is_examined = True
 
     def _losses(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
         before = theta._version
