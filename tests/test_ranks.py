@@ -147,6 +147,7 @@ def test_every_rank_continues_with_the_networks_it_had(tmp_path):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     tensors, _ = RunDirectory(parts).load_checkpoint()
     assert not torch.equal(tensors["method.0.theta"], tensors["method.1.theta"])
+    torch.manual_seed(0)  # as the ranks made it
     data = make_data()
     with pytest.raises(ValueError, match=r"what the method carries on 2 ranks.*got 1"):
         distill(make_dc(data), data, SETTINGS, RunDirectory(parts), resume=True, from_iteration=5)
