@@ -168,8 +168,14 @@ def by_index(layers: Layers, positive_index: Tensor | None) -> Positives:
             )
     else:
         allowed = (positive_index >= IGNORE) & (positive_index < num_keys)
-        torch._assert_async(allowed.all(), f"positive_index must lie in [0, {num_keys}), or be -1")
+        bound = number_of_keys(layers)
+        torch._assert_async(allowed.all(), f"positive_index must lie in [0, {bound}), or be -1")
     return Positives(positive_index.long(), None)
+
+
+def number_of_keys(layers: Layers) -> str:
+    """For a message. A number in the text of a graph would compile it anew for every other one."""
+    return "M" if torch.compiler.is_compiling() else str(layers.num_keys)
 
 
 def positives_of(

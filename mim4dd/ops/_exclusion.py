@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._checks import can_look_at, check_integer, check_rank, check_same_device
-from mim4dd.ops._contrastive import Layers
+from mim4dd.ops._contrastive import Layers, number_of_keys
 from mim4dd.reference import IGNORE
 
 
@@ -50,7 +50,9 @@ def _checked(name: str, index: Tensor, layers: Layers) -> Tensor:
             f"{name} must hold one row per query, "
             f"got {index.shape[0]} rows and {layers.num_queries} queries"
         )
-    allowed = f"{name} must lie in [0, {layers.num_keys}), or be {IGNORE} to leave out no key"
+    allowed = (
+        f"{name} must lie in [0, {number_of_keys(layers)}), or be {IGNORE} to leave out no key"
+    )
     if not index.numel():
         return index.long()
     if can_look_at(index):
