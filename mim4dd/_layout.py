@@ -12,15 +12,17 @@ def is_channels_last(maps: Tensor) -> bool:
     By strides alone, dense or not; where sizes of 1 fit both layouts, the strides say which is
     meant, and else it is planes. ``Tensor.is_contiguous`` says yes to both there.
     """
-    if maps.dim() != 4 or maps.stride(1) == 0:
+    if maps.dim() != 4:
         return False
-    least = 0
-    for axis in (1, 3, 2, 0):
-        size, stride = maps.shape[axis], maps.stride(axis)
-        if size == 0 or stride < least or (axis == 0 and least == maps.stride(1)):
-            return False
-        least = stride * size
-    return True
+    _, channels, height, width = maps.shape
+    of_image, of_channel, of_row, of_pixel = maps.stride()
+    return (
+        of_pixel >= of_channel * channels > 0
+        and of_row >= of_pixel * width
+        and of_image >= of_row * height > 0
+        and of_row * height != of_channel  # one number is no channels-last map
+        and maps.numel() > 0
+    )
 
 
 def planes(maps: Tensor) -> Tensor:
