@@ -15,6 +15,9 @@ POINTERS = {
 
 CAPABILITIES = (80, 90, 100)
 
+# Each query leaves out one key: Triton makes a constant of an argument that is 1.
+SINGLE = {"num_excluded": 1}
+
 
 class Compilation(NamedTuple):
     """One kernel with the types and constants of one way of launching it."""
@@ -41,7 +44,8 @@ def compilation(
     """
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
-    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "excluded_ptr", "table_ptr"), "*i64")
+    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "table_ptr"), "*i64")
+    pointers["excluded_ptr"] = "*i32"
     names = [argument for argument in kernel.arg_names if argument not in constants]
     launch = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
     return Compilation(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
@@ -50,8 +50,8 @@ def load_pairs(
     labels,
     offs_n,
     offs_m,
-    N,
     M,
+    stride_excluded,
     num_excluded,
     query_norm,
     scale,
@@ -69,7 +69,15 @@ def load_pairs(
         norms = query_norm * tl.load(key_norms_ptr + offs_m, mask=mask_m, other=0.0)
         similarity *= norms
     valid, positive = pair(
-        labels, offs_n, key_labels, offs_m, mask_m, excluded_ptr, N, num_excluded, EXCLUDES
+        labels,
+        offs_n,
+        key_labels,
+        offs_m,
+        mask_m,
+        excluded_ptr,
+        stride_excluded,
+        num_excluded,
+        EXCLUDES,
     )
     logits = logits_of(similarity, positive, scale, raised, HARD)
     return similarity, norms, logits, valid, positive
@@ -81,7 +89,7 @@ def chunk_kernel(
     weights_ptr,  # (C, M), may be the same
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
-    excluded_ptr,  # (K, N)
+    excluded_ptr,  # see pair
     weight_ptr,  # (N,)
     query_norms_ptr,  # (N,)
     key_norms_ptr,  # (M,)
@@ -97,6 +105,7 @@ def chunk_kernel(
     first,
     N,
     M,
+    stride_excluded,
     num_excluded,
     stride_bias,
     stride_loss,
@@ -162,8 +171,8 @@ def chunk_kernel(
                 labels[:, None],
                 offs_n[:, None],
                 offs_m,
-                N,
                 M,
+                stride_excluded,
                 num_excluded,
                 query_norm[:, None],
                 scale,
@@ -213,8 +222,8 @@ def chunk_kernel(
                 labels[:, None],
                 offs_n[:, None],
                 offs_m,
-                N,
                 M,
+                stride_excluded,
                 num_excluded,
                 query_norm[:, None],
                 scale,
@@ -337,6 +346,7 @@ def chunk_pass(
                 first,
                 N,
                 M,
+                queries.stride_excluded,
                 queries.num_excluded,
                 queries.stride_bias,
                 1 if grad_loss is None else grad_loss.stride(0),
@@ -405,6 +415,7 @@ def compilations() -> Iterator[Compilation]:
                 "NORMALIZE": True,
                 "HAS_KEY_LABELS": True,
                 "HAS_GRAD_LSE": False,
+                **SINGLE,
                 **row_launch(1024),
             }
             yield compilation(f"chunk {kind}", chunk_kernel, dtype, ("weights_ptr",), constants)

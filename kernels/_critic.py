@@ -47,20 +47,19 @@ def pair(
     key_labels,
     offs_m,
     mask_m,
-    excluded_ptr,  # (K, N)
-    N,
+    excluded_ptr,  # (K, N), rows apart by stride_excluded and as long as tiles ask for
+    stride_excluded,
     num_excluded,
     EXCLUDES: tl.constexpr,
 ):
     """Which pairs of a tile take part, and which of those are positive."""
     valid = mask_m
     if EXCLUDES:
-        mask_n = offs_n < N
-        valid = mask_n & valid
-        pointers = excluded_ptr + offs_n
-        for _ in range(0, num_excluded):
-            valid = valid & (offs_m != tl.load(pointers, mask=mask_n, other=IGNORE))
-            pointers += N
+        offs = offs_m.to(tl.int32)  # half the registers
+        valid = mask_m & (offs != tl.load(excluded_ptr + offs_n))
+        for _ in range(1, num_excluded):
+            excluded_ptr += stride_excluded
+            valid = valid & (offs != tl.load(excluded_ptr + offs_n))
     return valid, valid & (labels == key_labels)
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
@@ -37,7 +37,7 @@ def forward_kernel(
     table_ptr,  # see layer_table
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
-    excluded_ptr,  # (K, N)
+    excluded_ptr,  # see pair
     weight_ptr,  # (N,)
     query_norms_ptr,  # (L, N)
     key_norms_ptr,  # (L, M)
@@ -50,6 +50,7 @@ def forward_kernel(
     partial_ptr,  # (splits, 4, L, N)
     N,
     M,
+    stride_excluded,
     num_excluded,
     per_split,
     stride_bias,
@@ -126,7 +127,7 @@ def forward_kernel(
             offs_m[None, :],
             mask_m[None, :],
             excluded_ptr,
-            N,
+            stride_excluded,
             num_excluded,
             EXCLUDES,
         )
@@ -238,6 +239,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
             partial,
             N,
             M,
+            queries.stride_excluded,
             queries.num_excluded,
             per_split,
             queries.stride_bias,
@@ -283,6 +285,7 @@ def compilations() -> Iterator[Compilation]:
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
+                **SINGLE,
                 **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
             }
             narrow = ("query_ptr", "key_ptr")

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     load_gradient_side,
@@ -36,7 +36,7 @@ def gradient_kernel(
     table_ptr,  # see layer_table
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
-    excluded_ptr,  # (K, N)
+    excluded_ptr,  # see pair
     weight_ptr,  # (N,)
     query_norms_ptr,  # (L, N)
     key_norms_ptr,  # (L, M)
@@ -53,6 +53,7 @@ def gradient_kernel(
     grad_bias_ptr,  # (splits, L, N or M)
     N,
     M,
+    stride_excluded,
     num_excluded,
     per_split,
     stride_split,
@@ -195,7 +196,7 @@ def gradient_kernel(
                 offs_stream[None, :],
                 mask_stream[None, :],
                 excluded_ptr,
-                N,
+                stride_excluded,
                 num_excluded,
                 EXCLUDES,
             )
@@ -219,7 +220,7 @@ def gradient_kernel(
                 offs_own[:, None],
                 mask_own[:, None],
                 excluded_ptr,
-                N,
+                stride_excluded,
                 num_excluded,
                 EXCLUDES,
             )
@@ -313,7 +314,7 @@ def _launch(
     N, M, L = layers.N, layers.M, len(layers.sizes)
     own, stream = (N, M) if own_queries else (M, N)
     rows = layers.query if own_queries else layers.key
-    options, blocks = layers.options("gradient")
+    options, blocks = layers.options("gradient", queries.num_excluded > 1)
     table = layers.table(blocks["BLOCK_D"] if want_rows else max(layers.sizes))
     row_tiles = triton.cdiv(own, blocks["BLOCK_OWN"])
     splits, per_split = split(row_tiles * len(table), stream, blocks["BLOCK_STREAM"], lse.device)
@@ -345,6 +346,7 @@ def _launch(
             *scalars,
             N,
             M,
+            queries.stride_excluded,
             queries.num_excluded,
             per_split,
             size,
@@ -380,10 +382,16 @@ def _launch(
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry and both sides, with the options that take most; and a plain one."""
     for sizes, dtype, precision, D, capabilities in entries("gradient"):
-        for own_queries, kind, rich in ((True, "out", False), (False, "out", False),
-                                        (True, "in", True), (False, "nce", True)):  # fmt: skip
-            if not rich and dtype != torch.bfloat16:
+        for own_queries, kind, rich, several in (
+            (True, "out", False, False),
+            (False, "out", False, False),
+            (True, "in", True, False),
+            (False, "nce", True, False),
+            (False, "nce", True, True),
+        ):
+            if (several or not rich) and dtype != torch.bfloat16:
                 continue
+            tiles = sizes.for_several() if several else sizes
             constants = {
                 "OWN_QUERIES": own_queries,
                 "KIND": kind,
@@ -400,10 +408,10 @@ def compilations() -> Iterator[Compilation]:
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
-                **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K", "BLOCK_D"),
-            }
-            name = (
-                f"gradient {'query' if own_queries else 'key'} {kind} D<={D or 'any'} {precision}"
-            )
+                **tiles.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K", "BLOCK_D"),
+            } | ({} if several else SINGLE)
+            kind += " several" * several
+            side = "query" if own_queries else "key"
+            name = f"gradient {side} {kind} D<={D or 'any'} {precision}"
             narrow = ("query_ptr", "key_ptr", "grad_ptr")
             yield compilation(name, gradient_kernel, dtype, narrow, constants, capabilities)

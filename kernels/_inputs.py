@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class Queries(NamedTuple):
 
     labels: Tensor  # (N,)
     key_labels: Tensor | None  # (M,)
-    excluded: Tensor | None  # (K, N): those of neighbouring queries lie together
+    excluded: Tensor | None  # (K, N and what fills a tile) int32: neighbours of a query beside it
     weight: Tensor  # (N,)
     scale: Tensor  # ()
     raised: Tensor  # (): scale of the negatives
@@ -38,6 +39,11 @@ class Queries(NamedTuple):
     def num_excluded(self) -> int:
         """K."""
         return 0 if self.excluded is None else len(self.excluded)
+
+    @property
+    def stride_excluded(self) -> int:
+        """From one of a query's keys to its next."""
+        return 0 if self.excluded is None else self.excluded.stride(0)
 
     def without_ignored(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Rows for a product that has no mask: what is ignored may hold NaN, and is made 0."""
@@ -61,7 +67,8 @@ def prepare(
     labels = labels.to(torch.int64).contiguous()
     key_labels = None if key_labels is None else key_labels.to(torch.int64).contiguous()
     if excluded is not None:
-        excluded = excluded.to(torch.int64).T.contiguous()
+        fill = -len(labels) % LONGEST_TILE
+        excluded = F.pad(excluded.T.to(torch.int32), (0, fill), value=IGNORE).contiguous()
     stride_bias = 0
     if weight is None or (critic.kind == Kind.NCE and bias is None):
         wide = torch.promote_types(key.dtype, torch.float32)
@@ -89,6 +96,7 @@ def options_of(critic: Critic, queries: Queries) -> dict[str, bool | str]:
     }
 
 
+LONGEST_TILE = 128  # of queries, in any kernel
 # A weight is at most twice the upstream gradient, and float16 ends at 65504.
 LARGEST_UPSTREAM = 2.0**14
 
@@ -128,12 +136,16 @@ class Layers(NamedTuple):
         strides = (self.query_strides, self.key_strides)
         return layer_table(self.sizes, *strides, slab, self.query.device)
 
-    def options(self, kernel: str) -> tuple[dict[str, int | bool | str], dict[str, int | bool]]:
+    def options(
+        self, kernel: str, several: bool = False
+    ) -> tuple[dict[str, int | bool | str], dict[str, int | bool]]:
         """Compile-time options that follow from the layers, and the tiles."""
         D = max(self.sizes)
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
         multiplier = operands(dtype, precision)
         chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
+        if several:
+            chosen = chosen.for_several()
         names = ["BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"] + ["BLOCK_D"] * (kernel == "gradient")
         options = {
             "RESIDENT": multiplier == "half" and D <= RESIDENT_D,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import IGNORE, load_key_labels, pair
 from mim4dd.reference import Critic
 
@@ -77,11 +77,12 @@ def locate(table_ptr, slab, DIVISOR: tl.constexpr):
 def count_kernel(
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
-    excluded_ptr,  # (K, N), without labels no key twice
+    excluded_ptr,  # see pair; without labels no key twice
     weight_ptr,  # (N,)
     bias_ptr,  # (N,)
     N,
     M,
+    stride_excluded,
     num_excluded,
     HAS_KEY_LABELS: tl.constexpr,
     EXCLUDES: tl.constexpr,
@@ -106,7 +107,7 @@ def count_kernel(
                 offs_m[None, :],
                 mask_m[None, :],
                 excluded_ptr,
-                N,
+                stride_excluded,
                 num_excluded,
                 EXCLUDES,
             )
@@ -116,10 +117,9 @@ def count_kernel(
         positive = (labels >= 0) & (labels < M)
         num_keys = tl.zeros((BLOCK_N,), tl.int64) + M
         if EXCLUDES:
-            pointers = excluded_ptr + offs_n
             for _ in range(0, num_excluded):
-                excluded = tl.load(pointers, mask=offs_n < N, other=IGNORE)
-                pointers += N
+                excluded = tl.load(excluded_ptr + offs_n)
+                excluded_ptr += stride_excluded
                 positive = positive & (labels != excluded)
                 num_keys -= ((excluded >= 0) & (excluded < M)).to(tl.int64)
         num_positives = positive.to(tl.int64)
@@ -136,7 +136,7 @@ def count_kernel(
 def count(
     labels: Tensor,
     key_labels: Tensor | None,
-    excluded: Tensor | None,  # (K, N)
+    excluded: Tensor | None,  # (K, at least N)
     M: int,
     critic: Critic,
     dtype: torch.dtype,
@@ -160,6 +160,7 @@ def count(
             bias,
             N,
             M,
+            0 if excluded is None else excluded.stride(0),
             num_excluded,
             HAS_KEY_LABELS=key_labels is not None,
             EXCLUDES=num_excluded > 0,
@@ -332,7 +333,7 @@ def compilations() -> Iterator[Compilation]:
             {"NORMALIZE": True, "HAS_LABELS": True, **rows},
         )
     flags = {"HAS_KEY_LABELS": True, "EXCLUDES": True, "DECOUPLED": True}
-    flags |= {"num_warps": 8, "enable_fp_fusion": True}
+    flags |= {"num_warps": 8, "enable_fp_fusion": True, **SINGLE}
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
         yield compilation(

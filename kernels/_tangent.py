@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import Compilation, compilation
+from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._chunked import (
     accumulate,
     load_pairs,
@@ -41,7 +41,7 @@ def tangent_kernel(
     weights_ptr,  # (C, M), may be tangent_ptr: what multiplies their tangents
     labels_ptr,  # (N,)
     key_labels_ptr,  # (M,)
-    excluded_ptr,  # (K, N)
+    excluded_ptr,  # see pair
     weight_ptr,  # (N,)
     scale_ptr,  # ()
     raised_ptr,  # (): scale of the negatives
@@ -58,6 +58,7 @@ def tangent_kernel(
     first,
     N,
     M,
+    stride_excluded,
     num_excluded,
     stride_bias,
     stride_loss,
@@ -117,8 +118,8 @@ def tangent_kernel(
             offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
             _, _, logits, valid, positive = load_pairs(
                 similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-                offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
-                EXCLUDES, False, HAS_KEY_LABELS,
+                offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale,
+                raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
             )  # fmt: skip
             maximum, total, positive_maximum, positive_total = add_tile(
                 logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
@@ -133,8 +134,8 @@ def tangent_kernel(
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
             similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
-            EXCLUDES, False, HAS_KEY_LABELS,
+            offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale, raised,
+            HARD, EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
@@ -158,8 +159,8 @@ def tangent_kernel(
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
             similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], offs_m, N, M, num_excluded, unit[:, None], scale, raised, HARD,
-            EXCLUDES, False, HAS_KEY_LABELS,
+            offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale, raised,
+            HARD, EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
@@ -253,6 +254,7 @@ def tangent_pass(
                 first,
                 N,
                 M,
+                queries.stride_excluded,
                 queries.num_excluded,
                 queries.stride_bias,
                 grad_loss.stride(0),
@@ -291,6 +293,7 @@ def compilations() -> Iterator[Compilation]:
                 "HAS_KEY_LABELS": True,
                 "HAS_GRAD_LSE": kind == "in",
                 "HAS_TANGENT_BIAS": kind == "nce",
+                **SINGLE,
                 **row_launch(1024),
             }
             narrow = ("products_ptr", "weights_ptr")

@@ -24,6 +24,10 @@ class Tiles(NamedTuple):
     num_stages: int
     enable_fp_fusion: bool = True  # Triton 3.9 warns where it is left open, 3.10 turns it off
 
+    def for_several(self) -> "Tiles":
+        """Fewer rows, for queries that leave out several keys: their loop takes registers."""
+        return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2))
+
     def launch(self, *blocks: str) -> dict[str, int | bool]:
         """Keyword arguments of a kernel that has these ``blocks``."""
         names = (*blocks, "num_warps", "num_stages", "enable_fp_fusion")
