@@ -22,7 +22,7 @@ from mim4dd._unroll.diagnostics import UnrollDiagnostics
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.graphs import StepGraphs
 from mim4dd._unroll.history import History, Place
-from mim4dd._unroll.node import Problem, Unroll
+from mim4dd._unroll.node import Problem, Unroll, refuse_transforms
 from mim4dd._unroll.optimizers import SGD, Adam, Optimizer
 from mim4dd._unroll.step_gradient import Loss, StepLoss
 from mim4dd._unroll.step_sizes import StepSizes
@@ -303,6 +303,7 @@ def _unroll(
     diagnostics: UnrollDiagnostics | None,
 ) -> Tensor:
     """What the inner optimisers share."""
+    refuse_transforms()
     check_data(theta_0, image_syn, label_syn, batches)
     num_steps = batches.shape[0]
     window = num_steps if window is None else window

@@ -141,15 +141,11 @@ def test_the_bare_op_reads_nothing_out_of_bounds(device):
         torch.ops.mim4dd.sgd_step(theta, gradient, lr, None, 0.9)
 
 
-def test_forward_ad_is_refused_and_the_reference_has_it():
-    theta, gradient, lr = make_inputs(6, torch.float64, "cpu")
-    tangent = torch.randn_like(gradient)
-    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda d: sgd_step(theta, d, lr), (gradient,), (tangent,))
-    _, out = torch.func.jvp(
-        lambda d: sgd_step(theta, d, lr, backend="reference"), (gradient,), (tangent,)
-    )
-    torch.testing.assert_close(out, -lr * tangent)
+def test_a_step_size_on_the_cpu_goes_with_parameters_anywhere():
+    theta = torch.ones(3, device="meta")
+    assert sgd_step(theta, theta, torch.tensor(0.1)).device == theta.device
+    with pytest.raises(ValueError, match="theta and lr must be on one device"):
+        sgd_step(theta, theta, torch.ones(3))
 
 
 def test_compiles(device):

@@ -151,20 +151,6 @@ def test_compiles(device):
     assert torch.equal(actual, expected)
 
 
-def test_forward_ad_is_refused_and_the_reference_has_it():
-    theta_T, theta_0, target = make_inputs((6,), torch.float64, "cpu")
-    tangent = torch.randn_like(theta_T)
-    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        torch.func.jvp(lambda t: trajectory_loss(t, theta_0, target), (theta_T,), (tangent,))
-    _, out = torch.func.jvp(
-        lambda t: trajectory_loss(t, theta_0, target, backend="reference"), (theta_T,), (tangent,)
-    )
-    gradient = torch.autograd.functional.jacobian(
-        lambda t: trajectory_loss(t, theta_0, target), theta_T
-    )
-    torch.testing.assert_close(out, gradient @ tangent)
-
-
 def test_a_diverged_student_is_not_hidden():
     assert trajectory_loss(torch.full((3,), torch.nan), torch.zeros(3), torch.ones(3)).isnan()
     assert trajectory_loss(torch.full((3,), torch.inf), torch.zeros(3), torch.ones(3)).isinf()

@@ -6,6 +6,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from mim4dd._transforms import (
+    active,
+    current_autocast,
+    is_batched,
+    without_saved_tensors_hooks,
+)
 from mim4dd._unroll.diagnostics import UnrollDiagnostics, refuse_divergence
 from mim4dd._unroll.graphs import StepGraphs
 from mim4dd._unroll.history import History
@@ -48,6 +54,15 @@ class Problem:
         )
 
 
+def refuse_transforms() -> None:
+    """Raise under a transform, which the node has no rules for."""
+    if active():
+        raise RuntimeError(
+            "the unroll has no rules for torch.func, torch.vmap and forward mode: "
+            "call torch.autograd.grad or backward() on what is computed from it"
+        )
+
+
 class _DifferentiableOnce(torch.autograd.Function):
     """Gradients as they are, which to differentiate by what they depend on is an error.
 
@@ -79,6 +94,25 @@ class Unroll(torch.autograd.Function):
         batches: Tensor,  # (T, B) or (T, K, B)
         lr: Tensor,
     ) -> Tensor:
+        ctx.autocast = current_autocast(theta_0.device.type)
+        with without_saved_tensors_hooks():
+            theta_T, stored = Unroll._train(
+                ctx, problem, theta_0, image_syn, label_syn, batches, lr
+            )
+        ctx.save_for_backward(image_syn, label_syn, batches, lr, theta_T, theta_0, *stored)
+        return theta_T
+
+    @staticmethod
+    def _train(
+        ctx: Any,
+        problem: Problem,
+        theta_0: Tensor,
+        image_syn: Tensor,
+        label_syn: Tensor,
+        batches: Tensor,
+        lr: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """θ_T, and the states that the walk back starts its segments from."""
         optimizer, history = problem.optimizer, problem.history
         differentiate = problem.differentiable and any(ctx.needs_input_grad)
         steps = problem.steps(image_syn, label_syn, batches)
@@ -86,7 +120,8 @@ class Unroll(torch.autograd.Function):
         kept = KeptSteps(problem.memory_budget if differentiate else 0, history)
         starts = {segment[0] for segment in history.segments()} if differentiate else set()
         state = optimizer.start(theta_0.contiguous())
-        losses, stored = [], []
+        losses: list[Tensor] = []
+        stored: list[Tensor] = []
         for index in range(history.num_steps):
             if index in starts:
                 stored += history.pack(state)
@@ -101,25 +136,32 @@ class Unroll(torch.autograd.Function):
             problem.diagnostics.losses = losses_by_step
         problem.kept = kept.linearizations
         ctx.problem = problem
-        ctx.save_for_backward(image_syn, label_syn, batches, lr, theta_T, theta_0, *stored)
-        return theta_T
+        return theta_T, stored
 
     @staticmethod
     def backward(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            gradients = Unroll._walk_back(ctx, grad_theta_T)
+        if is_batched(grad_theta_T):
+            raise RuntimeError(
+                "the unroll walks back for one gradient at a time: call torch.autograd.grad for "
+                "each, without is_grads_batched, vectorize or torch.vmap"
+            )
+        saved = ctx.saved_tensors
+        with torch.no_grad(), ctx.autocast, without_saved_tensors_hooks():
+            gradients = Unroll._walk_back(ctx, saved, grad_theta_T)
         if not torch.is_grad_enabled():
             return gradients
-        image_syn, label_syn, _, lr, _, theta_0, *_ = ctx.saved_tensors
+        image_syn, label_syn, _, lr, _, theta_0, *_ = saved
         found = [gradient for gradient in gradients if gradient is not None]
         depends_on = (grad_theta_T, theta_0, image_syn, label_syn, lr)
         refusing = iter(_DifferentiableOnce.apply(len(found), *found, *depends_on))
         return tuple(None if each is None else next(refusing) for each in gradients)
 
     @staticmethod
-    def _walk_back(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
+    def _walk_back(
+        ctx: Any, saved: tuple[Tensor, ...], grad_theta_T: Tensor
+    ) -> tuple[Tensor | None, ...]:
         problem, history = ctx.problem, ctx.problem.history
-        image_syn, label_syn, batches, lr, theta_T, _, *stored = ctx.saved_tensors
+        image_syn, label_syn, batches, lr, theta_T, _, *stored = saved
         _, needs_theta_0, needs_images, needs_labels, _, needs_lr = ctx.needs_input_grad
         step_sizes = StepSizes(lr, history.num_steps, problem.loss.call.sizes)
         gathered = Gathered(

@@ -80,10 +80,9 @@ class Walk:
         if not self.mismatch <= 0:  # nor is it NaN
             raise RuntimeError(
                 "recomputing a step of the unroll gave other parameters than taking it did: model, "
-                "loss or augment draws random numbers of its own, as dropout does, or its mode, "
-                "buffers or autocast changed since. Put the model into eval mode before, draw from "
-                "the generator that augment is given, and keep forward and backward under one "
-                "autocast"
+                "loss or augment draws random numbers of its own, as dropout does, or its mode or "
+                "buffers changed since. Put the model into eval mode before, and draw from the "
+                "generator that augment is given"
             )
         return theta_adjoint
 

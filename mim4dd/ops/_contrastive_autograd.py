@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from mim4dd import reference
+from mim4dd._transforms import is_batched
 from mim4dd.ops._reduction import Reduce
 from mim4dd.reference import Critic
+
+NO_THIRD_DERIVATIVE = (
+    "the contrastive kernels have two derivatives, and a third was asked for: "
+    "pass backend='reference'"
+)
+NO_FORWARD_OVER_FORWARD = (
+    "the contrastive kernels have no forward mode over forward mode: "
+    "take forward over reverse, as torch.func.hessian does, or pass backend='reference'"
+)
 
 _NUM_PAIRS, _NUM_CRITIC = 7, 4  # arguments of the schemas: pairs, then critic, then the rest
 _NUM_SHARED = 5  # of the pairs, what all layers share
@@ -58,8 +68,8 @@ def _save(ctx: Any, inputs: Sequence[Any], rest: Sequence[Tensor | None]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _saved(ctx: Any) -> tuple[_Pairs, list[Any]]:
-    tensors, layers = list(ctx.saved_tensors), ctx.num_layers
+def _unpacked(ctx: Any, saved: tuple[Tensor, ...]) -> tuple[_Pairs, list[Any]]:
+    tensors, layers = list(saved), ctx.num_layers
     end = 2 * layers + len(_Pairs._fields) - 2
     pairs = _Pairs(tensors[:layers], tensors[layers : 2 * layers], *tensors[2 * layers : end])
     return pairs, tensors[end:]
@@ -110,41 +120,48 @@ def _backward(
     *__: Any,
 ) -> tuple[Any, ...]:
     upstream, wanted = (grad_reduced, grad_loss, grad_lse), _wanted(ctx)
+    tensors = ctx.saved_tensors  # read once, or a checkpoint raises
     covered = all(have or not want for have, want in zip(ctx.unit_wanted, wanted, strict=True))
-    factor = _unit_factor(ctx, *upstream) if covered else None
+    factor = _unit_factor(ctx, tensors, *upstream) if covered else None
     if factor is None:
-        gradients = _by_kernel(ctx, wanted, *upstream)
+        gradients = _by_kernel(ctx, tensors, wanted, *upstream)
     else:
-        gradients = _scaled(ctx, factor, keep=True)
+        gradients = _scaled(ctx, tensors, factor, keep=True)
     return _returned(gradients, None, None)
 
 
 def _unit_factor(
-    ctx: Any, grad_reduced: Tensor | None, grad_loss: Tensor | None, grad_lse: Tensor | None
+    ctx: Any,
+    tensors: tuple[Tensor, ...],
+    grad_reduced: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
 ) -> Tensor | None:
     """What makes the unit gradients those wanted, (L,); None if nothing does."""
     # With create_graph the result has to be differentiable, and the unit gradients are constants.
     if grad_lse is not None or torch.is_grad_enabled():
         return None
     if ctx.reduction != Reduce.NONE:
-        return None if grad_loss is not None else _grad_of_each(ctx, grad_reduced)
+        return None if grad_loss is not None else _grad_of_each(ctx, tensors, grad_reduced)
     if grad_loss is None:
         return None
     uniform = grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0  # no look at values: no GPU waits
     return grad_loss[:, 0] if uniform else None
 
 
-def _grad_of_each(ctx: Any, grad_reduced: Tensor | None) -> Tensor | None:
+def _grad_of_each(
+    ctx: Any, tensors: tuple[Tensor, ...], grad_reduced: Tensor | None
+) -> Tensor | None:
     """What the loss of every query of a layer receives through the reduced loss, (L,)."""
     if grad_reduced is None or ctx.reduction == Reduce.NONE:
         return None
     if ctx.reduction == Reduce.SUM:
         return grad_reduced
-    count = ctx.saved_tensors[2 * ctx.num_layers + _NUM_SHARED]
+    count = tensors[2 * ctx.num_layers + _NUM_SHARED]
     return grad_reduced / count
 
 
-def _scaled(ctx: Any, factor: Tensor, keep: bool) -> _Gradients:
+def _scaled(ctx: Any, tensors: tuple[Tensor, ...], factor: Tensor, keep: bool) -> _Gradients:
     """The unit gradients times ``factor`` (L,); in their place, unless they are to be kept.
 
     They are wide: only their product is rounded to the features' dtype. A sum over queries may be
@@ -152,27 +169,30 @@ def _scaled(ctx: Any, factor: Tensor, keep: bool) -> _Gradients:
     """
     sides, singles = sum(ctx.unit_wanted[:2]), sum(ctx.unit_wanted[2:])
     num_features = sides * ctx.num_layers
-    unit_gradients = ctx.saved_tensors[-num_features - singles :]
+    unit_gradients = tensors[-num_features - singles :]
     features = list(unit_gradients[:num_features])
-    if features:
+    if features and is_batched(factor):  # for these there is no product of lists
+        features = [each * f for each, f in zip(features, [*factor.unbind()] * sides, strict=True)]
+    elif features:
         multiply = torch._foreach_mul if keep else torch._foreach_mul_
         features = list(multiply(features, list(factor.unbind()) * sides) or features)
-        features = [part.to(ctx.dtype) for part in features]
+    features = [part.to(ctx.dtype) for part in features]
     flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
     return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
 
 
 def _by_kernel(
     ctx: Any,
+    tensors: tuple[Tensor, ...],
     wanted: list[bool],
     grad_reduced: Tensor | None,
     grad_loss: Tensor | None,
     grad_lse: Tensor | None,
 ) -> _Gradients:
-    pairs, (_, lse, positive_weight, *_) = _saved(ctx)
+    pairs, (_, lse, positive_weight, *_) = _unpacked(ctx, tensors)
     if grad_loss is None:
         grad_loss = torch.zeros_like(lse)
-    if (of_each := _grad_of_each(ctx, grad_reduced)) is not None:
+    if (of_each := _grad_of_each(ctx, tensors, grad_reduced)) is not None:
         grad_loss = grad_loss + of_each.unsqueeze(1)
     # lse only saves work: the derivative through it is part of the op's own.
     flat = torch.ops.mim4dd.contrastive_bwd(
@@ -209,15 +229,16 @@ class ContrastiveFunction(torch.autograd.Function):
         """Gradients of the inputs."""
         grad_reduced, _, grad_loss, grad_lse, _ = grad_outputs
         upstream = grad_reduced, grad_loss, grad_lse
+        tensors = ctx.saved_tensors  # read once, or a checkpoint raises
         # Where unit gradients were formed, they are all that inputs need.
-        factor = _unit_factor(ctx, *upstream) if any(ctx.unit_wanted) else None
+        factor = _unit_factor(ctx, tensors, *upstream) if any(ctx.unit_wanted) else None
         if factor is None:
             _, _, _, _, _, _, scale, bias, *features = ctx.needs_input_grad
             query, key = features[: ctx.num_layers], features[ctx.num_layers :]
-            gradients = _by_kernel(ctx, [any(query), any(key), scale, bias], *upstream)
+            gradients = _by_kernel(ctx, tensors, [any(query), any(key), scale, bias], *upstream)
         else:
             keep = torch._C._autograd._get_current_graph_task_keep_graph()
-            gradients = _scaled(ctx, factor, keep)
+            gradients = _scaled(ctx, tensors, factor, keep)
         shared = _over_layers(gradients)
         return *(None,) * 6, *shared, *gradients.query, *gradients.key
 
@@ -228,7 +249,7 @@ def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _backward_bwd(ctx: Any, flat_tangents: list[Tensor | None]) -> tuple[Any, ...]:
-    pairs, (lse, positive_weight, grad_loss, grad_lse) = _saved(ctx)
+    pairs, (lse, positive_weight, grad_loss, grad_lse) = _unpacked(ctx, ctx.saved_tensors)
     tangents = _unflatten(flat_tangents, ctx.produced, ctx.num_layers)
     critic = Critic(*ctx.critic)
     derive = _derivative_through_unit_rows if critic.normalize else _second_derivative
@@ -355,7 +376,4 @@ def _derivative_through_unit_rows(
 
 
 def _backward_bwd_bwd(ctx: Any, *_: Any) -> tuple[Any, ...]:
-    raise RuntimeError(
-        "the contrastive kernels have two derivatives, and a third was asked for, or reverse mode "
-        "over forward mode: take forward over reverse, or pass backend='reference'"
-    )
+    raise RuntimeError(NO_THIRD_DERIVATIVE)

@@ -4,24 +4,18 @@ The autograd that torch.library registers has no rules for these: here they are,
 kernels.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from mim4dd import reference
+from mim4dd.ops._contrastive_autograd import NO_FORWARD_OVER_FORWARD, NO_THIRD_DERIVATIVE
 from mim4dd.ops._reduction import Reduce
 from mim4dd.reference import Contrast, Critic
 
 _NONE = [False] * 4
-
-
-def active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is going on."""
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def contrast(
@@ -59,21 +53,17 @@ def _split(features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return list(features[:layers]), list(features[layers:])
 
 
-def _tangents(inputs: Sequence[Any], given: Sequence[Tensor | None]) -> list[Tensor]:
+def _halves(both: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Inputs, and the tangents that follow them: of logit_scale, bias and features each."""
+    return both[: len(both) // 2], both[len(both) // 2 :]
+
+
+def _tangents(inputs: Sequence[Any], given: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Of logit_scale, bias and features, with zeros where there is none."""
-    logit_scale, bias, *features = inputs
-    layers = len(features) // 2
-
-    def shared(value: Tensor | None, tangent: Tensor | None) -> Tensor:
-        if value is None or tangent is None:
-            return torch.zeros_like(logit_scale).expand(layers)
-        return tangent.expand(layers)
-
-    of_features = [
-        torch.zeros_like(rows) if tangent is None else tangent
-        for rows, tangent in zip(features, given[2:], strict=True)
+    return [
+        torch.zeros_like(value) if value is not None and tangent is None else tangent
+        for value, tangent in zip(inputs, given, strict=True)
     ]
-    return [shared(logit_scale, given[0]), shared(bias, given[1]), *of_features]
 
 
 class _Contrast(torch.autograd.Function):
@@ -115,10 +105,45 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
         lse, positive_weight, labels, key_labels, excluded, *inputs = ctx.saved_tensors
+        saved = labels, key_labels, excluded, lse.detach(), positive_weight
+        return *_Along.apply(ctx.fixed, *saved, *inputs, *_tangents(inputs, given[4:])), None
+
+
+class _Along(torch.autograd.Function):
+    """The directional derivatives of loss and lse, each (L, N)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        fixed: _Fixed,
+        labels: Tensor,
+        key_labels: Tensor | None,
+        excluded: Tensor | None,
+        lse: Tensor,
+        positive_weight: Tensor,
+        *inputs_and_tangents: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         saved = labels, key_labels, excluded, lse, positive_weight, torch.zeros_like(lse), None
-        tangents = _tangents(inputs, given[4:])
-        along_loss, along_lse, _ = _bwd_bwd(ctx.fixed.critic, *saved, inputs, tangents, _NONE)
-        return along_loss, along_lse, None
+        return _bwd_bwd(fixed.critic, *saved, *_halves(inputs_and_tangents), _NONE)[:2]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.fixed, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)  # jvp has no use for it, but vmap looks for it before
+
+    @staticmethod
+    def backward(ctx: Any, on_along_loss: Tensor, on_along_lse: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        saved, (on_inputs, on_tangents) = tensors[:5], _halves(tensors[5:])
+        upstream = ctx.fixed, *saved, on_along_loss, on_along_lse, *on_inputs
+        _, _, *of_inputs = _ContrastBwdBwd.apply(*upstream, *on_tangents)
+        return *(None,) * 6, *of_inputs, *_ContrastBwd.apply(*upstream)
+
+    @staticmethod
+    def jvp(_: Any, *__: Any) -> NoReturn:
+        raise RuntimeError(NO_FORWARD_OVER_FORWARD)
 
 
 class _ContrastBwd(torch.autograd.Function):
@@ -156,11 +181,8 @@ class _ContrastBwd(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
         labels, key_labels, excluded, lse, weight, grad_loss, grad_lse, *inputs = ctx.saved_tensors
         saved = labels, key_labels, excluded, lse, weight, grad_loss, grad_lse
-        tangents = _tangents(inputs, given)
-        on_loss, on_lse, flat = _bwd_bwd(
-            ctx.fixed.critic, *saved, inputs, tangents, _all(inputs[1])
-        )
-        return *(None,) * 6, on_loss, on_lse, *_ordered(flat, inputs[1])
+        gradients = _ContrastBwdBwd.apply(ctx.fixed, *saved, *inputs, *_tangents(inputs, given))
+        return *(None,) * 6, *gradients
 
     @staticmethod
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
@@ -172,13 +194,46 @@ class _ContrastBwd(torch.autograd.Function):
         )
         linear = _ContrastBwd.apply(ctx.fixed, *saved, along_loss, along_lse, *inputs)
         tangents = _tangents(inputs, given[8:])
-        _, _, flat = _bwd_bwd(
-            ctx.fixed.critic, *saved, grad_loss, grad_lse, inputs, tangents, _all(inputs[1])
-        )
-        return tuple(
-            None if a is None else a + b
-            for a, b in zip(linear, _ordered(flat, inputs[1]), strict=True)
-        )
+        curved = _ContrastBwdBwd.apply(
+            *(ctx.fixed, *saved, grad_loss, grad_lse), *(*inputs, *tangents)
+        )[2:]
+        return tuple(None if a is None else a + b for a, b in zip(linear, curved, strict=True))
+
+
+class _ContrastBwdBwd(torch.autograd.Function):
+    """The derivatives of ⟨tangents, _ContrastBwd⟩ by upstream gradients, then as those are."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        fixed: _Fixed,
+        labels: Tensor,
+        key_labels: Tensor | None,
+        excluded: Tensor | None,
+        lse: Tensor,
+        positive_weight: Tensor,
+        grad_loss: Tensor,
+        grad_lse: Tensor,
+        *inputs_and_tangents: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        saved = labels, key_labels, excluded, lse, positive_weight, grad_loss, grad_lse
+        inputs, tangents = _halves(inputs_and_tangents)
+        wanted = _all(inputs[1])
+        on_loss, on_lse, flat = _bwd_bwd(fixed.critic, *saved, inputs, tangents, wanted)
+        return on_loss, on_lse, *_ordered(flat, inputs[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept: there is no further derivative."""
+
+    @staticmethod
+    def backward(_: Any, *__: Any) -> NoReturn:
+        raise RuntimeError(NO_THIRD_DERIVATIVE)
+
+    @staticmethod
+    def jvp(_: Any, *__: Any) -> NoReturn:
+        raise RuntimeError(NO_THIRD_DERIVATIVE)
 
 
 def _all(bias: Tensor | None) -> list[bool]:
@@ -201,32 +256,18 @@ def _bwd_bwd(
     grad_loss: Tensor,
     grad_lse: Tensor | None,
     inputs: Sequence[Any],
-    tangents: Sequence[Tensor],
+    tangents: Sequence[Any],
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     logit_scale, bias, *features = inputs
     of_scale, of_bias, *of_features = tangents
+    num_layers = len(features) // 2
+    of_shared = (
+        (torch.zeros_like(logit_scale) if tangent is None else tangent).expand(num_layers)
+        for tangent in (of_scale, of_bias)
+    )
     return torch.ops.mim4dd.contrastive_bwd_bwd(
         *(*_split(features), labels, key_labels, excluded, logit_scale, bias, *critic),
         *(lse, positive_weight, grad_loss, grad_lse),
-        *(*_split(of_features), of_scale, of_bias, wanted),
+        *(*_split(of_features), *of_shared, wanted),
     )
-
-
-def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule for vmap: the op of every sample in turn."""
-
-    def rule(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        flat, structure = pytree.tree_flatten(inputs)
-        dims = pytree.tree_flatten(in_dims, is_leaf=lambda node: node is None)[0]
-        of_samples = []
-        for sample in range(info.batch_size):
-            selected = [
-                value if dim is None else value.select(dim, sample)
-                for value, dim in zip(flat, dims, strict=True)
-            ]
-            of_samples.append(op(*pytree.tree_unflatten(selected, structure)))
-        stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *of_samples)
-        return stacked, pytree.tree_map(lambda _: 0, stacked)
-
-    return rule

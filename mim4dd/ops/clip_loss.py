@@ -14,7 +14,7 @@ from mim4dd._checks import (
     refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled, use_triton
-from mim4dd.ops import _contrastive_transforms as transforms
+from mim4dd._transforms import active, register_vmap
 from mim4dd.ops._contrastive import (
     Layers,
     as_layers,
@@ -53,7 +53,7 @@ def clip_loss(
         query: One side of the pairs, such as images. (N, D), floating point
         key: The other side, such as texts, in dtype and on device of ``query``. (N, D)
         labels: Pairs with the same label are each other's positives; -1 to ignore a pair. (N,)
-        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        temperature: Softmax temperature τ > 0; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``, as CLIP learns it; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the pairs, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
@@ -87,10 +87,12 @@ def clip_loss(
     fused = labels is None and backend is None
     if torch.compiler.is_compiling():
         refuse_forward_ad("the compiled clip_loss", query, key, scale)
-    elif transforms.active():  # the other ops have rules for them
+    elif active():  # the other ops have rules for them
         fused = False
     if fused:
-        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(query, key, scale, normalize)
+        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(
+            layers.query[0], layers.key[0], scale, normalize
+        )
         return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
         labels = torch.arange(layers.num_queries, device=layers.device)
@@ -130,6 +132,7 @@ LIB.define(
 for _name in ("clip_loss", "clip_loss_bwd"):
     expect_compiled(_name, "CPU")
     use_triton(_name, "clip_loss")
+    register_vmap(getattr(torch.ops.mim4dd, _name))
 
 
 @torch.library.register_fake("mim4dd::clip_loss", lib=LIB)

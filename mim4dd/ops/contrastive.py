@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mim4dd._checks import Reduction, refuse_forward_ad
 from mim4dd._library import LIB, expect_compiled, use_triton
+from mim4dd._transforms import active, register_vmap
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
 from mim4dd.ops._reduction import Reduce, check_count, reduced_loss
@@ -98,7 +99,7 @@ def _evaluate(
     if compiling:
         scalars = (logit_scale,) if bias is None else (logit_scale, bias)
         refuse_forward_ad("the compiled contrastive kernel", *query, *key, *scalars)
-    elif transforms.active():
+    elif active():
         contrast = transforms.contrast(query, key, *shared, critic)
         return reduced_loss(contrast, reduction), contrast
     wanted = _wanted(query, key, logit_scale, bias, uniform)
@@ -139,9 +140,7 @@ def _any_requires_grad(features: Sequence[Tensor]) -> bool:
 for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
     expect_compiled(_name, "CPU")
     use_triton(_name, "contrastive")
-    torch.library.register_vmap(
-        f"mim4dd::{_name}", transforms.one_by_one(getattr(torch.ops.mim4dd, _name)), lib=LIB
-    )
+    register_vmap(getattr(torch.ops.mim4dd, _name))
 
 
 def _empty_gradients(

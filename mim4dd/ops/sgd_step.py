@@ -13,9 +13,11 @@ from mim4dd._checks import (
     check_matching,
     check_not_negative,
     check_rank,
+    check_tensor,
     refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled
+from mim4dd._transforms import active, register_vmap
 
 __all__ = ["sgd_step"]
 
@@ -66,11 +68,13 @@ def sgd_step(
         \theta' &= \theta - \eta\, v' \quad\text{(nesterov: } \theta - \eta\,(d + \mu v')\text{)}
 
     Differentiable in every tensor, any number of times. Half precision is computed in float32.
+    Under torch.func and forward mode it is the plain formula, like for ``backend="reference"``.
 
     Args:
         theta: Parameters. (P,), float16, bfloat16, float32 or float64
         gradient: Their gradient, or what else to descend along. (P,)
-        lr: Step size η, one for all or one per parameter, with dtype and device of ``theta``.
+        lr: Step size η, one for all or one per parameter, with dtype and device of ``theta``; one
+            for all may be on the CPU.
             It is read on the device, so a learned step size never makes the host wait. () or (P,)
         velocity: v, zeros before the first step; only with momentum. (P,)
         momentum: μ ≥ 0.
@@ -98,6 +102,9 @@ def sgd_step(
     check_choice("backend", backend, (None, "reference"))
     if theta.dtype not in _DTYPES:
         raise TypeError(f"theta must be float16, bfloat16, float32 or float64, got {theta.dtype}")
+    check_tensor("lr", lr)
+    if lr.device != theta.device and lr.dim() == 0 and lr.device.type == "cpu":
+        lr = lr.to(theta.device)  # as in PyTorch, it goes with tensors anywhere
     check_matching("theta", theta, "lr", lr)
     for name, tensor in (("gradient", gradient), ("velocity", velocity)):
         if tensor is not None:
@@ -120,7 +127,11 @@ def sgd_step(
     options = (velocity, momentum, weight_decay, nesterov)
     if backend == "reference":
         return reference.sgd_step(theta, gradient, lr, *options)
-    refuse_forward_ad("sgd_step", theta, gradient, lr, *([] if velocity is None else [velocity]))
+    if torch.compiler.is_compiling():
+        tensors = (theta, gradient, lr) if velocity is None else (theta, gradient, lr, velocity)
+        refuse_forward_ad("the compiled sgd_step", *tensors)
+    elif active():  # the kernel has no rules for them
+        return reference.sgd_step(theta, gradient, lr, *options)
     new_theta, new_velocity = torch.ops.mim4dd.sgd_step(theta, gradient, lr, *options)
     return new_theta if velocity is None else (new_theta, new_velocity)
 
@@ -133,6 +144,8 @@ LIB.define(
 )
 expect_compiled("sgd_step", "CPU")
 expect_compiled("sgd_step", "CUDA")
+for _op in (torch.ops.mim4dd.sgd_step, torch.ops.mim4dd.sgd_adjoint):
+    register_vmap(_op)
 
 
 @torch.library.register_fake("mim4dd::sgd_step", lib=LIB)

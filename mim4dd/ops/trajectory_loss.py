@@ -15,6 +15,7 @@ from mim4dd._checks import (
     refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled, refuse_autograd
+from mim4dd._transforms import active, register_vmap
 
 __all__ = ["trajectory_loss"]
 
@@ -31,7 +32,8 @@ def trajectory_loss(
     .. math:: \|\theta_T - \theta^*\|^2 \,/\, \|\theta_0 - \theta^*\|^2
 
     1 means no progress, 0 a perfect match. One pass over memory, and one for all gradients; summed
-    in float64 in a fixed order. Differentiable in all three, any number of times.
+    in float64 in a fixed order. Differentiable in all three, any number of times. Under torch.func
+    and forward mode it is computed by the plain formula, like for ``backend="reference"``.
 
     Args:
         theta_T: Parameters of the student after its T steps, or those of K students, one per row.
@@ -39,7 +41,7 @@ def trajectory_loss(
         theta_0: Parameters that student and expert started from, in the shape of ``theta_T``.
         theta_target: Parameters that the expert reached, in the shape of ``theta_T``.
         backend: None runs the kernel registered for the device of ``theta_T``; ``"reference"`` the
-            plain PyTorch definition, which torch.func can transform.
+            plain PyTorch definition.
 
     Returns:
         The loss, dimensionless, in the dtype of the parameters: a scalar, or one per row. (K,)
@@ -49,7 +51,6 @@ def trajectory_loss(
             compiled nothing looks at values: then that loss is infinite, or NaN if the student
             ended there too.
         TypeError: If the dtypes differ.
-        RuntimeError: Under torch.func.grad and jvp, unless ``backend="reference"``.
 
     Example:
         >>> import torch, mim4dd
@@ -74,7 +75,10 @@ def trajectory_loss(
     check_choice("backend", backend, (None, "reference"))
     if backend == "reference":
         return reference.trajectory_loss(theta_T, theta_0, theta_target)
-    refuse_forward_ad("trajectory_loss", theta_T, theta_0, theta_target)
+    if torch.compiler.is_compiling():
+        refuse_forward_ad("the compiled trajectory_loss", theta_T, theta_0, theta_target)
+    elif active():  # the kernel has no rules for them
+        return reference.trajectory_loss(theta_T, theta_0, theta_target)
     loss, _, moved = torch.ops.mim4dd.trajectory_loss(theta_T, theta_0, theta_target)
     if can_look_at(moved) and not moved.all():
         raise ValueError("theta_target must differ from theta_0: the expert did not move")
@@ -95,6 +99,7 @@ LIB.define(
 for _op in ("trajectory_loss", "trajectory_loss_bwd"):
     expect_compiled(_op, "CPU")
     expect_compiled(_op, "CUDA")
+    register_vmap(getattr(torch.ops.mim4dd, _op))
 
 
 @torch.library.register_fake("mim4dd::trajectory_loss", lib=LIB)
