@@ -15,6 +15,7 @@ from mim4dd.ops.sup_con import sup_con
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.queue import KeyQueue
 from mim4dd.step_size import PositiveStepSize
+from mim4dd.temperature import LearnedTemperature
 from mim4dd.unroll import flatten_parameters, unroll_adam, unroll_sgd
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "DivergenceError",
     "InfoNCELoss",
     "KeyQueue",
+    "LearnedTemperature",
     "MIM4DDLoss",
     "NCELoss",
     "NormReLUPool2d",

@@ -1,5 +1,6 @@
 """Argument checks shared by the public functions: each names the argument, the rule, the value."""
 
+import functools
 import math
 import numbers
 from typing import Literal
@@ -77,6 +78,22 @@ def check_matching(first_name: str, first: Tensor, second_name: str, second: Ten
             f"got {first.dtype} and {second.dtype}"
         )
     check_same_device(first_name, first, second_name, second)
+
+
+def mix_under_autocast(*tensors: Tensor) -> bool:
+    """Whether autocast would multiply tensors of these dtypes with each other: all but float64."""
+    device = tensors[0].device.type
+    return (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and all(each.is_floating_point() and each.dtype != torch.float64 for each in tensors)
+    )
+
+
+def promoted(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the widest of their dtypes, so that nothing is lost."""
+    dtype = functools.reduce(torch.promote_types, (each.dtype for each in tensors))
+    return [each.to(dtype) for each in tensors]
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

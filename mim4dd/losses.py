@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mim4dd import reference
 from mim4dd._checks import Reduction, check_choice, check_positive
+from mim4dd._transforms import untraced
 from mim4dd.ops._contrastive import (
     Features,
     Layers,
@@ -22,8 +23,12 @@ from mim4dd.ops._contrastive import (
     positives_of,
 )
 from mim4dd.reference import IGNORE, Critic, Kind
+from mim4dd.temperature import LearnedTemperature
 
 __all__ = ["InfoNCELoss", "MIM4DDLoss", "NCELoss", "SupConLoss"]
+
+Temperature = float | nn.Parameter | LearnedTemperature
+Kept = TypeVar("Kept")
 
 # Pixels per side that feature maps are pooled to. One would throw away what instance norm leaves:
 # it fixes mean and variance of every map, so where a map is active says more than how much.
@@ -33,59 +38,85 @@ _POOLED = 4
 class _ContrastiveLoss(nn.Module):
     """Options and results that the losses share."""
 
-    loss_per_query: Tensor
-
     def __init__(
         self,
-        temperature: float | nn.Parameter = 0.1,
+        temperature: Temperature = 0.1,
         reduction: Reduction = "mean",
         normalize: bool = False,
     ) -> None:
         super().__init__()
         check_choice("reduction", reduction, ("mean", "sum", "none"))
-        check_positive("temperature", temperature)
         self.temperature = temperature
+        check_positive("temperature", self._temperature())
         self.reduction: Reduction = reduction
         self.normalize = normalize
+        self._loss_per_query: Tensor | None = None
         self._certificate: tuple[Tensor, Positives, int] | None = None
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
-        temperature = float(torch.as_tensor(self.temperature).detach())
+        temperature = float(torch.as_tensor(self._temperature()).detach())
         return (
             f"temperature={temperature:g}, reduction={self.reduction!r}, normalize={self.normalize}"
         )
+
+    def _temperature(self) -> Tensor | float:
+        temperature = self.temperature
+        return temperature() if isinstance(temperature, LearnedTemperature) else temperature
 
     def _evaluate(
         self, layers: Layers, positives: Positives, kind: Kind, bias: Tensor | float | None = None
     ) -> Tensor:
         """The reduced loss, with the results that stand beside it stored."""
-        logit_scale = as_logit_scale(layers, self.temperature, None)
+        logit_scale = as_logit_scale(layers, self._temperature(), None)
         critic = Critic(kind, normalize=self.normalize)
         loss, contrast = evaluate(
             layers, positives, logit_scale, as_bias(layers, bias), critic, self.reduction, None
         )
-        self.loss_per_query = contrast.loss.detach()
+        self._loss_per_query = untraced(contrast.loss)
         if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
                 critic = critic._replace(kind=Kind.OUT)
                 _, contrast = evaluate(layers, positives, logit_scale, None, critic, "none", None)
-        # Copies: the caller may fill the same labels anew before the bound is asked for.
-        labels, key_labels = positives
-        copied = Positives(labels.clone(), None if key_labels is None else key_labels.clone())
-        self._certificate = contrast.loss.detach(), copied, layers.num_keys
+        self._certificate = _certificate(contrast.loss, positives, layers.num_keys)
         return loss
+
+    @property
+    def loss_per_query(self) -> Tensor:
+        """Of the last call, in nats: (N,), or (L, N) for layers."""
+        return _of_last_call("loss_per_query", self._loss_per_query)
 
     @property
     def mi_lower_bound(self) -> Tensor:
         """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for."""
-        if self._certificate is None:
-            raise RuntimeError("mi_lower_bound is that of the last call: call the loss first")
-        losses, (labels, key_labels), num_keys = self._certificate
+        certificate = _of_last_call("mi_lower_bound", self._certificate)
+        losses, (labels, key_labels), num_keys = certificate
         if key_labels is not None:
             return reference.mi_lower_bound(losses, labels, key_labels)
         # By index every other key is a marginal draw, also one that is no query's positive.
         return math.log(num_keys) - losses[..., labels != IGNORE].mean(-1)
+
+
+def _certificate(
+    losses: Tensor, positives: Positives, num_keys: int
+) -> tuple[Tensor, Positives, int] | None:
+    """What the bound is made of, if it outlives the transforms that are going on."""
+    # Copies: the caller may fill the same labels anew before the bound is asked for.
+    kept = [None if each is None else untraced(each.clone()) for each in positives]
+    kept_losses, (labels, key_labels) = untraced(losses), kept
+    lost = labels is None or (key_labels is None and positives.key_labels is not None)
+    if kept_losses is None or labels is None or lost:
+        return None
+    return kept_losses, Positives(labels, key_labels), num_keys
+
+
+def _of_last_call(name: str, value: Kept | None) -> Kept:
+    if value is None:
+        raise RuntimeError(
+            f"{name} is that of the last call: call the loss first, and not within torch.vmap, "
+            "from which no value gets out"
+        )
+    return value
 
 
 class InfoNCELoss(_ContrastiveLoss):
@@ -97,7 +128,8 @@ class InfoNCELoss(_ContrastiveLoss):
     C classes: read it beside that (docs/math.md, "The bound").
 
     Args:
-        temperature: Softmax temperature τ > 0; an ``nn.Parameter`` is learned.
+        temperature: Softmax temperature τ > 0. An ``nn.Parameter`` is learned as it is;
+            :class:`mim4dd.LearnedTemperature` so that it stays positive.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
 
@@ -132,7 +164,8 @@ class SupConLoss(_ContrastiveLoss):
     :class:`mim4dd.InfoNCELoss`; the bound is InfoNCE's whichever the variant.
 
     Args:
-        temperature: Softmax temperature τ > 0; an ``nn.Parameter`` is learned.
+        temperature: Softmax temperature τ > 0. An ``nn.Parameter`` is learned as it is;
+            :class:`mim4dd.LearnedTemperature` so that it stays positive.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
         variant: Whether the mean over the positives stands outside the logarithm or inside.
@@ -146,7 +179,7 @@ class SupConLoss(_ContrastiveLoss):
 
     def __init__(
         self,
-        temperature: float | nn.Parameter = 0.1,
+        temperature: Temperature = 0.1,
         reduction: Reduction = "mean",
         normalize: bool = False,
         variant: Literal["out", "in"] = "out",
@@ -176,7 +209,8 @@ class NCELoss(_ContrastiveLoss):
     marginal, as a valid bound needs.
 
     Args:
-        temperature: Temperature τ > 0 of the logits; an ``nn.Parameter`` is learned.
+        temperature: Temperature τ > 0 of the logits. An ``nn.Parameter`` is learned as it is;
+            :class:`mim4dd.LearnedTemperature` so that it stays positive.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
         bias: Added to every logit, as in :func:`mim4dd.nce`; an ``nn.Parameter`` is learned.
@@ -190,7 +224,7 @@ class NCELoss(_ContrastiveLoss):
 
     def __init__(
         self,
-        temperature: float | nn.Parameter = 0.1,
+        temperature: Temperature = 0.1,
         reduction: Reduction = "mean",
         normalize: bool = False,
         bias: float | nn.Parameter | None = None,
@@ -226,7 +260,8 @@ class MIM4DDLoss(nn.Module):
     (docs/math.md, "The bound").
 
     Args:
-        temperature: Temperature τ > 0 of the logits; an ``nn.Parameter`` is learned.
+        temperature: Temperature τ > 0 of the logits. An ``nn.Parameter`` is learned as it is;
+            :class:`mim4dd.LearnedTemperature` so that it stays positive.
         critic: ``"info_nce"`` or ``"nce"``.
         layer_decay: γ in (0, 1]: each layer counts γ times the one after it.
         projection: One module per layer, applied to the pooled and flattened features of both
@@ -247,11 +282,9 @@ class MIM4DDLoss(nn.Module):
         NeurIPS 2023, arXiv:2312.16627. docs/math.md says what it leaves open and what is taken.
     """
 
-    loss_per_layer: Tensor
-
     def __init__(
         self,
-        temperature: float | nn.Parameter = 0.1,
+        temperature: Temperature = 0.1,
         critic: Literal["info_nce", "nce"] = "info_nce",
         layer_decay: float = 1.0,
         projection: Sequence[nn.Module] | None = None,
@@ -263,6 +296,7 @@ class MIM4DDLoss(nn.Module):
         loss = InfoNCELoss if critic == "info_nce" else NCELoss
         self.critic = loss(temperature=temperature, normalize=True)
         self.layer_decay = layer_decay
+        self._loss_per_layer: Tensor | None = None
         self.projection = None if projection is None else nn.ModuleList(projection)
 
     def extra_repr(self) -> str:
@@ -297,15 +331,23 @@ class MIM4DDLoss(nn.Module):
         return self._weigh(per_layer)
 
     @property
+    def loss_per_layer(self) -> Tensor:
+        """Of every layer in the last call, (K,), in nats."""
+        return _of_last_call("loss_per_layer", self._loss_per_layer)
+
+    @property
     def mi_lower_bound(self) -> Tensor:
         """Of every layer in the last call, (K,), in nats."""
         return self.critic.mi_lower_bound
 
     def _weigh(self, per_layer: Tensor) -> Tensor:
         """The sum over the layers, each counting γ times the one after it; keeps them apart too."""
-        self.loss_per_layer = per_layer.detach()
+        self._loss_per_layer = untraced(per_layer)
         exponents = torch.arange(len(per_layer) - 1, -1, -1).to(per_layer)
-        return (per_layer * self.layer_decay**exponents).sum()
+        decay: Tensor | float = self.layer_decay
+        if torch.compiler.is_compiling():  # a number would be compiled for each value anew
+            decay = torch.ones_like(exponents) * decay
+        return (per_layer * decay**exponents).sum()
 
     def _embed(self, layer: int, features: Tensor) -> Tensor:
         """Features of one layer as rows of the contrastive space, not yet normalised."""

@@ -1,11 +1,24 @@
 """torch.func, forward mode and torch.compile over the contrastive functions: right or refused."""
 
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
 
-from mim4dd import clip_loss, info_nce, nce, reference, sup_con
+from mim4dd import (
+    InfoNCELoss,
+    LearnedTemperature,
+    MIM4DDLoss,
+    clip_loss,
+    info_nce,
+    nce,
+    reference,
+    sup_con,
+)
 from mim4dd.ops.contrastive import contrastive
 
 
@@ -172,6 +185,40 @@ def test_compiled_means_need_three_products_too():
     calls = [event.key for event in profile.key_averages() if "contrastive" in event.key]
     assert "mim4dd::contrastive" in calls
     assert "mim4dd::contrastive_bwd" not in calls
+
+
+def test_a_compiled_module_keeps_no_traces():
+    loss = InfoNCELoss(LearnedTemperature(0.5))
+    query, key = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
+    expected = loss(query, key), loss.loss_per_query, loss.mi_lower_bound
+    torch.compiler.reset()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(query, key)
+    value.backward()
+    actual = value, loss.loss_per_query, loss.mi_lower_bound
+    torch.testing.assert_close(actual, expected)
+    assert type(loss.loss_per_query) is torch.Tensor
+    copy.deepcopy(loss)
+
+
+def test_schedules_compile_twice():
+    """Once for the first value, once for any."""
+    labels, key_labels = labelled()
+    query, key = torch.randn(6, 4), torch.randn(9, 4)
+    module = MIM4DDLoss()
+
+    def step(schedule):
+        loss = info_nce(query, key, temperature=schedule)
+        loss = loss + nce(query, key, labels, key_labels, logit_scale=schedule, bias=schedule)
+        return loss + module([query, query], [key, key], labels, key_labels)
+
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, backend=counter)
+    for number in range(20):
+        schedule = 0.1 + 0.9 * math.cos(number / 20)
+        module.critic.temperature, module.layer_decay = schedule, schedule / 2
+        torch.testing.assert_close(compiled(schedule), step(schedule))
+    assert counter.frame_count == 2
 
 
 def test_autocast_changes_nothing():

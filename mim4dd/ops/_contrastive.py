@@ -1,6 +1,6 @@
 """What every contrastive function does around the op: checks before it, the reduction after it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from mim4dd._checks import (
     check_rank,
     check_same_device,
     check_tensor,
+    mix_under_autocast,
+    promoted,
 )
 from mim4dd.ops._reduction import reduced_loss
 from mim4dd.ops.contrastive import reduced_contrastive
@@ -64,7 +66,10 @@ class Positives(NamedTuple):
 
 
 def as_layers(query: Features, key: Features) -> Layers:
-    """Check features: (N, D) with (M, D), (L, N, D) with (L, M, D), or sequences of layers."""
+    """Check features: (N, D) with (M, D), (L, N, D) with (L, M, D), or sequences of layers.
+
+    Under autocast dtypes may differ, and the widest is taken for all.
+    """
     layers = Layers(
         _side("query", query),
         _side("key", key),
@@ -77,10 +82,11 @@ def as_layers(query: Features, key: Features) -> Layers:
         )
     first = layers.query[0]
     check_floating("query", first)
-    expected = None
+    expected, mixed = None, False
     for layer_query, layer_key in zip(layers.query, layers.key, strict=True):
         num_queries, query_size = _check_features("query", layer_query, first)
         num_keys, key_size = _check_features("key", layer_key, first)
+        mixed = mixed or not layer_query.dtype == layer_key.dtype == first.dtype
         if query_size != key_size:
             raise ValueError(
                 f"query and key must have the same feature size, got {query_size} and {key_size}"
@@ -92,6 +98,10 @@ def as_layers(query: Features, key: Features) -> Layers:
                 f"{expected[0]} and {expected[1]} rows in the first layer, "
                 f"{num_queries} and {num_keys} in another"
             )
+    if mixed:
+        features = promoted(*layers.query, *layers.key)
+        half = len(layers.query)
+        return layers._replace(query=features[:half], key=features[half:])
     return layers
 
 
@@ -114,7 +124,9 @@ def _side(name: str, features: Features) -> list[Tensor]:
 def _check_features(name: str, features: Tensor, first: Tensor) -> torch.Size:
     """The shape of features that fit those of the first layer."""
     check_rank(name, features, 2)
-    if features.dtype != first.dtype or features.device != first.device:
+    if features.device != first.device or (
+        features.dtype != first.dtype and not mix_under_autocast(first, features)
+    ):
         check_matching("query", first, "key" if name == "key" else "that of every layer", features)
     shape = features.shape
     if 0 in shape:
@@ -226,16 +238,10 @@ def as_logit_scale(
         ("temperature", temperature) if logit_scale is None else ("logit_scale", logit_scale)
     )
     if isinstance(value, Tensor):
-        check_rank(name, value, 0)
-        check_floating(name, value)
-        check_same_device(name, value, "query", layers.query[0])
-        if can_look_at(value):
-            check_positive(name, value)
-        value = value.to(layers.dtype)
+        value = _as_scalar(layers, name, value, check_positive)
         return value.reciprocal() if logit_scale is None else value
     check_positive(name, value)
-    value = float(1 / value if logit_scale is None else value)
-    return torch.full((), value, dtype=layers.dtype, device=layers.device)
+    return _filled(layers, 1 / value if logit_scale is None else value)
 
 
 def as_bias(layers: Layers, bias: Tensor | float | None) -> Tensor | None:
@@ -243,14 +249,33 @@ def as_bias(layers: Layers, bias: Tensor | float | None) -> Tensor | None:
     if bias is None:
         return None
     if isinstance(bias, Tensor):
-        check_rank("bias", bias, 0)
-        check_floating("bias", bias)
-        check_same_device("bias", bias, "query", layers.query[0])
-        if can_look_at(bias):
-            check_finite("bias", bias)
-        return bias.to(layers.dtype)
+        return _as_scalar(layers, "bias", bias, check_finite)
     check_finite("bias", bias)
-    return torch.full((), bias, dtype=layers.dtype, device=layers.device)
+    return _filled(layers, bias)
+
+
+def _as_scalar(
+    layers: Layers, name: str, value: Tensor, check: Callable[[str, Tensor], None]
+) -> Tensor:
+    """A tensor of one number as (); one on the CPU goes with features anywhere, as in PyTorch."""
+    if value.shape == (1,):
+        value = value.squeeze(0)
+    elif value.dim():
+        raise ValueError(f"{name} must be 0-d, or of shape (1,), got shape {tuple(value.shape)}")
+    check_floating(name, value)
+    if can_look_at(value):
+        check(name, value)
+    if value.device.type != "cpu":
+        check_same_device(name, value, "query", layers.query[0])
+    return value.to(layers.device, layers.dtype)
+
+
+def _filled(layers: Layers, value: float) -> Tensor:
+    dtype, device = layers.dtype, layers.device
+    if torch.compiler.is_compiling():
+        # A compiled product takes a number as an input. torch.full would be compiled for each anew.
+        return torch.ones((), dtype=dtype, device=device) * float(value)
+    return torch.full((), float(value), dtype=dtype, device=device)
 
 
 def check_hardness(hardness: float) -> None:
