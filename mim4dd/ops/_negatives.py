@@ -15,6 +15,8 @@ from mim4dd._checks import (
     check_matching,
     check_same_device,
     check_tensor,
+    mix_under_autocast,
+    promoted,
 )
 from mim4dd.ops._contrastive import Layers
 from mim4dd.ops._reduction import reduce_all
@@ -39,7 +41,11 @@ def against_negatives(
         )
     query, key = layers.query[0], layers.key[0]
     check_floating("negative_keys", negative_keys)
-    check_matching("query", query, "negative_keys", negative_keys)
+    if mix_under_autocast(query, negative_keys):
+        check_same_device("query", query, "negative_keys", negative_keys)
+        query, key, negative_keys = promoted(query, key, negative_keys)
+    else:
+        check_matching("query", query, "negative_keys", negative_keys)
     paired = negative_keys.dim() == 3
     allowed = query.shape if paired else query.shape[1:]
     given = (

@@ -59,7 +59,9 @@ def info_nce(
     Args:
         query: Queries, floating point: (N, D); or several layers at once, (L, N, D) or a sequence
             of (N, D) whose D may differ. The results then have a leading axis L.
-        key: Keys, in dtype and on device of ``query``. (M, D), or layers likewise.
+        key: Keys, in dtype and on device of ``query``. (M, D), or layers likewise. Under autocast
+            dtypes may differ, but for float64: the widest is taken, and each gradient is in its
+            input's own.
         positive_index: Index into ``key`` of each query's positive, -1 to ignore the query; default
             ``arange(N)``. (N,)
         labels: Class of each query, with ``key_labels``, instead of ``positive_index``; -1 to
@@ -73,8 +75,9 @@ def info_nce(
         exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
             costs a comparison per pair on a GPU. (N, K), integer
         decoupled: Leave the positives out of the denominator (Yeh et al., arXiv:2110.06848).
-        hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that.
-        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that. A
+            constant of compiled code, which is made anew for each value; the temperature is not.
+        temperature: Softmax temperature τ > 0; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``, as CLIP learns it; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.

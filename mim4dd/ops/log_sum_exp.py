@@ -48,7 +48,7 @@ def log_sum_exp(
             none. (N,), integer
         exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
             costs a comparison per pair on a GPU. (N, K), integer
-        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        temperature: Softmax temperature τ > 0; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
         normalize: Scale every row of both sides to unit length first.
         backend: None, or ``"reference"`` for the plain PyTorch definition.

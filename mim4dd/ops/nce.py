@@ -62,9 +62,9 @@ def nce(
         exclude_index: Keys that query i leaves out, such as false negatives, padded with -1: each
             costs a comparison per pair on a GPU. (N, K), integer
         hardness: α ≥ 0 raises the logit of every negative by α q·k, a constant for gradients.
-        temperature: Temperature τ > 0 of the logits; as a 0-d tensor it receives a gradient.
+        temperature: Temperature τ > 0 of the logits; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
-        bias: Added to every logit; as a 0-d tensor it receives a gradient.
+        bias: Added to every logit; a tensor, () or (1,), receives a gradient.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
         backend: None, or ``"reference"`` for the plain PyTorch definition.

@@ -12,6 +12,7 @@ from mim4dd._checks import (
     check_positive,
     check_rank,
     check_same_device,
+    mix_under_autocast,
     refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled, use_triton
@@ -94,8 +95,8 @@ def norm_relu_pool(
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise TypeError(f"input must be one of {allowed}, got {input.dtype}")
     channels, height, width = input.shape[1:]
-    check_affine("weight", weight, input)
-    check_affine("bias", bias, input)
+    weight = as_affine("weight", weight, input)
+    bias = as_affine("bias", bias, input)
     if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
         raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
     if not isinstance(pool, int) or not 1 <= pool <= min(height, width):
@@ -111,10 +112,10 @@ def norm_relu_pool(
     return autograd.call(autograd.NormReLUPool, *arguments)[0]
 
 
-def check_affine(name: str, tensor: Tensor | None, input: Tensor) -> None:
-    """Require one number per channel, in a dtype that goes with ``input``."""
+def as_affine(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:
+    """Require one number per channel, in a dtype that goes with ``input``: by autocast any does."""
     if tensor is None:
-        return
+        return None
     check_rank(name, tensor, 1)
     if tensor.shape[0] != input.shape[1]:
         raise ValueError(
@@ -122,10 +123,13 @@ def check_affine(name: str, tensor: Tensor | None, input: Tensor) -> None:
             f"got {tensor.shape[0]}"
         )
     allowed = (input.dtype, _wide(input))
+    if tensor.dtype not in allowed and mix_under_autocast(input, tensor):
+        tensor = tensor.to(_wide(input))
     if tensor.dtype not in allowed:
         names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
         raise TypeError(f"{name} must be {names} for {input.dtype} input, got {tensor.dtype}")
     check_same_device(name, tensor, "input", input)
+    return tensor
 
 
 def _wide(input: Tensor) -> torch.dtype:

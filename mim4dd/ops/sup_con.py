@@ -65,7 +65,7 @@ def sup_con(
             costs a comparison per pair on a GPU. (N, K), integer
         decoupled: Leave the positives out of the denominator.
         hardness: α ≥ 0 weighs every negative by exp(α q·k), without a gradient through that.
-        temperature: Softmax temperature τ > 0; as a 0-d tensor it receives a gradient.
+        temperature: Softmax temperature τ > 0; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
