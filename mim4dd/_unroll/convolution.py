@@ -209,13 +209,14 @@ def _laid_out(images: Tensor | None) -> Tensor | None:
     return None if images is None else fastest_layout(images)
 
 
-def _each_as(likes: tuple[Tensor, Tensor, Tensor], results: Triple) -> Triple:
-    """Results in the layouts of what they are gradients of; biases have none."""
-    first, second, third = (
-        result if result is None or result.dim() != 4 else laid_out_as(like, result)
-        for like, result in zip(likes, results, strict=True)
-    )
-    return first, second, third
+def _as(like: Tensor, result: Tensor | None) -> Tensor | None:
+    """A gradient of maps, in their layout."""
+    return None if result is None else laid_out_as(like, result)
+
+
+def _contiguous(result: Tensor | None) -> Tensor | None:
+    """A gradient of weights, which are parts of a flat vector."""
+    return None if result is None else result.contiguous()
 
 
 class _Convolution(torch.autograd.Function):
@@ -257,7 +258,7 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx.save_for_backward(grad, images, weight)
         ctx.geometry = geometry
         grads = geometry.backward(fastest_layout(grad), fastest_layout(images), weight, wanted)
-        return _each_as((images, weight, grad), grads)
+        return _as(images, grads[0]), _contiguous(grads[1]), grads[2]
 
     @staticmethod
     @once_differentiable
@@ -275,4 +276,5 @@ class _ConvolutionBackward(torch.autograd.Function):
             weight,
             ctx.needs_input_grad[:3],
         )
-        return *_each_as((grad, images, weight), grads), None, None
+        by_grad, by_images, by_weight = grads
+        return _as(grad, by_grad), _as(images, by_images), _contiguous(by_weight), None, None
