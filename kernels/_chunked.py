@@ -16,6 +16,7 @@ from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
+    load_excluded,
     load_gradient_side,
     load_key_labels,
     load_scales,
@@ -49,6 +50,7 @@ def load_pairs(
     excluded_ptr,
     labels,
     offs_n,
+    excluded,
     offs_m,
     M,
     stride_excluded,
@@ -71,6 +73,7 @@ def load_pairs(
     valid, positive = pair(
         labels,
         offs_n,
+        excluded,
         key_labels,
         offs_m,
         mask_m,
@@ -129,6 +132,7 @@ def chunk_kernel(
     weights_ptr += row * M
     offs_n = first + row + tl.arange(0, 1)
     labels = tl.load(labels_ptr + offs_n)
+    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
     query_norm = tl.full((1,), 1.0, dtype)
     if NORMALIZE:
         query_norm = tl.load(query_norms_ptr + offs_n)
@@ -170,6 +174,7 @@ def chunk_kernel(
                 excluded_ptr,
                 labels[:, None],
                 offs_n[:, None],
+                excluded[:, None],
                 offs_m,
                 M,
                 stride_excluded,
@@ -221,6 +226,7 @@ def chunk_kernel(
                 excluded_ptr,
                 labels[:, None],
                 offs_n[:, None],
+                excluded[:, None],
                 offs_m,
                 M,
                 stride_excluded,

@@ -41,9 +41,16 @@ def load_key_labels(key_labels_ptr, offs, mask, HAS_KEY_LABELS: tl.constexpr):
 
 
 @triton.jit
+def load_excluded(excluded_ptr, offs_n, EXCLUDES: tl.constexpr):
+    """The first key that each query leaves out, for :func:`pair`; before a loop over keys."""
+    return tl.load(excluded_ptr + offs_n) if EXCLUDES else offs_n
+
+
+@triton.jit
 def pair(
     labels,
     offs_n,
+    excluded,
     key_labels,
     offs_m,
     mask_m,
@@ -55,11 +62,10 @@ def pair(
     """Which pairs of a tile take part, and which of those are positive."""
     valid = mask_m
     if EXCLUDES:
-        offs = offs_m.to(tl.int32)  # half the registers
-        valid = mask_m & (offs != tl.load(excluded_ptr + offs_n))
+        valid = mask_m & (offs_m != excluded)
         for _ in range(1, num_excluded):
             excluded_ptr += stride_excluded
-            valid = valid & (offs != tl.load(excluded_ptr + offs_n))
+            valid = valid & (offs_m != tl.load(excluded_ptr + offs_n))
     return valid, valid & (labels == key_labels)
 
 

@@ -15,6 +15,7 @@ from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
+    load_excluded,
     load_key_labels,
     load_scales,
     logits_of,
@@ -88,6 +89,7 @@ def forward_kernel(
     if NORMALIZE:
         query_norms = tl.load(query_norms_ptr + layer * N + offs_n, mask=mask_n, other=0.0)
 
+    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
     maximum = tl.full((BLOCK_OWN,), lowest(dtype), dtype)
     positive_maximum = maximum
     total = tl.zeros((BLOCK_OWN,), dtype)
@@ -123,6 +125,7 @@ def forward_kernel(
         valid, positive = pair(
             labels[:, None],
             offs_n[:, None],
+            excluded[:, None],
             key_labels[None, :],
             offs_m[None, :],
             mask_m[None, :],

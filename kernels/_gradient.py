@@ -14,6 +14,7 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
+    load_excluded,
     load_gradient_side,
     load_key_labels,
     load_scales,
@@ -118,6 +119,7 @@ def gradient_kernel(
             HAS_GRAD_LSE,
         )
         mask_own = labels != IGNORE
+        excluded = load_excluded(excluded_ptr, offs_own, EXCLUDES)
         own_norms_ptr, stream_norms_ptr = query_norms_ptr, key_norms_ptr
     else:
         own_ptr, own_stride, num_own = key_ptr, stride_k, M
@@ -161,6 +163,7 @@ def gradient_kernel(
                 HAS_GRAD_LSE,
             )
             mask_stream = labels != IGNORE
+            excluded = load_excluded(excluded_ptr, offs_stream, EXCLUDES)
         stream = load_tile(
             stream_ptr, offs_stream, mask_stream, stream_stride, offs_d, D, INTERPRETED
         )
@@ -192,6 +195,7 @@ def gradient_kernel(
             valid, positive = pair(
                 labels[:, None],
                 offs_own[:, None],
+                excluded[:, None],
                 key_labels[None, :],
                 offs_stream[None, :],
                 mask_stream[None, :],
@@ -216,6 +220,7 @@ def gradient_kernel(
             valid, positive = pair(
                 labels[None, :],
                 offs_stream[None, :],
+                excluded[None, :],
                 key_labels[:, None],
                 offs_own[:, None],
                 mask_own[:, None],

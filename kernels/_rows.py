@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
-from mim4dd.kernels._critic import IGNORE, load_key_labels, pair
+from mim4dd.kernels._critic import IGNORE, load_excluded, load_key_labels, pair
 from mim4dd.reference import Critic
 
 NORM_EPS = tl.constexpr(1e-12)  # of F.normalize
@@ -95,6 +95,7 @@ def count_kernel(
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     labels = tl.load(labels_ptr + offs_n, mask=offs_n < N, other=IGNORE)
     if HAS_KEY_LABELS:
+        first = load_excluded(excluded_ptr, offs_n, EXCLUDES)
         num_positives = tl.zeros((BLOCK_N,), tl.int64)
         num_keys = tl.zeros((BLOCK_N,), tl.int64)
         for start in range(0, M, BLOCK_M):
@@ -103,6 +104,7 @@ def count_kernel(
             valid, positive = pair(
                 labels[:, None],
                 offs_n[:, None],
+                first[:, None],
                 key_labels[None, :],
                 offs_m[None, :],
                 mask_m[None, :],

@@ -23,6 +23,7 @@ from mim4dd.kernels._chunked import (
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
+    load_excluded,
     load_gradient_side,
     load_scales,
     log_sum,
@@ -97,6 +98,7 @@ def tangent_kernel(
         HAS_GRAD_LSE,
     )
     used = labels != IGNORE
+    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
     weight = tl.load(weight_ptr + offs_n)
     counted = tl.where(weight > 0, 1.0, 0.0).to(dtype)
     scale, raised = load_scales(scale_ptr, raised_ptr)
@@ -118,8 +120,8 @@ def tangent_kernel(
             offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
             _, _, logits, valid, positive = load_pairs(
                 similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-                offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale,
-                raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
+                offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
+                unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
             )  # fmt: skip
             maximum, total, positive_maximum, positive_total = add_tile(
                 logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
@@ -134,8 +136,8 @@ def tangent_kernel(
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
             similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale, raised,
-            HARD, EXCLUDES, False, HAS_KEY_LABELS,
+            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
+            unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
@@ -159,8 +161,8 @@ def tangent_kernel(
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
             similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], offs_m, M, stride_excluded, num_excluded, unit[:, None], scale, raised,
-            HARD, EXCLUDES, False, HAS_KEY_LABELS,
+            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
+            unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
         )  # fmt: skip
         valid = valid & used[:, None]
         direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)

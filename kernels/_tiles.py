@@ -25,8 +25,8 @@ class Tiles(NamedTuple):
     enable_fp_fusion: bool = True  # Triton 3.9 warns where it is left open, 3.10 turns it off
 
     def for_several(self) -> "Tiles":
-        """Fewer rows, for queries that leave out several keys: their loop takes registers."""
-        return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2))
+        """For queries that leave out several keys: fewer rows of a thread, as that takes a loop."""
+        return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2), num_warps=8)
 
     def launch(self, *blocks: str) -> dict[str, int | bool]:
         """Keyword arguments of a kernel that has these ``blocks``."""
