@@ -217,7 +217,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
     """Launch: loss, lse and the positives' lse ("in" only), each (L, N)."""
     N, M, L = layers.N, layers.M, len(layers.sizes)
     loss, lse, positive_lse = queries.weight.new_empty(3, L, N)
-    options, blocks = layers.options("forward")
+    options, blocks = layers.options("forward", queries.num_excluded > 1)
     table = layers.table(max(layers.sizes))
     row_tiles = triton.cdiv(N, blocks["BLOCK_OWN"])
     splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], loss.device)
@@ -273,9 +273,15 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, with the options that take most; and a plain one."""
     for sizes, dtype, precision, D, capabilities in entries("forward"):
-        for kind, rich in (("out", False), ("in", True), ("nce", True)):
-            if not rich and dtype != torch.bfloat16:
+        for kind, rich, several in (
+            ("out", False, False),
+            ("in", True, False),
+            ("nce", True, False),
+            ("nce", True, True),
+        ):
+            if (several or not rich) and dtype != torch.bfloat16:
                 continue
+            tiles = sizes.for_several() if several else sizes
             constants = {
                 "KIND": kind,
                 "DECOUPLED": rich and kind == "in",
@@ -288,10 +294,11 @@ def compilations() -> Iterator[Compilation]:
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
-                **SINGLE,
-                **sizes.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
+                **({} if several else SINGLE),
+                **tiles.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
             }
             narrow = ("query_ptr", "key_ptr")
+            kind += " several" * several
             name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
     for dtype in (torch.float32, torch.float64):
