@@ -25,7 +25,7 @@ class Tiles(NamedTuple):
     enable_fp_fusion: bool = True  # Triton 3.9 warns where it is left open, 3.10 turns it off
 
     def for_several(self) -> "Tiles":
-        """For queries that leave out several keys: fewer pairs of a thread, as that takes a loop."""
+        """For queries that leave out several keys: fewer pairs of a thread, for a loop."""
         if self.BLOCK_STREAM > 32:
             return self._replace(BLOCK_STREAM=self.BLOCK_STREAM // 2, num_warps=8)
         return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2), num_warps=8)
