@@ -51,7 +51,7 @@ def test_values_are_shown_as_they_are_typed():
         (["weight"], "vary must be name=value,value,…, got 'weight'"),
         (["weight="], "vary must be name=value"),
         (["weight=1,,2"], "vary must be name=value"),
-        (["wait=1"], "vary must name an option, got 'wait'; there are: batch_"),
+        (["wait=1"], "vary must name an option, got 'wait'; there are: aligned_maps, "),
         (["seed=1,2"], "vary must not name seed"),
         (["weight=1", "weight=2"], "vary must name an option once, got weight twice"),
         (["weight=heavy"], "vary: weight must be of type float or int, got 'heavy'"),
