@@ -176,7 +176,8 @@ def _scaled(ctx: Any, tensors: tuple[Tensor, ...], factor: Tensor, keep: bool) -
     elif features:
         multiply = torch._foreach_mul if keep else torch._foreach_mul_
         features = list(multiply(features, list(factor.unbind()) * sides) or features)
-    features = [part.to(ctx.dtype) for part in features]
+    if features and features[0].dtype != ctx.dtype:
+        features = [part.to(ctx.dtype) for part in features]
     flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
     return _unflatten(flat, ctx.unit_wanted, ctx.num_layers)
 
@@ -210,12 +211,14 @@ class ContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, critic: Critic, wanted: list[bool], reduction: Reduce, *inputs: Tensor | None
+        ctx: Any, critic: Critic, wanted: list[bool], reduction: int, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of labels, key_labels, excluded, logit_scale, bias, features: what the op returns."""
         shared, features = inputs[:_NUM_SHARED], inputs[_NUM_SHARED:]
         layers = len(features) // 2
-        pairs = list(features[:layers]), list(features[layers:]), *shared, *critic
+        # As plain numbers: the dispatcher takes 4 µs for an enumerator.
+        options = critic.kind.value, *critic[1:]
+        pairs = list(features[:layers]), list(features[layers:]), *shared, *options
         with torch._C._AutoDispatchBelowAutograd():
             outputs = torch.ops.mim4dd.contrastive.default(*pairs, reduction, wanted)
         reduced, count, loss, lse, positive_weight, unit_gradients = outputs

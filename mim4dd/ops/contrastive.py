@@ -109,7 +109,7 @@ def _evaluate(
         )
     else:
         outputs = autograd.ContrastiveFunction.apply(
-            critic, wanted, Reduce[reduction.upper()], *shared, *query, *key
+            critic, wanted, Reduce[reduction.upper()].value, *shared, *query, *key
         )
     reduced, count, *of_queries = outputs[:5]
     contrast = Contrast(*of_queries)
