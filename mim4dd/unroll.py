@@ -323,7 +323,7 @@ def _unroll(
             loss,
             own_samples=batches.dim() == 3,
             refuses_captured=torch.is_grad_enabled(),
-            num_classes=num_classes_of(label_syn) if loss is F.cross_entropy else None,
+            num_classes=num_classes_of(loss, label_syn),
         ),
         graphs=step_graphs,
         augment=augment,

@@ -122,6 +122,25 @@ def test_a_captured_tensor_is_refused(name, entry):
     assert names.get(name, "") in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["augment", "model and loss"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_tensor_that_is_read_in_the_last_step_alone_is_refused(place, entry):
+    """A draw may decide what a step reads."""
+    call, options = ENTRIES[entry]
+    tensor, calls = learned(1), []
+
+    def augment(images, _):
+        calls.append(None)
+        return images * tensor if len(calls) >= 3 and place == "augment" else images * 1
+
+    def loss(output, labels):
+        value = F.cross_entropy(output, labels)
+        return value * tensor.sum() if len(calls) >= 3 and place != "augment" else value
+
+    with pytest.raises(ValueError, match=f"^{place} must read no tensor that requires"):
+        run(call, augment=augment, loss=loss, **options).sum().backward()
+
+
 @pytest.mark.parametrize("name", CAPTURES)
 def test_side_by_side_and_in_the_adapter(name):
     options = CAPTURES[name]()
@@ -206,11 +225,12 @@ NOT_PROBABILITIES = {
 }
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)])
 @pytest.mark.parametrize("entry", [unroll_sgd, unroll_adam])
 @pytest.mark.parametrize("name", NOT_PROBABILITIES)
-def test_rows_that_are_no_probabilities(name, entry):
+def test_rows_that_are_no_probabilities(name, entry, loss):
     with pytest.raises(ValueError, match=r"label_syn \(n, C\) must hold probabilities.*softmax"):
-        run(entry, label_syn=NOT_PROBABILITIES[name])
+        run(entry, label_syn=NOT_PROBABILITIES[name], loss=loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from field_networks import Viewed, convnet
 from torch import nn
 
-from mim4dd import flatten_parameters, fuse, unroll_sgd
+from mim4dd import flatten_parameters, fuse, reference, unroll_sgd
 from mim4dd._layout import is_channels_last
+from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.regions import channels_last_inside, regions_of
 from mim4dd.distill.networks import ConvNet, ResNet18
 
@@ -196,3 +197,62 @@ def test_trajectories_side_by_side_and_kept_steps():
         theta_T = unroll_sgd(model, starts, images, LABELS, batches, lr=0.1, memory_budget=budget)
         found = torch.autograd.grad(theta_T.sin().sum(), images)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+class TwoOutputs(nn.Module):
+    """Takes its images by name, and gives its maps beside what it makes of them."""
+
+    any_memory_format = True
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, images):
+        maps = self.second(self.first(images).relu())
+        return maps.mean((2, 3)), {"maps": maps}
+
+
+class CallsByName(nn.Module):
+    def __init__(self, by_name):
+        super().__init__()
+        self.backbone, self.by_name = TwoOutputs(), by_name
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+
+    def forward(self, images):
+        images = {"images": images} if self.by_name else (images,)
+        named = isinstance(images, dict)
+        logits, found = self.backbone(**images) if named else self.backbone(*images)
+        maps = self.head(input=found["maps"]) if named else self.head(found["maps"])
+        return logits + maps.view(len(maps), 4, -1).mean(2)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_regions_are_called_by_name_and_return_several(by_name):
+    torch.manual_seed(0)
+    model = CallsByName(by_name).double()
+    assert regions_of(model)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    theta = flatten_parameters(model).requires_grad_()
+    theta_T = unroll_sgd(model, theta, images, LABELS, BATCHES, lr=0.1)
+    (found,) = torch.autograd.grad(theta_T.sin().sum(), images)
+    call = FunctionalModel(model)
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    expected = reference.unroll_sgd(call, theta, images, LABELS, BATCHES, lr)
+    (exact,) = torch.autograd.grad(expected.sin().sum(), images)
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_augment_may_multiply_under_autocast():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images = torch.randn(3, 3, 2, 2, requires_grad=True)
+    mix = torch.eye(3).flip(0)
+
+    def augment(images, _):
+        return torch.einsum("ij,bjhw->bihw", mix, images)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theta_0 = flatten_parameters(model)
+        theta_T = unroll_sgd(model, theta_0, images, LABELS, BATCHES, lr=0.1, augment=augment)
+        theta_T.sin().sum().backward()
+    assert images.grad.norm() > 0

@@ -2,6 +2,7 @@
 
 import numbers
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd._checks import (
@@ -13,6 +14,7 @@ from mim4dd._checks import (
     check_probabilities,
     check_same_device,
     check_tensor,
+    mix_under_autocast,
 )
 
 
@@ -56,12 +58,15 @@ def check_data(theta_0: Tensor, image_syn: Tensor, label_syn: Tensor, batches: T
     _check_batches(theta_0, image_syn, batches)
 
 
-def num_classes_of(label_syn: Tensor) -> int:
-    """What cross-entropy asks of the network, of labels that it can take.
+def num_classes_of(loss: object, label_syn: Tensor) -> int | None:
+    """What cross-entropy asks of the network, of labels that it can take; None of another loss.
 
     Raises:
         ValueError: If a class is negative, or a row holds no probabilities.
     """
+    is_module = isinstance(loss, nn.CrossEntropyLoss) and loss.ignore_index == -100
+    if loss is not F.cross_entropy and not is_module:
+        return None
     if label_syn.dim() == 1:
         check_classes("label_syn", label_syn)
         return int(label_syn.max()) + 1
@@ -70,10 +75,16 @@ def num_classes_of(label_syn: Tensor) -> int:
 
 
 def check_augmented(augmented: object, samples: Tensor) -> None:
-    """Require images in the samples' dtype, as many as the samples or a multiple of it."""
+    """Require images in the samples' dtype, as many as the samples or a multiple of it.
+
+    Under autocast products in ``augment`` may have made another dtype of it.
+    """
     if not isinstance(augmented, Tensor):
         raise TypeError(f"augment must return a torch.Tensor, got {type(augmented).__name__}")
-    check_matching("image_syn", samples, "what augment returns", augmented)
+    if mix_under_autocast(samples, augmented):
+        check_same_device("image_syn", samples, "what augment returns", augmented)
+    else:
+        check_matching("image_syn", samples, "what augment returns", augmented)
     number = len(augmented) if augmented.dim() else 0
     if not number or number % len(samples):
         raise ValueError(

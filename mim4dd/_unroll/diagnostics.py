@@ -19,7 +19,7 @@ class DivergenceError(FloatingPointError):
         >>> try:
         ...     mim4dd.unroll_sgd(
         ...         model, mim4dd.flatten_parameters(model), torch.ones(2, 4), torch.tensor([0, 1]),
-        ...         torch.tensor([[0, 1]] * 5), lr=float("inf"),
+        ...         torch.tensor([[0, 1]] * 5), lr=torch.tensor(float("inf")),
         ...     )
         ... except mim4dd.DivergenceError as error:
         ...     print(error.step)

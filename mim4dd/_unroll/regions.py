@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mim4dd._layout import is_channels_last, planes
 from mim4dd.fused import NormReLUPool2d, is_watched
@@ -64,6 +65,10 @@ def _gains(module: nn.Module) -> bool:
     return len(faster) > 1 and isinstance(layers[0], nn.Conv2d)
 
 
+def _as_planes(output: Tensor) -> Tensor:
+    return planes(output) if is_channels_last(output) else output
+
+
 @contextmanager
 def channels_last_inside(regions: list[nn.Module], convert: Convert) -> Iterator[None]:
     """Hand planes to the regions as channels-last, by ``convert``, and back what they return.
@@ -73,13 +78,16 @@ def channels_last_inside(regions: list[nn.Module], convert: Convert) -> Iterator
     converted: list[bool] = []  # for each call under way
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        maps = inputs[0]
+        maps = inputs[0] if inputs else None  # given by name, it stays as it is
         transformed = torch._C._are_functorch_transforms_active()
-        converted.append(maps.dim() == 4 and not is_channels_last(maps) and not transformed)
-        return (convert(maps), *inputs[1:]) if converted[-1] else inputs
+        if not isinstance(maps, Tensor) or maps.dim() != 4 or is_channels_last(maps) or transformed:
+            converted.append(False)
+            return inputs
+        converted.append(True)
+        return convert(maps), *inputs[1:]
 
-    def leave(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        return planes(output) if converted.pop() and is_channels_last(output) else output
+    def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return tree_map_only(Tensor, _as_planes, output) if converted.pop() else output
 
     handles = []
     try:

@@ -80,8 +80,8 @@ class EagerGradient:
 class StepLoss:
     """A network and its inner loss, as a function of parameters, inputs and labels.
 
-    The first step is examined: whether it reads what the unroll does not hand it, and whether the
-    network has as many outputs as there are classes.
+    Steps are examined for what they read and the unroll does not hand them; the first one also for
+    whether the network has as many outputs as there are classes.
     """
 
     call: FunctionalModel
@@ -113,19 +113,21 @@ class StepLoss:
             attention = sdpa_kernel(SDPBackend.MATH)  # the others differentiate once
             with inside, convolutions, attention:
                 losses = self._losses(theta, parts, labels)
-            with self._examined(losses, (theta, inputs, labels)):
+            # In every step that is walked back: a loss may read something else at times.
+            if self.refuses_captured and (create_graph or not self.is_examined):
+                leaves = theta, inputs, labels
+                refuse_captured(losses, leaves, "model and loss", self.call.model)
+            with self._examined():
                 (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
         convolutions.first_order = False
         return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
 
     @contextmanager
-    def _examined(self, losses: Tensor, leaves: tuple[Tensor, ...]) -> Iterator[None]:
-        """Around the first gradient of an unroll: what must not be is refused there."""
+    def _examined(self) -> Iterator[None]:
+        """Around the first gradient of an unroll: a model that it runs again is refused there."""
         if self.is_examined:
             yield
             return
-        if self.refuses_captured:
-            refuse_captured(losses, leaves, "model and loss", self.call.model)
         with self.call.refusing_calls():
             yield
         self.is_examined = True

@@ -61,7 +61,7 @@ class Steps:
     image_syn: Tensor
     label_syn: Tensor
     batches: Tensor  # (T, B), or (T, K, B) where trajectories differ
-    refuses_captured: bool  # in the first step
+    refuses_captured: bool  # by augment
 
     def linearize(self, number: int, theta: Tensor, *, create_graph: bool) -> Linearization:
         """∇ℓ of one step; with ``create_graph`` it can be differentiated once more."""
@@ -83,10 +83,11 @@ class Steps:
         if self.augment is None:
             return samples
         generator = torch.Generator(samples.device).manual_seed(self.seeds[number])
-        is_examined = self.refuses_captured and number == 0
-        with torch.set_grad_enabled(samples.requires_grad or is_examined):
+        # At the first step, and at every one that is walked back: draws may choose what it reads.
+        with_graph = samples.requires_grad or (self.refuses_captured and number == 0)
+        with torch.set_grad_enabled(with_graph):
             augmented = self.augment(samples, generator)
         check_augmented(augmented, samples)
-        if is_examined:
+        if self.refuses_captured and with_graph:
             refuse_captured(augmented, (samples,), "augment")
         return augmented
