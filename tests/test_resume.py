@@ -28,6 +28,7 @@ SOURCE = """
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod
 
 SCALE = 2.0
+_POWERS = (1.0, 2.0)
 
 class Mean(BaseMethod):
     '''Match the mean.'''
@@ -41,7 +42,7 @@ class Mean(BaseMethod):
         return BaseLoss(SCALE * penalty(distance, self.power), [])
 
 def penalty(distance, power):
-    return distance.abs().pow(power).sum()
+    return distance.abs().pow(power * _POWERS[0]).sum()
 """
 
 
@@ -95,6 +96,7 @@ def test_one_methods_result_is_not_anothers(data, tmp_path):
         (SOURCE.replace(".mean(0) -", ".mean(0) * 1.5 -"), {}, "method.code"),
         (SOURCE.replace("distance.abs()", "distance"), {}, "method.code"),  # what the loss calls
         (SOURCE.replace("SCALE = 2.0", "SCALE = 3.0"), {}, "method.code"),
+        (SOURCE.replace("(1.0, 2.0)", "(2.0, 2.0)"), {}, "method.code"),
         (SOURCE, {"power": 3}, "method.power: 2 → 3"),
     ],
 )

@@ -4,11 +4,13 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from enum import Enum
 from itertools import zip_longest
 from pathlib import PurePath
+from types import MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +35,11 @@ __all__ = [
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
 # What these hold are caches, or follows from what an object's other attributes are.
 _INTERNAL = ("mim4dd._", "torch.")
-_SIZES = (bool, int, float, str, tuple)
+# Objects of Python's own library hold the process's state, as a logger does all loggers; but these
+# hold what a user gave them.
+_NAMESPACES = ("argparse", "types")
+# What norm layers gather as they train.
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 _MOST_NAMED = 6
 _LONGEST = 100
 
@@ -75,14 +81,21 @@ def describe_object(value: object, without: Iterable[str] = ()) -> dict[str, Any
 
 
 def describe_network(network: nn.Module) -> dict[str, str]:
-    """Every layer of a network in words, without its weights; those that are frozen do count.
+    """Every layer of a network in words, without what changes as it trains.
 
-    What :func:`mim4dd.fuse` makes of a network is described as the network is.
+    Frozen weights count, and so do buffers and attributes; learned weights, the running statistics
+    of norm layers and attributes with a leading underscore, which hold a last call, do not. What
+    :func:`mim4dd.fuse` makes of a network is described as the network is.
     """
+    return _network(network, frozenset())
+
+
+def _network(network: nn.Module, inside: frozenset[int]) -> dict[str, str]:
     canonical = deepcopy(network)
     fuse(canonical)
+    inside |= set(map(id, canonical.modules()))
     return {
-        name or "network": _layer(module)
+        name or "network": _layer(module, inside)
         for name, module in canonical.named_modules()
         if not isinstance(module, nn.Identity)
     }
@@ -108,6 +121,8 @@ def _describe(value: Any, inside: frozenset[int]) -> Any:
     if id(value) in inside:
         return type(value).__qualname__
     inside |= {id(value)}
+    if isinstance(value, nn.Module):
+        return _network(value, inside)
     own = getattr(value, "identity", None)
     if callable(own) and not isinstance(value, type):
         return own()
@@ -120,8 +135,13 @@ def _describe(value: Any, inside: frozenset[int]) -> Any:
     if isinstance(value, functools.partial):
         given = [*value.args, value.keywords]
         return {"call": _describe(value.func, inside), "given": _describe(given, inside)}
+    if isinstance(value, MethodType):
+        return {
+            "call": _of_kind(value.__func__, inside),
+            "self": _describe(value.__self__, inside),
+        }
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return _of_kind(value)
+        return _of_kind(value, inside)
     return _object(value, frozenset(), inside)
 
 
@@ -133,35 +153,53 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if isinstance(value, (complex, bytes, Enum, PurePath, torch.dtype, torch.device)):
+    if isinstance(value, (complex, bytes, range, Enum, PurePath, torch.dtype, torch.device)):
         return str(value)
+    if isinstance(value, ModuleType):
+        return value.__name__
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {_digest(value.tobytes())}"
     if isinstance(value, Tensor):
         return _tensor(value)
-    if isinstance(value, nn.Module):
-        return describe_network(value)
     if isinstance(value, ImageData):
         return describe_data(value)
     return _ABSENT
 
 
 def _object(value: object, without: frozenset[str], inside: frozenset[int]) -> dict[str, Any]:
-    kind = _of_kind(type(value))
-    held = getattr(value, "__dict__", {})
-    if type(value).__module__.startswith(_INTERNAL):
-        held = {}
+    kind = _of_kind(type(value), inside)
     attributes = {
-        name: _describe(part, inside) for name, part in held.items() if name not in without
+        name: _describe(part, inside)
+        for name, part in _attributes(value).items()
+        if name not in without
     }
     return {"class": kind["name"], "code": kind["code"], **attributes}
 
 
-def _of_kind(value: Any) -> dict[str, Any]:
-    return {"name": f"{value.__module__}.{value.__qualname__}", "code": code_identity(value)}
+def _attributes(value: object) -> dict[str, Any]:
+    """What an object holds, in ``__dict__`` and in slots."""
+    module = type(value).__module__
+    package = module.partition(".")[0]
+    of_python = package in sys.stdlib_module_names and package not in _NAMESPACES
+    if of_python or module.startswith(_INTERNAL):
+        return {}
+    slots = [
+        name
+        for kind in reversed(type(value).__mro__)
+        for name, member in vars(kind).items()
+        if isinstance(member, MemberDescriptorType) and hasattr(value, name)
+    ]
+    return {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+
+
+def _of_kind(value: Any, inside: frozenset[int]) -> dict[str, Any]:
+    code = code_identity(value, functools.partial(_describe, inside=inside))
+    return {"name": f"{getattr(value, '__module__', None)}.{value.__qualname__}", "code": code}
 
 
 def _tensor(tensor: Tensor) -> str:
+    if tensor.numel() == 1:  # said by itself, as a number would be
+        return f"{tensor.dtype} {tuple(tensor.shape)} {tensor.item()}"
     content = tensor.detach().cpu().contiguous()
     digest = _digest(content.reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"{tensor.dtype} {tuple(tensor.shape)} {digest}"
@@ -171,18 +209,33 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _layer(module: nn.Module) -> str:
+def _layer(module: nn.Module, inside: frozenset[int]) -> str:
     # Not extra_repr, which newer versions of torch word otherwise.
     parts = [
-        f"{name}={part}"
+        f"{name}={_attribute(part, inside)}"
         for name, part in sorted(vars(module).items())
-        if name[0] != "_" and name != "training" and isinstance(part, _SIZES)
+        if name[0] != "_" and name != "training" and part is not None
     ]
-    for name, parameter in module.named_parameters(recurse=False):
-        shape = str(tuple(parameter.shape))
-        parts.append(f"{name} {shape if parameter.requires_grad else _tensor(parameter)}")
-    code = code_identity(type(module))
+    parts += [f"{name} {_weight(part)}" for name, part in module.named_parameters(recurse=False)]
+    parts += [
+        f"{name} {_weight(part)}"
+        for name, part in module.named_buffers(recurse=False)
+        if name[0] != "_" and name not in _RUNNING
+    ]
+    code = _of_kind(type(module), inside)["code"]
     return f"{type(module).__name__}({', '.join(parts)})" + (f" [{code}]" if code else "")
+
+
+def _attribute(value: Any, inside: frozenset[int]) -> Any:
+    if isinstance(value, Tensor):
+        return _weight(value)
+    described = _describe(value, inside)
+    return tuple(described) if isinstance(value, tuple) else described
+
+
+def _weight(tensor: Tensor) -> str:
+    """The values of a tensor, or the shape alone of one that is learned or follows from such."""
+    return str(tuple(tensor.shape)) if tensor.requires_grad else _tensor(tensor)
 
 
 def _walk(stored: Any, asked: Any, path: str) -> Iterator[Difference]:
