@@ -131,7 +131,8 @@ def test_every_setting_of_the_loop_is_compared(field, data, tmp_path):
         assert f"settings.{field.name}" in changed["changed"]
         assert len(run.read_metrics()) == 4
         return
-    message = rf"settings\.{field.name}: .* → .*Only checkpoint_every.*lr_img.* may change"
+    may = "Of the settings only checkpoint_every.*lr_img.* may change"
+    message = rf"settings\.{field.name}: .* → .*{may}"
     with pytest.raises(ValueError, match=message):
         distill(users(), data, change, run, resume=True)
 
@@ -191,6 +192,18 @@ def test_what_says_nothing_of_itself_or_is_finished_is_not_continued(data, tmp_p
         distill(users(), data, SETTINGS, run, resume=True)
     with pytest.raises(ValueError, match="got 1 without resume"):
         distill(users(), data, SETTINGS, RunDirectory(tmp_path / "new"), from_iteration=1)
+
+
+@pytest.mark.parametrize("iterations", [2, 3])  # a finished run, and one that goes on
+def test_another_version_of_the_library_is_warned_of(iterations, data, tmp_path, monkeypatch):
+    run = left(data, tmp_path, users())
+    monkeypatch.setattr("mim4dd.distill.resume.__version__", "9.0")
+    more = dataclasses.replace(SETTINGS, iterations=iterations)
+    with pytest.warns(UserWarning, match=r"another version of mim4dd.*'0\..*' → '9\.0'"):
+        distill(users(), data, more, run, resume=True)
+    if iterations == 3:  # and once alone
+        assert run.load_checkpoint()[1]["identity"]["mim4dd"] == "9.0"
+        distill(users(), data, more, run, resume=True)
 
 
 def test_going_back_repeats_the_run_bit_for_bit(data, tmp_path):

@@ -1,10 +1,12 @@
 """Whether a run directory may be continued, by what, and from where."""
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
 import torch
 
+from mim4dd import __version__
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data_identity import describe_data
 from mim4dd.distill.identity import Difference, describe, differences, named_differences
@@ -18,6 +20,7 @@ __all__ = ["checkpoint_to_continue", "run_identity"]
 
 # How long and how often: these change nothing that was computed already.
 _OF_NO_STEP = frozenset({"iterations", "memory_budget", "checkpoint_every", "eval_every"})
+_VERSION = "mim4dd"  # of the library, whose code has no fingerprint
 
 
 def run_identity(method: BaseMethod, data: ImageData, settings: LoopSettings) -> dict[str, Any]:
@@ -27,6 +30,7 @@ def run_identity(method: BaseMethod, data: ImageData, settings: LoopSettings) ->
         "settings": describe(loop),
         "method": method.identity(),
         "data": describe_data(data),
+        _VERSION: __version__,
     }
 
 
@@ -39,7 +43,8 @@ def checkpoint_to_continue(
 ) -> Snapshot | None:
     """The checkpoint to go on from, None to begin; every rank gets the same answer.
 
-    Its header notes, under "changes", what is otherwise from here on.
+    Its header notes, under "changes", what is otherwise from here on. Another version of mim4dd is
+    warned of.
 
     Raises:
         ValueError: If the directory holds a run and is not to be resumed, the run is of something
@@ -80,8 +85,8 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
     if other:
         raise ValueError(
             f"{run.path} holds another run, which differs in (there → here) "
-            f"{named_differences(other)}. Only {', '.join(sorted(MAY_CHANGE))} may change when a "
-            "run is continued; choose another directory"
+            f"{named_differences(other)}. Of the settings only {', '.join(sorted(MAY_CHANGE))} may "
+            "change when a run is continued; choose another directory"
         )
     iteration, last = header["iteration"], identity["settings"]["iterations"]
     if iteration > last:
@@ -89,13 +94,20 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
             f"{run.path} is at iteration {iteration}, beyond iterations {last}: ask for more, or "
             f"go back from_iteration {', '.join(map(str, run.iterations()))}"
         )
-    idle = [each for each in found if each.name not in _OF_NO_STEP]
+    idle = [each for each in found if each.name not in _OF_NO_STEP and each.path != _VERSION]
     if idle and iteration == last:
         raise ValueError(
             f"{run.path} is finished, so {named_differences(idle)} would change nothing: ask for "
             f"more iterations than {last}, or go back from_iteration "
             f"{', '.join(map(str, run.iterations()))}"
         )
+    for each in found:
+        if each.path == _VERSION:
+            warnings.warn(
+                f"{run.path} is continued by another version of mim4dd, which may compute "
+                f"otherwise (there → here): {each}",
+                stacklevel=2,
+            )
     changes = list(header.get("changes", []))
     if found:
         changed = {each.path: [each.stored, each.asked] for each in found}
@@ -104,4 +116,6 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
 
 
 def _may_change(difference: Difference) -> bool:
+    if difference.path == _VERSION:
+        return True
     return ".settings." in f".{difference.path}" and difference.name in MAY_CHANGE
