@@ -16,7 +16,7 @@ from mim4dd.distill.expert_buffer import (
     save_expert,
 )
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
-from mim4dd.distill.storage import save_tensors
+from mim4dd.distill.storage import load_tensors, save_tensors
 
 
 def test_a_stored_epoch_is_a_copy_of_its_moment(tmp_path):
@@ -133,6 +133,22 @@ def test_experts_of_another_kind_are_not_mixed(tmp_path):
     buffer.require(network="tiny", data="bars")
     with pytest.raises(ValueError, match="experts must be of the data 'digits'"):
         buffer.require(data="digits")
+
+
+def test_experts_that_do_not_say_what_they_are_of_are_not_added_to(tmp_path):
+    data = make_data()
+    make_experts(data, tmp_path)
+    for path in tmp_path.glob("expert_*.safetensors"):  # as before the headers had a task
+        tensors, header = load_tensors(path)
+        del header["task"]
+        save_tensors(path, tensors, header)
+    message = r"do not say what they were trained on: train them anew or choose another folder$"
+    with pytest.raises(ValueError, match=message):
+        make_experts(data, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"another kind: network is tiny there.*\(also task \(not stored\)"
+    ):
+        make_experts(data, tmp_path, network_name="large")
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

@@ -100,8 +100,15 @@ def test_a_buffer_of_mtts_is_read(zipped, tmp_path):
     MTT(make_network(data), experts, SETTINGS)
     assert experts.seconds is None
     assert experts.headers[2]["source"] == "replay_buffer_1.pt, trajectory 0"
-    with pytest.raises(ValueError, match="experts of another kind: training is None there"):
+    with pytest.raises(
+        ValueError, match=r"ours.* do not say what they were trained on: train them"
+    ):
         make_experts(data, tmp_path / "ours")
+    make_experts(data, tmp_path / "trained")
+    with pytest.raises(
+        ValueError, match=r"say what they were trained on, and imported ones do not"
+    ):
+        convert(source, tmp_path / "trained", data)
 
 
 def test_ours_is_read_by_mtt(tmp_path):

@@ -62,18 +62,34 @@ def save_expert(
 def require_kind(folder: Path, header: Mapping[str, Any]) -> None:
     """Raise ValueError if ``folder`` holds experts whose headers say something else."""
     for path in _expert_paths(folder):
-        stored = {key: value for key, value in _read_header(path).items() if key in header}
+        whole = _read_header(path)
+        stored = {key: value for key, value in whole.items() if key in header}
         # The same data may go by another name, and an old file says no more than the name.
         unnamed = () if stored.get("task") is None or header.get("task") is None else ("data",)
         found = [each for each in differences(stored, header) if each.path not in unnamed]
         if found:
             first, *more = found
+            if first.path in ("task", "training"):  # of which one side says nothing
+                _require_alike_told(folder, whole, header)
             also = f" (also {named_differences(more)})" if more else ""
             raise ValueError(
                 f"{folder} holds experts of another kind: {first.path} is "
                 f"{str(first.stored)[:_SHOWN]} there and {str(first.asked)[:_SHOWN]} here{also}; "
                 "choose another folder"
             )
+
+
+def _require_alike_told(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if stored.get("task") is None and asked.get("task") is not None:
+        raise ValueError(
+            f"the experts in {folder}, of an earlier version or imported, do not say what they "
+            "were trained on: train them anew or choose another folder"
+        )
+    if stored.get("task") is not None and asked.get("task") is None:
+        raise ValueError(
+            f"the experts in {folder} say what they were trained on, and imported ones do not: "
+            "choose another folder"
+        )
 
 
 def parameter_shapes(network: nn.Module) -> list[tuple[int, ...]]:

@@ -59,6 +59,10 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if self.name == "content":  # sums, which say nothing to anyone
             return f"{self.path} (other samples or other labels of them)"
+        if isinstance(self.stored, Mapping) and self.asked in (None, _ABSENT):
+            return f"{self.path} (not asked for)"  # a dictionary would be cut off
+        if isinstance(self.asked, Mapping) and self.stored in (None, _ABSENT):
+            return f"{self.path} (not stored)"
         return f"{self.path}: {_short(self.stored)} → {_short(self.asked)}"
 
 
