@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import on_command_line, with_options
+from mim4dd.cli.options import flags_on_command_line, with_options
 from mim4dd.distill.config import TaskSettings
 
 __all__ = ["buffer"]
@@ -46,11 +46,7 @@ def buffer(
         tested = "" if accuracy is None else f", test accuracy of the first {accuracy:.3f}"
         typer.echo(f"{len(experts)} experts of {experts.num_epochs} epochs in {out}{tested}")
         return
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in ("source", "out") and on_command_line(context, name)
-    ]
+    given = flags_on_command_line(context, without=("source", "out"))
     if given:
         raise ValueError(f"{source} says itself what its experts are, got {', '.join(given)}")
     for path in export_replay_buffers(source, out):

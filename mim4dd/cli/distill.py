@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import on_command_line, reads_options, with_options
+from mim4dd.cli.options import flag, flags_on_command_line, reads_options, with_options
 from mim4dd.distill.config import DistillConfig
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.loop_settings import MAY_CHANGE
@@ -64,13 +64,9 @@ def distill(
 
 
 def _require_may_change(context: typer.Context) -> None:
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in _ON_RESUME and on_command_line(context, name)
-    ]
+    given = flags_on_command_line(context, without=_ON_RESUME)
     if given:
-        may = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(_ON_RESUME - {"resume"}))
+        may = ", ".join(map(flag, sorted(_ON_RESUME - {"resume"})))
         raise ValueError(
             f"--resume takes the run's own options, got {', '.join(given)} as well; others than "
             f"the run's may be {may}"

@@ -1,7 +1,7 @@
 """Commands whose options are the fields of a configuration."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -11,9 +11,16 @@ import typer
 from mim4dd.distill.config import TaskSettings, method_titles
 from mim4dd.distill.settings import check_options, field_help
 
-__all__ = ["given_options", "on_command_line", "reads_options", "with_options"]
+__all__ = [
+    "flag",
+    "flags_on_command_line",
+    "given_options",
+    "reads_options",
+    "with_options",
+]
 
 _OF_FILE = "mim4dd.options_of_file"
+_CONFIG = "config_file"  # as "config" is what a command gets
 
 
 def reads_options(
@@ -41,9 +48,19 @@ def reads_options(
     return read
 
 
-def on_command_line(context: typer.Context, name: str) -> bool:
-    """Whether the option was typed, not left to its default or to a configuration file."""
-    return _source(context, name) == "COMMANDLINE"
+def flag(name: str) -> str:
+    """How an option is typed."""
+    return "--config" if name == _CONFIG else f"--{name.replace('_', '-')}"
+
+
+def flags_on_command_line(context: typer.Context, without: Iterable[str]) -> list[str]:
+    """The options but some that were typed, not left to a default or a file, as they are typed."""
+    left_out = frozenset(without)
+    return [
+        flag(name)
+        for name in context.params
+        if name not in left_out and _source(context, name) == "COMMANDLINE"
+    ]
 
 
 def _source(context: typer.Context, name: str) -> str | None:
@@ -89,13 +106,13 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
     ]
     options.append(
         inspect.Parameter(
-            "config_file",
+            _CONFIG,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
                 Path | None,
                 typer.Option(
-                    "--config",
+                    flag(_CONFIG),
                     help="JSON file of options, such as a run's config.json.",
                     is_eager=True,
                     callback=reads_options(kind),
@@ -120,7 +137,7 @@ def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Ca
             )
 
         def run(**values: Any) -> None:
-            del values["config_file"]  # its callback has read it
+            del values[_CONFIG]  # its callback has read it
             options = {name: values.pop(name) for name in names}
             context = values["context"] if wants_context else values.pop("context")
             given = {name: options[name] for name in names if _is_given(context, name)}

@@ -6,7 +6,7 @@ from mim4dd.distill.config import Config
 from mim4dd.distill.settings import check_options
 from mim4dd.distill.storage import read_json
 
-__all__ = ["check_options", "read_config"]
+__all__ = ["read_config"]
 
 
 def read_config(path: str | Path, kind: type[Config]) -> Config:

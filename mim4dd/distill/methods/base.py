@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.identity import describe_object
+from mim4dd.distill.identity import describe_network, describe_object
 from mim4dd.distill.training import seeded_network
 
-__all__ = ["BaseLoss", "BaseMethod", "ComparedNetwork", "Ingredients", "Initial", "RealData"]
+__all__ = [
+    "BaseLoss",
+    "BaseMethod",
+    "ComparedNetwork",
+    "Ingredients",
+    "Initial",
+    "RealData",
+    "identity_by_network",
+]
 
 
 @dataclass(frozen=True)
@@ -164,3 +172,15 @@ class BaseMethod(ABC):
                 f"the checkpoint must hold no state for {type(self).__name__}, "
                 f"got {', '.join(state)}"
             )
+
+
+def identity_by_network(
+    method: BaseMethod, make_network: Callable[[int], nn.Module]
+) -> dict[str, Any]:
+    """The identity of a method with an attribute ``make_network``: what that makes, not its name.
+
+    The global random stream stays as it is.
+    """
+    described = describe_object(method, without=("make_network",))
+    network = seeded_network(lambda: make_network(0), 0)
+    return described | {"network": describe_network(network)}

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd.distill.augment import DSA
-from mim4dd.distill.identity import describe_network, describe_object
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
     BaseLoss,
     BaseMethod,
     Ingredients,
     RealData,
+    identity_by_network,
 )
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import (
@@ -26,7 +26,6 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.passes import has_batch_norm, in_passes, sum_over_classes
-from mim4dd.distill.training import seeded_network
 
 __all__ = ["DM", "DMSettings"]
 
@@ -83,9 +82,7 @@ class DM(BaseMethod):
 
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
-        described = describe_object(self, without=("make_network",))
-        network = seeded_network(lambda: self.make_network(0), 0)  # leaves the global stream alone
-        return described | {"network": describe_network(network)}
+        return identity_by_network(self, self.make_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from mim4dd._checks import check_positive
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.augment import augmentation
-from mim4dd.distill.identity import describe_network, describe_object
 from mim4dd.distill.methods.base import (
     BaseLoss,
     BaseMethod,
     ComparedNetwork,
     Ingredients,
     RealData,
+    identity_by_network,
 )
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import State, for_each_network
 from mim4dd.distill.passes import has_batch_norm, in_passes, sum_in_turn
-from mim4dd.distill.training import seeded_network
 from mim4dd.unroll import flatten_parameters, unroll_adam
 
 __all__ = ["RaTBPTT", "RaTBPTTSettings"]
@@ -84,9 +83,7 @@ class RaTBPTT(BaseMethod):
 
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
-        described = describe_object(self, without=("make_network",))
-        network = seeded_network(lambda: self.make_network(0), 0)  # leaves the global stream alone
-        return described | {"network": describe_network(network)}
+        return identity_by_network(self, self.make_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
