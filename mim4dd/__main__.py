@@ -2,9 +2,12 @@
 
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 __all__ = ["main"]
+
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def _one_line(show: Any) -> Any:
     """Show our own warnings as one line each, and others by ``show``."""
 
     def show_one(message: Warning | str, category: type[Warning], file: str, *more: Any) -> None:
-        if category is UserWarning and "mim4dd" in file:
+        if category is UserWarning and Path(file).resolve().is_relative_to(_PACKAGE):
             sys.stderr.write(f"mim4dd: warning: {message}\n")
         else:
             show(message, category, file, *more)

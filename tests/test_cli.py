@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mim4dd import __main__ as program
 from mim4dd.__main__ import main
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 
@@ -159,6 +160,16 @@ def test_options_that_cannot_work_are_one_line_and_leave_nothing(options, messag
     assert not Path("run").exists()
 
 
+def test_only_warnings_of_our_own_files_are_shortened(capsys):
+    shown = []
+    show = program._one_line(lambda *arguments: shown.append(arguments[0]))
+    show("ours", UserWarning, str(Path(program.__file__).parent / "distill" / "loop.py"), 1)
+    show("a user's", UserWarning, "/home/user/mim4dd/program.py", 1)
+    show("a checkout's", UserWarning, str(Path(program.__file__).parents[1] / "program.py"), 1)
+    assert capsys.readouterr().err == "mim4dd: warning: ours\n"
+    assert shown == ["a user's", "a checkout's"]
+
+
 @pytest.mark.filterwarnings("default:experts in again:UserWarning")
 def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     mim4dd = with_experts
@@ -170,14 +181,16 @@ def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     status, _, err = mim4dd(f"distill {options} --iterations 1 --eval-every 0 --out run")
     assert status == 0
     assert "mim4dd: warning: experts in again do not say what they were trained on" in err
+    Path("width.json").write_text('{"width": 8}')
     for command, message in (
+        ("buffer experts other --config width.json", "its experts are, got --config\n"),
         ("buffer buffer wide", "parameter 0 is (8, 1, 3, 3), and (32, 1, 3, 3) in the network"),
         ("buffer experts other --width 8", "experts says itself what its experts are, got --width"),
         ("buffer run other", "run holds neither"),
     ):
         status, _, err = mim4dd(command)
         assert status == 1
-        assert message in err
+        assert message in f"{err}\n"
     assert not Path("wide").exists()
     assert not Path("other").exists()
 
