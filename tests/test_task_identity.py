@@ -1,6 +1,8 @@
 """What is paired with data and networks knows them: experts, distilled sets, teachers."""
 
+import copy
 import dataclasses
+import pickle
 import shutil
 
 import pytest
@@ -10,6 +12,7 @@ from tiny import TRAINING
 from torch import nn
 
 from mim4dd import fuse
+from mim4dd.distill import data_identity
 from mim4dd.distill.compare import judge
 from mim4dd.distill.config import DistillConfig
 from mim4dd.distill.data import from_folder, from_tensors
@@ -234,3 +237,39 @@ def test_a_description_is_of_the_content_alone(named):
         assert differences(described, describe_data(dataclasses.replace(data, image_train=shown)))
     rows = from_tensors(torch.randn(40, 5), torch.arange(40) % 2)
     assert describe_data(rows)["sample_shape"] == [5]
+
+
+def test_data_are_described_once_until_they_change(named, monkeypatch):
+    passes = []
+    part = data_identity._part
+    monkeypatch.setattr(data_identity, "_part", lambda *given: passes.append(1) or part(*given))
+    data = copy.deepcopy(named[1])
+    first = describe_data(data)
+    first["train"]["counts"].clear()  # a caller's own
+    assert describe_data(data)["train"]["counts"] == [8, 8, 8]
+    assert len(passes) == 2  # of the training and the test part
+    for copied in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+        copied.image_train.mul_(2)
+        assert differences(describe_data(data), describe_data(copied))
+    assert len(passes) == 6
+    before = describe_data(data)
+    data.image_train[0] += 1
+    assert differences(before, describe_data(data))
+
+
+def test_a_whitening_matrix_is_described_without_a_table_of_its_size(monkeypatch):
+    torch.manual_seed(0)
+    data = from_tensors(torch.rand(60, 3, 6, 6), torch.arange(60) % 2, zca=True)
+    lengths = []
+    waves = data_identity._waves
+    monkeypatch.setattr(
+        data_identity, "_waves", lambda length: lengths.append(length) or waves(length)
+    )
+    factor = data.normalization.whiten
+    assert factor.shape == (108, 108)
+    described = describe_data(data)
+    assert max(lengths) == 108
+    for other in (factor.flip(0), factor.flip(1), factor.roll(1, 0), factor * 1.01):
+        normalization = dataclasses.replace(data.normalization, whiten=other)
+        changed = dataclasses.replace(data, normalization=normalization)
+        assert differences(described, describe_data(changed))

@@ -1,6 +1,7 @@
 """What a data set holds, in few numbers: whatever its name, its folder and its machine are."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from mim4dd.distill.data.image_data import ImageData
 
 __all__ = ["describe_data"]
 
-_PROJECTIONS = 4
 _CHUNK = 1024
 _LISTED = 8
+_REMEMBERED = "_description"
 
 
 def describe_data(data: ImageData) -> dict[str, Any]:
@@ -20,8 +21,28 @@ def describe_data(data: ImageData) -> dict[str, Any]:
 
     Of every mean sample, in the units that networks see, four projections are kept, so a picture
     more, less, elsewhere or of another class shows, while the same pictures under another name, in
-    another order within their classes or on another device do not. One pass over the data.
+    another order within their classes or on another device do not. One pass over the data, once
+    for each :class:`ImageData`, and again where its tensors were changed in place.
     """
+    versions = [_version(tensor) for tensor in _tensors(data)]
+    known = vars(data).get(_REMEMBERED)  # beside the fields: replace() and copies leave it out
+    if known is None or known[0] != versions:
+        known = vars(data)[_REMEMBERED] = versions, _describe(data)
+    description: dict[str, Any] = deepcopy(known[1])
+    return description
+
+
+def _tensors(data: ImageData) -> list[Tensor]:
+    samples = [data.image_train, data.label_train, data.image_test, data.label_test]
+    return [*samples, data.normalization.mean, data.normalization.whiten]
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; inference tensors do not count that."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _describe(data: ImageData) -> dict[str, Any]:
     return {
         "class_names": list(data.class_names),
         "sample_shape": list(data.image_train.shape[1:]),
@@ -51,15 +72,31 @@ def _mean(images: Tensor, rows: Tensor) -> Tensor:
 
 
 def _values(tensor: Tensor) -> list[float]:
-    """A few numbers as they are, many as their projections."""
-    flat = tensor.detach().cpu().double().flatten()
-    return flat.tolist() if len(flat) <= _LISTED else _projected(flat).tolist()
+    """A few numbers as they are, many as their projections: of a matrix, of rows and columns."""
+    if tensor.numel() <= _LISTED:
+        return tensor.detach().cpu().double().flatten().tolist()
+    if tensor.dim() == 2:
+        chunks = [_products(chunk) for chunk in tensor.detach().split(_CHUNK)]
+        return _rounded(_products(torch.cat(chunks).T)).flatten().tolist()
+    return _projected(tensor.detach().flatten()).tolist()
 
 
 def _projected(samples: Tensor) -> Tensor:
     """Products of vectors (…, D) with fixed ones of unit length. (…, 4), to six digits"""
-    places = torch.arange(samples.shape[-1], dtype=torch.float64) + 0.5
+    return _rounded(_products(samples))
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.mul(1e6).round().div(1e6)
+
+
+def _products(samples: Tensor) -> Tensor:
+    return samples.cpu().double() @ _waves(samples.shape[-1])
+
+
+def _waves(length: int) -> Tensor:
+    """Four vectors of unit length. (length, 4)"""
+    places = torch.arange(length, dtype=torch.float64) + 0.5
     # Frequencies that share no period, so that no shift or flip of a picture leaves all alike.
     waves = torch.stack([(places * math.sqrt(prime)).cos() for prime in (2, 3, 5, 7)], 1)
-    projected = samples @ (waves / waves.norm(dim=0))
-    return projected.mul(1e6).round().div(1e6)
+    return waves / waves.norm(dim=0)

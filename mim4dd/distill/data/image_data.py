@@ -1,6 +1,7 @@
 """What every data set becomes: normalised samples of C classes in a training and a test part."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ class ImageData:
     label_test: Tensor
     class_names: tuple[str, ...]
     normalization: Normalization
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: a copy's tensors may change, so it remembers no description."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def num_classes(self) -> int:
