@@ -301,6 +301,19 @@ def test_a_diverged_run_goes_on_with_other_steps(with_experts):
     assert run.read_config() == config | {"lr_img": 1.0, "iterations": 5, "positive_syn_lr": True}
 
 
+def test_a_run_of_a_device_that_is_not_here_goes_on_on_another(mim4dd):
+    few = "--method dm --width 8 --iterations 1 --num-keys 20 --num-eval 1 --eval-epochs 1"
+    assert mim4dd(f"distill {few} --out run")[0] == 0
+    config = RunDirectory("run").read_config()
+    absent = f"cuda:{torch.cuda.device_count()}"
+    Path("run/config.json").write_text(json.dumps(config | {"device": absent}))
+    status, _, err = mim4dd("distill --resume run --iterations 2")
+    assert (status, "device" in err) == (1, True)
+    status, _, err = mim4dd("distill --resume run --iterations 2 --device cpu")
+    assert status == 0, err
+    assert RunDirectory("run").read_config() == config | {"iterations": 2}
+
+
 def test_more_images_than_a_class_has_start_from_noise(mim4dd):
     many = "--method dm --ipc 200 --width 8 --iterations 1 --num-keys 20 --num-eval 1"
     status, _, err = mim4dd(f"distill {many} --eval-epochs 1 --init noise --out run")

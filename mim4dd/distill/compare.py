@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from mim4dd.distill.config import CompareConfig, DistillConfig, part
-from mim4dd.distill.config_file import read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluate import (
     Accuracy,
@@ -27,6 +26,7 @@ from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
 from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.settings import check_options
 from mim4dd.distill.show import draw_run
 from mim4dd.distill.storage import write_json
 
@@ -102,7 +102,11 @@ def run_distillation(
 def _require_same_options(
     config: DistillConfig, run: RunDirectory, may_change: Collection[str]
 ) -> None:
-    stored, asked = asdict(read_config(run.config, DistillConfig)), asdict(config)
+    # Values alone: what the run was started with, such as its device, need not work here.
+    values = run.read_config()
+    check_options(values, DistillConfig, str(run.config))
+    stored = {option.name: option.default for option in fields(DistillConfig)} | values
+    asked = asdict(config)
     differing = [
         f"{name}: {stored[name]!r} → {asked[name]!r}"
         for name in asked
