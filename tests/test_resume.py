@@ -206,6 +206,19 @@ def test_another_version_of_the_library_is_warned_of(iterations, data, tmp_path,
         distill(users(), data, more, run, resume=True)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_checkpoint_is_gone_is_not_overwritten(finished, data, tmp_path):
+    run = left(data, tmp_path, users())
+    run.checkpoint.unlink()
+    if not finished:
+        run.synthetic.unlink()
+    kept = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    what = "result" if finished else "metrics"
+    with pytest.raises(ValueError, match=f"is gone.* to begin anew would overwrite its {what}"):
+        distill(users(), data, SETTINGS, run, resume=True)
+    assert kept == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
 def test_going_back_repeats_the_run_bit_for_bit(data, tmp_path):
     experts = make_experts(data, tmp_path / "experts")
     method = MTT(make_network(data), experts, MTTSettings(syn_steps=2, max_start_epoch=3))

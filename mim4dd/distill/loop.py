@@ -59,9 +59,9 @@ def distill(
 
     Raises:
         ValueError: If ``run`` holds a run and ``resume`` is not asked for, or another run than
-            this: what differs is named. If the method was made for other data, real images to
-            start from are fewer than ``ipc`` in a class, the method's own start does not fit, or
-            its loss depends on neither images nor labels.
+            this: what differs is named; or if its checkpoint is gone. If the method was made for
+            other data, real images to start from are fewer than ``ipc`` in a class, the method's
+            own start does not fit, or its loss depends on neither images nor labels.
         TypeError: If the method's loss is not a :class:`BaseLoss`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.

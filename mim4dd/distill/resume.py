@@ -48,7 +48,7 @@ def checkpoint_to_continue(
 
     Raises:
         ValueError: If the directory holds a run and is not to be resumed, the run is of something
-            else, or there is no checkpoint of ``from_iteration``.
+            else, its last checkpoint is gone, or there is no checkpoint of ``from_iteration``.
     """
     snapshot, refusal = None, None
     try:
@@ -63,14 +63,26 @@ def checkpoint_to_continue(
             snapshot = Snapshot(*run.load_checkpoint(from_iteration))
             if rank() == 0:  # whose checkpoint it is; others may hold networks of their own
                 snapshot = _checked(snapshot, identity, run)
-        elif from_iteration is not None:
-            raise ValueError(f"{run.path} has no checkpoint yet, got iteration {from_iteration}")
+        else:
+            _require_nothing_to_lose(run, from_iteration)
     except ValueError as error:
         refusal = error
     # Also so that no rank writes before all have read.
     if any_rank(refusal is not None, device):
         raise refusal or ValueError(f"another rank does not continue {run.path}")
     return snapshot
+
+
+def _require_nothing_to_lose(run: RunDirectory, from_iteration: int | None) -> None:
+    """Require a run without a checkpoint to be one that has done no iteration yet."""
+    if from_iteration is not None:
+        raise ValueError(f"{run.path} has no checkpoint yet, got iteration {from_iteration}")
+    if run.finished or run.read_metrics():  # which come after the first checkpoint
+        left = "its result" if run.finished else "its metrics"
+        raise ValueError(
+            f"{run.checkpoint} is gone, so {run.path} cannot be continued, and to begin anew would "
+            f"overwrite {left}: choose another directory"
+        )
 
 
 def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) -> Snapshot:
