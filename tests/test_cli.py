@@ -314,11 +314,22 @@ def test_a_run_of_a_device_that_is_not_here_goes_on_on_another(mim4dd):
     assert RunDirectory("run").read_config() == config | {"iterations": 2}
 
 
-def test_more_images_than_a_class_has_start_from_noise(mim4dd):
+def test_more_images_than_a_class_has_start_from_noise(mim4dd, monkeypatch):
     many = "--method dm --ipc 200 --width 8 --iterations 1 --num-keys 20 --num-eval 1"
     status, _, err = mim4dd(f"distill {many} --eval-epochs 1 --init noise --out run")
     assert status == 0, err
     assert len(RunDirectory("run").load_result().image_syn) == 2000
+    with monkeypatch.context() as patch:  # refused before anything is trained
+        patch.delattr("mim4dd.distill.evaluate.train_network")
+        for option, way_out in {
+            "": "--no-baselines leaves the baselines out",
+            " --fairness": "evaluate this set without --fairness",
+        }.items():
+            status, _, err = mim4dd(f"evaluate run{option}")
+            assert status == 1
+            assert "run can not stand beside random real images: ipc must be at most" in err
+            assert err.strip().endswith(way_out)
+    assert mim4dd("evaluate run --no-baselines")[0] == 0
     status, _, err = mim4dd(f"distill {many} --init real --out other")
     assert status == 1
     assert "ipc must be at most the size of the smallest class" in err

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,12 +104,18 @@ def cross_evaluate(
 
     Returns:
         Accuracies by names of the row and of the network.
+
+    Raises:
+        ValueError: If the runs are of several tasks, or a class of the real images has fewer than
+            the sets, and baselines are asked for.
     """
     if baselines:
         require_same_task(runs, networks)
     table: dict[str, dict[str, Accuracy]] = {run.name: {} for run in runs}
     with progress_bar(len(networks) * (len(runs) + baselines), "evaluate") as progress:
         for run, data in _with_data(runs):
+            if baselines:  # which are the same for all runs, so refused before anything is trained
+                _require_real(run, data, "--no-baselines leaves the baselines out")
             for network in networks:
                 config = run.on_network(network)
                 table[run.name][config.network] = judge(run.synthetic, data, config)
@@ -131,7 +138,13 @@ def cross_gains(
 
     Returns:
         Gains by names of the run and of the network.
+
+    Raises:
+        ValueError: If a class of the real images has fewer than a set.
     """
+    for run in runs:  # before anything is trained
+        data = replace(run.config, zca=False).load_data()  # whitening changes no counts
+        _require_real(run, data, "evaluate this set without --fairness")
     gains: dict[tuple[str, str], list[Gain]] = {}
     with progress_bar(len(networks) * len(runs), "evaluate") as progress:
         for run, data in _with_data(runs):
@@ -140,6 +153,16 @@ def cross_gains(
                 gains[run.name, config.network] = _gains(run.synthetic, config, data)
                 progress.update()
     return gains
+
+
+def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
+    """Require as many real images of every class as the set has."""
+    try:
+        data.require(run.config.ipc)
+    except ValueError as error:
+        raise ValueError(
+            f"{run.name} can not stand beside random real images: {error}; {way_out}"
+        ) from error
 
 
 def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> list[Gain]:
