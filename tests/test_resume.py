@@ -10,6 +10,7 @@ from tiny import make_data, make_experts, make_network
 
 from mim4dd import MIM4DDLoss, PositiveStepSize
 from mim4dd.distill.data import from_tensors
+from mim4dd.distill.identity import describe_object
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.loop_settings import MAY_CHANGE
 from mim4dd.distill.loop_state import LoopState
@@ -261,7 +262,7 @@ class Cliff(BaseMethod):
 def test_a_run_that_diverged_goes_on_with_smaller_steps(data, tmp_path):
     run = RunDirectory(tmp_path / "run")
     settings = LoopSettings(iterations=9, lr_img=0.3, lr_lr=0.0, checkpoint_every=1)
-    message = "--resume .*run with smaller steps.*--positive-syn-lr, or --from-iteration 0, 1"
+    message = "; lower lr_img. The .*--resume .*run with smaller steps, or --from-iteration 0, 1"
     with pytest.raises(FloatingPointError, match=message):
         distill(Cliff(), data, settings, run)
     with pytest.raises(FloatingPointError):  # the same steps lead to the same end
@@ -273,6 +274,38 @@ def test_a_run_that_diverged_goes_on_with_smaller_steps(data, tmp_path):
     assert len(losses) == 9
     assert losses[-1] < losses[1]
     assert run.load_checkpoint()[1]["changes"][-1]["changed"] == {"settings.lr_img": [0.3, 1e-3]}
+
+
+class Ends(BaseMethod):
+    """A loss that depends on the step size, and has no value in one iteration."""
+
+    def __init__(self, at):
+        self.at = at
+        self.settings = DCSettings()
+
+    def identity(self):
+        return describe_object(self, without=("at",))
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        value = (syn_lr * image_syn).square().sum()
+        return BaseLoss(value * math.nan if real.iteration == self.at else value, [])
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_advice_of_a_run_that_diverges_can_be_followed(positive, data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, positive_syn_lr=positive, iterations=3)
+    with pytest.raises(FloatingPointError) as anew:
+        distill(Ends(0), data, settings, RunDirectory(tmp_path / "new"))
+    assert str(anew.value).endswith("iteration 0; lower lr_img, lr_lr, lr_net, lr_teacher")
+    run = RunDirectory(tmp_path / "run")
+    distill(Ends(None), data, dataclasses.replace(settings, iterations=2), run)
+    with pytest.raises(FloatingPointError) as stopped:  # in the first iteration that it goes on by
+        distill(Ends(2), data, settings, run, resume=True)
+    steps, _, way_on = str(stopped.value).partition(". The last good state, of iteration 2, is")
+    assert steps.endswith("iteration 2; lower lr_img, lr_lr, lr_net")
+    assert set(steps.partition("lower ")[2].split(", ")) <= MAY_CHANGE
+    assert ("--positive-syn-lr" in way_on) != positive
+    assert way_on.endswith("or --from-iteration 0, 1")
 
 
 class Pull(BaseMethod):

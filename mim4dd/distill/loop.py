@@ -83,7 +83,8 @@ def distill(
     if snapshot is not None:
         run.drop_result()
         # With what is asked for from here on, whenever this is stopped.
-        save(state, state.snapshot(copied_state(method)), run)
+        state.last_good = state.snapshot(copied_state(method))
+        save(state, state.last_good, run)
     run.rewind(state.iteration)
 
     def judge(row: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mim4dd.distill.cost import Meter
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.loop_settings import LoopSettings
+from mim4dd.distill.loop_settings import MAY_CHANGE, LoopSettings
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
 from mim4dd.distill.normalization import Normalization
 from mim4dd.distill.ranks import average, gather, num_ranks, rank, wait_for_ranks
@@ -22,7 +22,15 @@ __all__ = ["LoopState", "Snapshot", "copied_state", "save"]
 # As in MTT, and DATM for the labels.
 _MOMENTUM = {"image_syn": 0.5, "syn_lr": 0.5, "syn_lr_rho": 0.5, "label_logits": 0.9}
 # What a set is evaluated with, not a part of it.
-_STEP_SIZES = ("syn_lr", "syn_lr_rho")
+_STEP_SIZES = frozenset({"syn_lr", "syn_lr_rho"})
+# The options by which the learned tensors step, and a method's networks.
+_STEP_SIZE_OF = {
+    "image_syn": "lr_img",
+    "syn_lr": "lr_lr",
+    "syn_lr_rho": "lr_lr",
+    "label_logits": "lr_y",
+}
+_OF_NETWORKS = ("lr_net", "inner_lr")
 
 _METHOD = "method."  # how a checkpoint names what the method carries
 
@@ -65,6 +73,8 @@ class LoopState:
             name: _make_optimizer(name, tensor, settings) for name, tensor in self.learned.items()
         }
         self.average_image = image_syn.clone() if settings.ema_decay else None
+        # What the last loss sent gradients to; before the first it may be all.
+        self.stepped = set(self.learned)
         self.iteration = 0
         self.last_good: Snapshot | None = None
         self.meter = Meter(image_syn.device)
@@ -108,7 +118,8 @@ class LoopState:
     def _backward(self, value: Tensor) -> None:
         if value.requires_grad:
             value.backward()
-        if all(self.learned[name].grad is None for name in self.learned if name not in _STEP_SIZES):
+        self.stepped = {name for name, part in self.learned.items() if part.grad is not None}
+        if not self.stepped - _STEP_SIZES:
             raise ValueError(
                 "the method's loss must depend on image_syn or label_syn, but sends gradients to "
                 "neither: is something detached, or computed under torch.no_grad()?"
@@ -137,19 +148,29 @@ class LoopState:
 
     def refuse(self, what: str, run: RunDirectory) -> NoReturn:
         """Stop a run that diverged, with its last good state saved."""
-        steps = "lower lr_img, lr_lr, lr_teacher or the step size of the method's networks"
-        message = f"{what} in iteration {self.iteration}; {steps}"
+        steps = self._step_sizes(anew=self.last_good is None)
+        message = f"{what} in iteration {self.iteration}; lower {', '.join(steps)}"
         if self.last_good is not None:
             save(self, self.last_good, run)
-            good = self.last_good.header["iteration"]
             message += (
-                f". The last good state, of iteration {good}, is kept in {run.checkpoint}: go on "
-                f"from it by --resume {shlex.quote(str(run.path))} with smaller steps, perhaps "
-                f"with --positive-syn-lr, or --from-iteration "
-                f"{', '.join(map(str, run.kept_iterations()))}"
+                f". The last good state, of iteration {self.last_good.iteration}, is kept in "
+                f"{run.checkpoint}: go on from it by --resume {shlex.quote(str(run.path))} with "
+                "smaller steps"
             )
+            if "syn_lr" in self.stepped:
+                message += ", perhaps with --positive-syn-lr"
+            if earlier := [each for each in run.kept_iterations() if each <= self.iteration]:
+                message += f", or --from-iteration {', '.join(map(str, earlier))}"
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise FloatingPointError(message)
+
+    def _step_sizes(self, anew: bool) -> list[str]:
+        """The step sizes that this run depends on and may go on, or begin anew, with others of."""
+        names = [_STEP_SIZE_OF[name] for name in self.learned if name in self.stepped]
+        names += [name for name in _OF_NETWORKS if _has_setting(self.identity, name)]
+        may = [name for name in names if name in MAY_CHANGE]
+        # Where a step size begins is what the run is of.
+        return [*may, "lr_teacher"] if anew and self.stepped & _STEP_SIZES else may
 
     def snapshot(self, method_state: dict[str, Tensor]) -> Snapshot:
         """All that a checkpoint holds of this rank: copies, and what :func:`copied_state` gave."""
@@ -236,6 +257,16 @@ def save(state: LoopState, snapshot: Snapshot, run: RunDirectory) -> None:
     for number, method_state in enumerate(states):
         tensors |= {f"{_METHOD}{number}.{name}": part for name, part in method_state.items()}
     run.save_checkpoint(tensors | state.viewed(snapshot), header | {"ranks": len(states)})
+
+
+def _has_setting(description: Any, name: str) -> bool:
+    """Whether what a run is of, whose method may hold another one, has a setting."""
+    if not isinstance(description, dict):
+        return False
+    settings = description.get("settings")
+    if isinstance(settings, dict) and name in settings:
+        return True
+    return any(_has_setting(part, name) for part in description.values())
 
 
 def _of_this_rank(snapshot: Snapshot) -> dict[str, Tensor]:
