@@ -314,6 +314,29 @@ def test_a_run_of_a_device_that_is_not_here_goes_on_on_another(mim4dd):
     assert RunDirectory("run").read_config() == config | {"iterations": 2}
 
 
+def test_the_options_of_a_run_that_goes_on_are_kept_before_its_state(mim4dd, monkeypatch):
+    few = "--method dm --width 8 --iterations 1 --num-keys 20 --num-eval 1 --eval-epochs 1"
+    assert mim4dd(f"distill {few} --out run")[0] == 0
+    run = RunDirectory("run")
+    config = run.read_config()
+    assert mim4dd("distill --resume run --eval-epochs 2")[0] == 0  # it is finished
+    assert run.read_config() == config | {"eval_epochs": 2}
+
+    def stop(*_):
+        raise ValueError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", stop)
+        status, _, err = mim4dd("distill --resume run --iterations 2 --lr-img 0.5")
+        assert (status, "killed" in err) == (1, True)
+    changed = config | {"eval_epochs": 2, "iterations": 2, "lr_img": 0.5}
+    assert run.read_config() == changed
+    assert mim4dd("distill --resume run")[0] == 0
+    assert run.read_config() == changed
+    _, header = run.load_checkpoint()
+    assert header["identity"]["settings"]["lr_img"] == 0.5
+
+
 def test_more_images_than_a_class_has_start_from_noise(mim4dd, monkeypatch):
     many = "--method dm --ipc 200 --width 8 --iterations 1 --num-keys 20 --num-eval 1"
     status, _, err = mim4dd(f"distill {many} --eval-epochs 1 --init noise --out run")

@@ -85,7 +85,6 @@ def run_distillation(
     method = config.make_method(data)
     if not run.config.exists():  # only now, so that options that cannot work leave no run behind
         run.create(asdict(config))
-    run.new_config = asdict(config)
     # Two networks show how a curve goes; the accuracies that count are of num_eval.
     glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
     return distill(
@@ -96,6 +95,7 @@ def run_distillation(
         lambda synthetic: judge(synthetic, data, glance),
         resume=resume,
         from_iteration=from_iteration,
+        config=asdict(config),
     )
 
 

@@ -1,7 +1,7 @@
 """The distillation loop: optimisers, checkpoints, metrics and interruption around any method."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def distill(
     *,
     resume: bool = False,
     from_iteration: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> SyntheticSet:
     """Optimise a synthetic set under ``method`` and leave it, with all metrics, in ``run``.
 
@@ -53,6 +54,8 @@ def distill(
         resume: Continue the run that ``run`` holds; without it such a directory is refused. Where
             there is none yet, begin.
         from_iteration: Go back to this one of ``run.iterations()`` before continuing.
+        config: All options, which ``config.json`` holds from here on, once it is known that the run
+            may begin or go on.
 
     Returns:
         The set after the last iteration.
@@ -72,6 +75,8 @@ def distill(
     device = data.image_train.device
     snapshot = checkpoint_to_continue(run, identity, resume, from_iteration, device)
     if snapshot is not None and run.finished and snapshot.iteration == settings.iterations:
+        if config is not None:
+            run.change_config(config)
         return run.load_result()
     state = _initial_state(method, data, settings)
     state.identity, state.normalization = identity, data.normalization
@@ -80,6 +85,8 @@ def distill(
     else:
         method.restore(state.restore(snapshot))
     agree(state.iteration, list(state.learned.values()))
+    if config is not None:
+        run.change_config(config)  # before the checkpoint: if killed between, it goes on by this
     if snapshot is not None:
         run.drop_result()
         # With what is asked for from here on, whenever this is stopped.

@@ -42,8 +42,6 @@ class RunDirectory:
         self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
         self.pictures = self.path / "pictures"
-        # What the configuration becomes when the run goes on: not before it is known that it can.
-        self.new_config: Mapping[str, Any] | None = None
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Start a new run with its resolved configuration.
@@ -54,6 +52,12 @@ class RunDirectory:
         if self.read_only:  # by now the first rank may have created it
             return
         self.require_new()
+        write_json(self.config, config)
+
+    def change_config(self, config: Mapping[str, Any]) -> None:
+        """Hold this configuration from here on, as a run that goes on with other options."""
+        if self.read_only or (self.config.exists() and config == self.read_config()):
+            return
         write_json(self.config, config)
 
     def require_new(self) -> None:
@@ -80,15 +84,13 @@ class RunDirectory:
         """Drop what a run that goes on from ``iteration`` will write again."""
         if self.read_only:
             return
-        if self.new_config is not None:
-            write_json(self.config, self.new_config)
         for later in self.kept_iterations():
             if later > iteration:
                 self._kept(later).unlink()
         self.rewind_metrics(iteration)
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration that the run was started with."""
+        """The resolved configuration that the run was started with, or last continued."""
         return read_json(self.config)
 
     @property
