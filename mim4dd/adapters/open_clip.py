@@ -122,8 +122,6 @@ def _fused(
     logit_scale: torch.Tensor | float,  # () or (1,)
     logit_bias: torch.Tensor | float | None,  # () or (1,)
 ) -> torch.Tensor:
-    if isinstance(logit_scale, torch.Tensor):
-        logit_scale = logit_scale.squeeze()
     loss = _clip_loss(image_features, text_features, logit_scale=logit_scale)
     if isinstance(logit_bias, torch.Tensor):
         # A softmax does not see a constant. A gradient of 0 instead of none, as in open_clip:

@@ -34,7 +34,7 @@ def check_count(count: Tensor, num_queries: int) -> None:
         raise ValueError(
             f"none of the {num_queries} queries has a positive key (with decoupled, both a "
             "positive and a negative one), so there is nothing to reduce; "
-            "do labels and key_labels share no class?"
+            "do labels and key_labels share no class, or are the positives among the keys left out?"
         )
 
 
