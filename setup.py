@@ -108,9 +108,5 @@ setup(
     package_dir={"mim4dd.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": cpp_extension.BuildExtension},
-    options={
-        "bdist_wheel": {"py_limited_api": "cp310"},
-        # An editable install would compile into a folder of its own, and so everything anew.
-        "build_ext": {"build_temp": "build/objects"},
-    },
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
