@@ -8,6 +8,7 @@ import torch
 from bilevel import real_data
 from tiny import make_data, make_network
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.checkpoint import checkpoint
 
 from mim4dd import MIM4DDLoss
 from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork
@@ -146,6 +147,16 @@ def test_a_sum_in_turn_is_the_sum():
     assert not without.requires_grad
     unused = sum_in_turn([lambda a, b: a.sum()], *tensors)  # b's gradient is 0, not missing
     assert not torch.autograd.grad(unused, tensors)[1].any()
+
+
+def test_a_sum_in_turn_within_a_checkpoint():
+    x = torch.randn(5, requires_grad=True)
+
+    def total(x):
+        return sum_in_turn([torch.sin, torch.exp], x.sum())
+
+    checkpoint(total, x, use_reentrant=False).backward()
+    torch.testing.assert_close(x.grad, (x.sum().cos() + x.sum().exp()).detach().expand(5))
 
 
 def test_a_sum_in_turn_holds_one_graph():

@@ -88,7 +88,8 @@ class _SumInTurn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
-        tensors, totals = ctx.saved_tensors[: len(needed)], iter(ctx.saved_tensors[len(needed) :])
+        saved = ctx.saved_tensors  # read once, or a checkpoint raises
+        tensors, totals = saved[: len(needed)], iter(saved[len(needed) :])
         return None, *(
             _Last.apply(cotangent * next(totals), tensor) if need else None
             for tensor, need in zip(tensors, needed, strict=True)

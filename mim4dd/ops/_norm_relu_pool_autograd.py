@@ -172,11 +172,11 @@ class _Backward(torch.autograd.Function):
         if all(tangent is None for tangent in tangents):
             return nothing
         flags = list(ctx.needs_input_grad[:3])
-        results = op(*tangents, *ctx.saved_tensors, ctx.num_groups, ctx.pool, *flags)
+        saved = ctx.saved_tensors  # read once, or a checkpoint raises
+        results = op(*tangents, *saved, ctx.num_groups, ctx.pool, *flags)
         # The ReLU's mask is all that depends on the bias, and that is constant almost everywhere:
         # the derivative is there, and zero, as PyTorch has it.
-        bias = ctx.saved_tensors[3]
-        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        of_bias = torch.zeros_like(saved[3]) if ctx.needs_input_grad[3] else None
         return *_only(results, flags), of_bias, *nothing[4:]
 
     @staticmethod
