@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mim4dd import flatten_parameters, unroll_sgd
 from mim4dd._layout import channels_last, is_channels_last
 from mim4dd._unroll.convolution import Convolutions, _fastest_kernels, fastest_layout
 
@@ -193,3 +195,31 @@ def test_padding_beyond_the_kernel_crashes_nothing(device):
         torch.testing.assert_close(
             found, F.conv2d(images.clone().contiguous(), weight, bias, 2, 1, 2)
         )
+
+
+class LibraryConvolutions(TorchDispatchMode):
+    """Notes kernel size and stride of whatever PyTorch's own convolutions are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.seen.append((tuple(args[1].shape[2:]), args[3]))
+        elif func is torch.ops.aten.convolution_backward.default:
+            self.seen.append((tuple(args[2].shape[2:]), args[4]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_strided_convolution_of_one_pixel_reaches_onednn():
+    """Of maps with fewer channels than a vector, channels last, it writes beyond its memory."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1, stride=(2, 3)), nn.Flatten())
+    model.append(nn.Linear(8 * 3 * 2, 3))
+    images, labels = torch.randn(3, 3, 8, 8, requires_grad=True), torch.arange(3)
+    batches = torch.arange(3).expand(2, -1)
+    with LibraryConvolutions() as library:
+        theta_T = unroll_sgd(model, flatten_parameters(model), images, labels, batches, lr=0.1)
+        theta_T.sum().backward()
+    assert ((1, 1), [1, 1]) in library.seen
+    assert all(stride == [1, 1] for size, stride in library.seen if size == (1, 1))
