@@ -40,7 +40,8 @@ def full():
 CASES = {
     "tiny": [
         Case(2, network="ConvNet-2", image_size=8, **TINY),
-        Case(2, 2, network="ResNet-18", image_size=16, **TINY),
+        # Of width 4 oneDNN writes beyond its memory on AVX2, in plain PyTorch's strided 1 × 1 too.
+        Case(2, 2, network="ResNet-18", image_size=16, **TINY | {"width": 8}),
     ],
     "short": [MAIN, Case(10, 100), Case(40)],
     "full": list(full()),
