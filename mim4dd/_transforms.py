@@ -13,8 +13,7 @@ from mim4dd._library import LIB
 
 def active() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is going on."""
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._are_functorch_transforms_active()
+    return in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
 def in_forward_mode() -> bool:
