@@ -16,7 +16,7 @@ CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_
 
 # The stamp holds the seconds that installing took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/* csrc/isa/*)
 	start=$$(date +%s) \
 	&& $(PYTHON) -m venv $(VENV) \
 	&& $(PIP) "$(TORCH)" "setuptools>=77" wheel ninja \
@@ -73,7 +73,7 @@ test: $(VENV)/.tested
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.* csrc/isa/*
 	$(BIN)/mypy
 
 # $(call measure,suites,name): results, table and picture under runs/bench

@@ -6,9 +6,12 @@ makes its absence an error. CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX and MAX_JOBS ar
 """
 
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -67,24 +70,113 @@ def with_cuda() -> bool:
     return possible and wanted != "0"
 
 
-def sources(suffix: str) -> list[str]:
-    """The files of one half."""
-    return sorted(str(path) for path in Path("csrc").glob(f"*.{suffix}"))
+# One binary for torch >= 2.11 (stable ABI) and Python >= 3.10 (limited API).
+ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000")
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-Wextra"]
+# So that compilers vectorise conditionals and the reductions that are named to them.
+SIMD_FLAGS = ["-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
+# What csrc/isa/*.cpp are compiled with beside; csrc/isa.cpp asks whether a CPU has it.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl"))]
+INSTRUCTION_SETS = {"avx512": AVX512, "avx2": AVX2, "baseline": []}
+
+# What the compiler needs of memory for the largest file.
+BYTES_PER_JOB = 1_500_000_000
+
+
+def num_jobs() -> int:
+    """How many files to compile at a time: one per core, as far as the memory goes."""
+    if "MAX_JOBS" in os.environ:
+        return int(os.environ["MAX_JOBS"])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (line := re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())):
+        free = int(line.group(1)) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, free // BYTES_PER_JOB))
+
+
+def cpu_sources() -> dict[Path, list[str]]:
+    """The files of the CPU half but the module, the slowest first, each with flags of its own."""
+    csrc = Path("csrc")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = {name: flags for name, flags in INSTRUCTION_SETS.items() if x86 or name == "baseline"}
+    files = {csrc / "isa" / f"{name}.cpp": flags for name, flags in sets.items()}
+    return files | {path: [] for path in sorted(csrc.glob("*.cpp")) if path.stem != "module"}
+
+
+def ninja_file(objects: dict[Path, Path], files: dict[Path, list[str]]) -> str:
+    """The rules by which ninja compiles what has changed."""
+
+    def escaped(path: Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(path.resolve()))
+
+    includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    flags = [
+        *CXX_FLAGS,
+        *SIMD_FLAGS,
+        f"-D{ABI[0]}={ABI[1]}",
+        "-DPy_LIMITED_API=0x030a0000",
+        *(word for path in includes for word in ("-isystem", path)),
+        *shlex.split(os.environ.get("CPPFLAGS", "")),
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+    ]
+    command = f"{os.environ.get('CXX', 'c++')} {shlex.join(flags)}".replace("$", "$$")
+    rules = [
+        "rule compile",
+        f"  command = {command} $extra -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = $in",
+    ]
+    for path, extra in files.items():
+        rules.append(f"build {escaped(objects[path])}: compile {escaped(path)}")
+        rules.append(f"  extra = {shlex.join(extra)}")
+    return "\n".join(rules) + "\n"
+
+
+def compile_cpu(folder: Path) -> list[str]:
+    """Compile the CPU half into a folder, what has changed of it; return the object files."""
+    if shutil.which("ninja") is None:
+        raise SystemExit("mim4dd builds by ninja, which is not there. Install it: pip install ninja")
+    files = cpu_sources()
+    objects = {path: folder / f"{path.parent.name}-{path.stem}.o" for path in files}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(ninja_file(objects, files))
+    jobs = num_jobs()
+    print(f"mim4dd: compiling up to {len(files)} files, {jobs} at a time", flush=True)
+    subprocess.run(["ninja", "-C", str(folder), f"-j{jobs}"], check=True)
+    return [str(path) for path in objects.values()]
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Compile the CPU half by rules of our own: its files differ in their flags."""
+
+    def finalize_options(self) -> None:
+        """Keep object files in one place."""
+        super().finalize_options()
+        # An editable install has a new temporary folder each time, and would compile all anew.
+        self.build_temp = "build/objects"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Hand over what is compiled already."""
+        if ext.name == "mim4dd._C":
+            ext.extra_objects = compile_cpu(Path(self.build_temp).resolve() / "cpu")
+            ext.depends = [*ext.extra_objects, *ext.depends]
+        super().build_extension(ext)
 
 
 def extensions() -> list[Extension]:
-    """One binary for torch >= 2.11 (stable ABI) and Python >= 3.10 (limited API) per half."""
+    """The CPU half, and the CUDA half where it can be built."""
     require_compiler()
-    abi = ("TORCH_TARGET_VERSION", "0x020b000000000000")
-    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden"]
-    # So that compilers vectorise conditionals and the reductions that are named to them.
-    simd = ["-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
     halves = [
         cpp_extension.CppExtension(
             "mim4dd._C",
-            sources("cpp"),
-            define_macros=[abi],
-            extra_compile_args={"cxx": [*cxx, *simd]},
+            ["csrc/module.cpp"],
+            extra_compile_args={"cxx": CXX_FLAGS},
             py_limited_api=True,
         )
     ]
@@ -94,9 +186,12 @@ def extensions() -> list[Extension]:
         halves.append(
             cpp_extension.CUDAExtension(
                 "mim4dd._C_cuda",
-                sources("cu"),
-                define_macros=[abi, ("USE_CUDA", None)],
-                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "-lineinfo"]},
+                sorted(str(path) for path in Path("csrc").glob("*.cu")),
+                define_macros=[ABI, ("USE_CUDA", None)],
+                extra_compile_args={
+                    "cxx": ["-O3", "-std=c++17", "-fvisibility=hidden"],
+                    "nvcc": ["-O3", "-std=c++17", "-lineinfo"],
+                },
                 py_limited_api=True,
             )
         )
@@ -107,6 +202,6 @@ setup(
     packages=[*find_packages(include=["mim4dd", "mim4dd.*"]), "mim4dd.kernels"],
     package_dir={"mim4dd.kernels": "kernels"},
     ext_modules=extensions(),
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

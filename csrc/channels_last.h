@@ -1,17 +1,17 @@
-// Images whose channels are last, and the tasks over them.
+// Images whose channels are last.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <optional>
 
-#include "gemm.h"
-#include "microkernel.h"
+#include "conv3x3.h"
 
 namespace mim4dd {
+
+using torch::stable::Tensor;
 
 inline Tensor channels_last(const Tensor& tensor) {
   return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
@@ -28,20 +28,11 @@ inline Tensor empty_channels_last(
       torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// Every task(scratch, 0 … count - 1), the next one always by the thread that is free.
-template <typename T, typename Isa, typename Task>
-void run(const Task& task, int64_t scratch_size) {
-  const int64_t count = task.count();
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
-  const int64_t padded = round_up(scratch_size, 64 / sizeof(T));
-  const Tensor scratch = empty_matrix<T>(threads, padded);
-  T* const base = scratch.mutable_data_ptr<T>();
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t i = next++; i < count; i = next++) Isa::call(task, base + worker * padded, i);
-    }
-  });
+// Filters (out_channels, in_channels, 3, 3) in any memory order.
+template <typename T>
+Filters<T> filters_of(const Tensor& weight) {
+  return {weight.const_data_ptr<T>(), weight.size(0),   weight.size(1),  weight.stride(0),
+          weight.stride(1),           weight.stride(2), weight.stride(3)};
 }
 
 }  // namespace mim4dd

@@ -92,9 +92,9 @@ class ClipPairs {
               const T g = grad_query_loss[row], factor = g / query_sum[row];
               const T* of_columns = column_factors.data() + left;
               if (bounded_) {
-                symmetric_weights(logits, right - left, factor, of_columns);
+                logit_rows<T>().bounded_symmetric_weights(logits, right - left, factor, of_columns);
               } else {
-                symmetric_weights(
+                logit_rows<T>().symmetric_weights(
                     logits, right - left, factor, query_shift[row], of_columns, key_shift + left);
               }
               if (left <= row && row < right) {
@@ -106,8 +106,9 @@ class ClipPairs {
             multiply(gradient, block, key_->rows.middle_rows(left, right), left > 0, scale_);
           }
           for (int64_t row = first; row < last; ++row) {
-            scale_terms[row] =
-                dot(of_query.row(row), query_->rows.row(row), query_->dimension()) / scale_;
+            scale_terms[row] = feature_rows<T>().dot(
+                                   of_query.row(row), query_->rows.row(row), query_->dimension()) /
+                               scale_;
           }
         },
         [&](const Segment<T>& segment, int64_t left, int64_t right) {
@@ -155,9 +156,9 @@ class ClipPairs {
           logits[row - left] = kLeftOut<T>;
         }
         if (bounded_) {
-          rows.negative[row] += exponentiate(logits, right - left, T(0));
+          rows.negative[row] += logit_rows<T>().exponentiate(logits, right - left, T(0));
         } else {
-          const Extremes<T> found = extremes(logits, right - left);
+          const Extremes<T> found = logit_rows<T>().extremes(logits, right - left);
           rows.lowest[row] = std::min(rows.lowest[row], found.lowest);
           rows.shift[row] = std::max(rows.shift[row], found.negative);
         }
@@ -170,7 +171,7 @@ class ClipPairs {
       for (int64_t left = 0; left < n_; left += width) {
         const int64_t right = std::min(n_, left + width);
         const T* logits = segment.block(0, first, last, left, right).row(row - first);
-        rows.negative[row] += exp_sum(logits, right - left, shift);
+        rows.negative[row] += logit_rows<T>().exp_sum(logits, right - left, shift);
       }
     }
   }
@@ -182,18 +183,19 @@ class ClipPairs {
     const int64_t n = right - left;
     T *sums = columns.negative.data() + left, *shifts = columns.shift.data() + left;
     if (bounded_) {
-      for (int64_t i = 0; i < block.rows; ++i) add_columns(block.row(i), n, sums);
+      for (int64_t i = 0; i < block.rows; ++i) logit_rows<T>().add_columns(block.row(i), n, sums);
       return;
     }
     const std::vector<T> before(shifts, shifts + n);
     for (int64_t i = 0; i < block.rows; ++i) {
-      column_extremes(block.row(i), n, columns.lowest.data() + left, shifts);
+      logit_rows<T>().column_extremes(block.row(i), n, columns.lowest.data() + left, shifts);
     }
     for (int64_t j = 0; j < n; ++j) {
       shifts[j] = usable_shift(columns.lowest[left + j], shifts[j]);
       if (sums[j] != 0) sums[j] *= std::exp(before[j] - shifts[j]);
     }
-    for (int64_t i = 0; i < block.rows; ++i) add_column_exps(block.row(i), n, shifts, sums);
+    for (int64_t i = 0; i < block.rows; ++i)
+      logit_rows<T>().add_column_exps(block.row(i), n, shifts, sums);
   }
 
   // The highest logit, or NaN if one is infinite: exp(-inf) = 0 would hide it behind a finite loss.

@@ -92,17 +92,17 @@ template <typename T>
 void weigh_run(Tile<T>& tile, int64_t row, const RowWeights<T>& w, int64_t left, int64_t right) {
   const Problem<T>& problem = tile.problem;
   T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
-  if (w.exps != 1) scale_row(weights, right - left, w.exps);
+  if (w.exps != 1) feature_rows<T>().scale_row(weights, right - left, w.exps);
   if (w.amount != 0) {
     const int32_t own = problem.pairs.row_label[row];
     tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
       if (problem.critic.kind == Kind::kOut) {
-        subtract_positives(values, labels, own, n, w.amount);
+        logit_rows<T>().subtract_positives(values, labels, own, n, w.amount);
         return;
       }
       const T* logits =
           tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
-      subtract_positive_exps(
+      logit_rows<T>().subtract_positive_exps(
           values, logits, labels, own, n, tile.sums(row).positive_shift, w.amount);
     });
   }
@@ -223,11 +223,11 @@ class FirstOrder {
       const T exps = weights[row - tile.first].exps;
       T* gradient = query_gradient(tile, layer).row(row - tile.first);
       if (positive == kNone) {
-        scale_row(gradient, dimension, exps);
+        feature_rows<T>().scale_row(gradient, dimension, exps);
       } else {
         T& weight = *tile.at(tile.kWeights, row, positive);
         if (!tile.layer.key.factors.empty()) weight *= tile.layer.key.factors[positive];
-        combine(gradient, key.row(positive), dimension, exps, weight);
+        feature_rows<T>().combine(gradient, key.row(positive), dimension, exps, weight);
       }
     }
     for (int64_t row = tile.first; row < tile.last; ++row) {
@@ -237,11 +237,12 @@ class FirstOrder {
       if (!query_.empty()) {
         T* gradient = as_matrix<T>(query_[layer]).row(row);
         // sum_j W_ij q_i·k_j
-        if (wanted_.logit_scale) scale_terms_[place] = factor * dot(gradient, query, dimension);
-        scale_row(gradient, dimension, factor * problem_.logit_scale);
+        if (wanted_.logit_scale)
+          scale_terms_[place] = factor * feature_rows<T>().dot(gradient, query, dimension);
+        feature_rows<T>().scale_row(gradient, dimension, factor * problem_.logit_scale);
       }
       if (wanted_.key) {
-        scaled_copy(
+        feature_rows<T>().scaled_copy(
             query, as_matrix<T>(scaled_query_[layer]).row(row), dimension,
             factor * problem_.logit_scale);
       }

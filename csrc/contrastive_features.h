@@ -46,7 +46,7 @@ enum class Normalize { kNot, kCopy, kFactors };
 // The length of a row of any finite size; not finite if an element is not.
 template <typename T>
 double length_of(const T* row, int64_t dimension) {
-  const double square = sum_of_squares(row, dimension);
+  const double square = feature_rows<T>().sum_of_squares(row, dimension);
   if (std::isfinite(square)) return std::sqrt(square);
   double largest = 0;  // the squares overflowed
   for (int64_t d = 0; d < dimension; ++d) {
@@ -126,7 +126,7 @@ make_features(const Tensor& input, const std::vector<int64_t>& kept, Normalize n
     }
     norms[i] = length_of(row, dimension);
     if (normalize != Normalize::kNot) {
-      scale_row(row, dimension, T(1 / std::max(norms[i], kSmallestNorm)));
+      feature_rows<T>().scale_row(row, dimension, T(1 / std::max(norms[i], kSmallestNorm)));
     }
   });
   features.longest = longest_of(norms);
@@ -141,16 +141,16 @@ make_features(const Tensor& input, const std::vector<int64_t>& kept, Normalize n
 template <typename T>
 void undo_normalize(T* gradient, const T* unit, int64_t dimension, double norm) {
   const T inverse = T(1 / std::max(norm, kSmallestNorm));
-  const T along = norm > kSmallestNorm ? dot(gradient, unit, dimension) : T(0);
-  combine(gradient, unit, dimension, inverse, -along * inverse);
+  const T along = norm > kSmallestNorm ? feature_rows<T>().dot(gradient, unit, dimension) : T(0);
+  feature_rows<T>().combine(gradient, unit, dimension, inverse, -along * inverse);
 }
 
 // The same for a row x that was left as it is, from the gradient of x / |x| times its factor 1 /
 // |x|.
 template <typename T>
 void undo_factor(T* gradient, const T* row, int64_t dimension, T factor) {
-  const T along = factor * dot(gradient, row, dimension);
-  combine(gradient, row, dimension, T(1), -along * factor);
+  const T along = factor * feature_rows<T>().dot(gradient, row, dimension);
+  feature_rows<T>().combine(gradient, row, dimension, T(1), -along * factor);
 }
 
 // The gradient of the rows, times their factors, as that of the input; 0 for what was left out. It
@@ -166,7 +166,7 @@ Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient, bo
   for_rows(in_place && features.norms.empty() ? 0 : n, dimension, [&](int64_t i) {
     T* gradient_row = out.row(features.kept[i]);
     const T* row = features.rows.row(i);
-    if (!in_place) scaled_copy(from.row(i), gradient_row, dimension, T(1));
+    if (!in_place) feature_rows<T>().scaled_copy(from.row(i), gradient_row, dimension, T(1));
     if (!features.factors.empty()) {
       undo_factor(gradient_row, row, dimension, features.factors[i]);
     } else if (!features.norms.empty()) {

@@ -106,8 +106,10 @@ class SecondOrder {
       const Matrix<T>& mixed) const {
     for (int64_t row = first; row < last; ++row) {
       T* out = mixed.row(row - first);
-      scaled_copy(tangents.query.rows.row(row), out, mixed.columns, problem_.logit_scale);
-      combine(out, layer.query.rows.row(row), mixed.columns, T(1), tangents.logit_scale);
+      feature_rows<T>().scaled_copy(
+          tangents.query.rows.row(row), out, mixed.columns, problem_.logit_scale);
+      feature_rows<T>().combine(
+          out, layer.query.rows.row(row), mixed.columns, T(1), tangents.logit_scale);
     }
   }
 
@@ -134,7 +136,7 @@ class SecondOrder {
     const T inverse = denominator == 0 ? T(0) : 1 / denominator;
     T mean = 0;
     for_row(tile, row, [&](T* exps, T* tangents, const int32_t*, T*, int64_t n) {
-      mean += weighted_sum(exps, tangents, n);
+      mean += logit_rows<T>().weighted_sum(exps, tangents, n);
     });
     mean *= inverse;
     const T attraction = counts ? attraction_mean(tile, row, positive) : T(0);
@@ -145,13 +147,14 @@ class SecondOrder {
     const T y = counts ? g / T(pairs.num_positives[row]) : T(0);
     for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
       if (in) {
-        scale_row(copy, n, g);
-        softmax_second_order(exps, tangents, copy, n, (g + h) * inverse, mean, attraction);
+        feature_rows<T>().scale_row(copy, n, g);
+        logit_rows<T>().softmax_pair_second_order(
+            exps, tangents, copy, n, (g + h) * inverse, mean, attraction);
         return;
       }
-      softmax_second_order(exps, tangents, n, (g + h) * inverse, mean);
+      logit_rows<T>().softmax_second_order(exps, tangents, n, (g + h) * inverse, mean);
       if (counts && !problem_.by_index()) {
-        subtract_positives(tangents, labels, pairs.row_label[row], n, y);
+        logit_rows<T>().subtract_positives(tangents, labels, pairs.row_label[row], n, y);
       }
     });
     if (positive != kNone) {
@@ -164,8 +167,9 @@ class SecondOrder {
   weigh_binary_row(Tile<T>& tile, int64_t layer, int64_t row, int64_t place, bool counts, T g) {
     T along = 0, slope = 0;
     for_row(tile, row, [&](T* weights, T* tangents, const int32_t* labels, T*, int64_t n) {
-      along += weighted_sum(weights, tangents, n);
-      slope += binary_second_order(weights, tangents, labels, problem_.pairs.row_label[row], n, g);
+      along += logit_rows<T>().weighted_sum(weights, tangents, n);
+      slope += logit_rows<T>().binary_second_order(
+          weights, tangents, labels, problem_.pairs.row_label[row], n, g);
     });
     grad_grad_loss_[place] = counts ? along : T(0);
     grad_grad_lse_[place] = 0;
@@ -180,11 +184,12 @@ class SecondOrder {
     T sum = 0;
     for_row(tile, row, [&](T*, T* tangents, const int32_t* labels, T* copy, int64_t n) {
       if (problem_.critic.kind == Kind::kOut) {
-        sum += positive_sum(tangents, labels, own, n);
+        sum += logit_rows<T>().positive_sum(tangents, labels, own, n);
         return;
       }
-      positive_weights(copy, labels, own, n, sums.positive_shift, 1 / sums.own_positive);
-      sum += weighted_sum(copy, tangents, n);
+      logit_rows<T>().positive_weights(
+          copy, labels, own, n, sums.positive_shift, 1 / sums.own_positive);
+      sum += logit_rows<T>().weighted_sum(copy, tangents, n);
     });
     return problem_.critic.kind == Kind::kOut ? sum / T(problem_.pairs.num_positives[row]) : sum;
   }
@@ -228,11 +233,12 @@ class SecondOrder {
       if (needs_wk) {
         const T* wk_row = wk.row(row - tile.first);
         scale_terms_[layer * problem_.pairs.rows() + row] =
-            dot(of_row, tile.layer.query.rows.row(row), dimension) +
-            dot(wk_row, tangents.query.rows.row(row), dimension);
-        combine(of_row, wk_row, dimension, problem_.logit_scale, tangents.logit_scale);
+            feature_rows<T>().dot(of_row, tile.layer.query.rows.row(row), dimension) +
+            feature_rows<T>().dot(wk_row, tangents.query.rows.row(row), dimension);
+        feature_rows<T>().combine(
+            of_row, wk_row, dimension, problem_.logit_scale, tangents.logit_scale);
       } else {
-        scale_row(of_row, dimension, problem_.logit_scale);
+        feature_rows<T>().scale_row(of_row, dimension, problem_.logit_scale);
       }
     }
   }

@@ -143,7 +143,7 @@ class Tile {
     if (layer.key.factors.empty()) return;
     const Matrix<T> values = block(kWeights, left, right);
     for (int64_t row = 0; row < values.rows; ++row) {
-      multiply_by(values.row(row), layer.key.factors.data() + left, right - left);
+      feature_rows<T>().multiply_by(values.row(row), layer.key.factors.data() + left, right - left);
     }
   }
 
@@ -173,7 +173,7 @@ class Tile {
     if (problem.critic.hardness != 0) {
       const T factor = 1 + T(problem.critic.hardness) / problem.logit_scale;
       for (int64_t row = first; row < last; ++row) {
-        scale_negatives(
+        logit_rows<T>().scale_negatives(
             logits.row(row - first), problem.pairs.column_label.data() + left,
             problem.pairs.row_label[row], right - left, factor);
       }
@@ -196,9 +196,10 @@ class Tile {
       RowSums<T>& of_row = sums(row);
       T* logits = block(kWeights, left, right).row(row - first);
       for_keys(row, logits, left, right, [&](const T* values, const int32_t* labels, int64_t n) {
-        const Extremes<T> found =
-            problem.by_index() ? extremes(values, n)
-                               : labelled_extremes(values, labels, problem.pairs.row_label[row], n);
+        const Extremes<T> found = problem.by_index()
+                                      ? logit_rows<T>().extremes(values, n)
+                                      : logit_rows<T>().labelled_extremes(
+                                            values, labels, problem.pairs.row_label[row], n);
         of_row.lowest = std::min(of_row.lowest, found.lowest);
         of_row.highest = std::max(of_row.highest, found.negative);
         of_row.highest_positive = std::max(of_row.highest_positive, found.positive);
@@ -229,17 +230,19 @@ class Tile {
       T* logits = block(kWeights, left, right).row(row - first);
       for_keys(row, logits, left, right, [&](T* values, const int32_t* labels, int64_t n) {
         if (problem.by_index()) {
-          of_row.negative += mim4dd::exponentiate(values, n, of_row.shift);
+          of_row.negative += logit_rows<T>().exponentiate(values, n, of_row.shift);
           return;
         }
         if (problem.critic.kind == Kind::kNce) {
-          const Sums<T> found = binary_weights(values, labels, own, n, problem.bias_of(row));
+          const Sums<T> found =
+              logit_rows<T>().binary_weights(values, labels, own, n, problem.bias_of(row));
           of_row.attraction += found.attraction;
           of_row.negative += found.negative;
           return;
         }
         const bool drop = problem.critic.decoupled;
-        const Sums<T> found = labelled_exponentiate(values, labels, own, n, of_row.shift, drop);
+        const Sums<T> found =
+            logit_rows<T>().labelled_exponentiate(values, labels, own, n, of_row.shift, drop);
         of_row.negative += found.negative;
         of_row.attraction += found.attraction;
         if (!drop) of_row.positive += found.positive;
@@ -247,7 +250,8 @@ class Tile {
       if (problem.critic.kind == Kind::kIn) {
         T* copy = block(kLogits, left, right).row(row - first);
         for_keys(row, copy, left, right, [&](const T* values, const int32_t* labels, int64_t n) {
-          of_row.own_positive += positive_exp_sum(values, labels, own, n, of_row.positive_shift);
+          of_row.own_positive +=
+              logit_rows<T>().positive_exp_sum(values, labels, own, n, of_row.positive_shift);
         });
       }
     }

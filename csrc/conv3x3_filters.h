@@ -5,13 +5,14 @@
 #include "winograd.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 
 // Tiles to the gradient of the transformed filters, Σ V (A y Aᵀ): of one row of four points, over
 // one chunk of the tiles. Columns and rows beyond the last channel stay unwritten, as nobody reads
 // what becomes of them.
-template <typename T, typename Isa>
+template <typename T>
 struct FilterGradient {
-  using Kernel = Winograd<T, Isa>;
+  using Kernel = Winograd<T>;
   using Vector = typename Kernel::Vector;
   static constexpr int kResult = Kernel::kRows * Kernel::kColumns;
   // Vectors of output channels are written whole and read kRows numbers at a time.
@@ -123,11 +124,11 @@ struct FilterGradient {
 
 // The gradient of the transformed filters to that of the filters, (out_channels, 3, 3,
 // in_channels), for one output channel.
-template <typename T, typename Isa>
+template <typename T>
 struct WriteFilterGradient {
-  using Kernel = Winograd<T, Isa>;
+  using Kernel = Winograd<T>;
   using Vector = typename Kernel::Vector;
-  const FilterGradient<T, Isa>& sums;
+  const FilterGradient<T>& sums;
   T* output;
 
   int64_t count() const { return sums.grad_output.channels; }
@@ -157,4 +158,5 @@ struct WriteFilterGradient {
   }
 };
 
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,10 +1,9 @@
-// The types of floating-point tensors: run a body with scalar_t one of them; what it is computed
-// in.
+// The types of floating-point tensors: run a body with scalar_t one of them.
 #pragma once
 
 #include <torch/headeronly/core/Dispatch.h>
 
-#include <type_traits>
+#include "arithmetic.h"
 
 #define MIM4DD_DISPATCH_FLOATING(TYPE, NAME, ...)                          \
   THO_DISPATCH_SWITCH(                                                     \
@@ -19,11 +18,3 @@
           THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__)       \
               THO_DISPATCH_CASE(torch::headeronly::ScalarType::BFloat16, __VA_ARGS__) \
                   THO_DISPATCH_CASE(torch::headeronly::ScalarType::Half, __VA_ARGS__))
-
-namespace mim4dd {
-
-// Half precision is stored, never computed in.
-template <typename T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-}  // namespace mim4dd

@@ -3,8 +3,8 @@
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include "matrix.h"
 #include "product.h"
+#include "tensors.h"
 
 namespace mim4dd {
 
@@ -17,8 +17,8 @@ void multiply(
     const Matrix<T>& b,
     bool accumulate,
     T alpha = 1) {
-  if (multiply_here(out, a, b, accumulate, alpha)) return;
-  const Tensor out_view = out.view(), a_view = a.view(), b_view = b.view();
+  if (kernels<Products<T>>().multiply(out, a, b, accumulate, alpha)) return;
+  const Tensor out_view = view_of(out), a_view = view_of(a), b_view = view_of(b);
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
       out_view.get(), out_view.get(), a_view.get(), b_view.get(), accumulate ? 1.0 : 0.0, alpha));
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace mim4dd {
 
 template <typename T>
@@ -17,103 +19,115 @@ struct Sums {
   T attraction;          // sum of the positives' logits
 };
 
-// The lowest and highest logit; the highest counts as a negative's. NaN is ignored.
 template <typename T>
-Extremes<T> extremes(const T* logits, int64_t n);
-template <typename T>
-Extremes<T> labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n);
+struct LogitRows {
+  // The lowest and highest logit; the highest counts as a negative's. NaN is ignored.
+  Extremes<T> (*extremes)(const T* logits, int64_t n);
+  Extremes<T> (*labelled_extremes)(const T* logits, const int32_t* labels, int32_t own, int64_t n);
 
-// logits of negatives *= factor.
-template <typename T>
-void scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor);
+  // logits of negatives *= factor.
+  void (*scale_negatives)(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor);
 
-// logits := exp(logits - shift), and their sum.
-template <typename T>
-T exponentiate(T* logits, int64_t n, T shift);
+  // logits := exp(logits - shift), and their sum.
+  T (*exponentiate)(T* logits, int64_t n, T shift);
 
-// The same with both sums apart, and that of logit - shift over positives. `drop` writes 0 for
-// them.
-template <typename T>
-Sums<T>
-labelled_exponentiate(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, bool drop);
+  // The same with both sums apart, and that of logit - shift over positives. `drop` writes 0 for
+  // them.
+  Sums<T> (*labelled_exponentiate)(
+      T* logits,
+      const int32_t* labels,
+      int32_t own,
+      int64_t n,
+      T shift,
+      bool drop);
 
-// Sum of exp(logit - shift) over the positives.
-template <typename T>
-T positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift);
+  // Sum of exp(logit - shift) over the positives.
+  T (*positive_exp_sum)(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift);
 
-// weights of positives -= amount.
-template <typename T>
-void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount);
+  // weights of positives -= amount.
+  void (*subtract_positives)(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount);
 
-// weights of positives -= amount·exp(logit - shift).
-template <typename T>
-void subtract_positive_exps(
-    T* weights,
-    const T* logits,
-    const int32_t* labels,
-    int32_t own,
-    int64_t n,
-    T shift,
-    T amount);
+  // weights of positives -= amount·exp(logit - shift).
+  void (*subtract_positive_exps)(
+      T* weights,
+      const T* logits,
+      const int32_t* labels,
+      int32_t own,
+      int64_t n,
+      T shift,
+      T amount);
 
-// Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the
-// weights, `attraction` of the losses; both NaN if a logit is not finite.
-template <typename T>
-Sums<T> binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias);
+  // Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the
+  // weights, `attraction` of the losses; both NaN if a logit is not finite.
+  Sums<T> (*binary_weights)(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias);
 
-// sum of weights·values.
-template <typename T>
-T weighted_sum(const T* weights, const T* values, int64_t n);
+  // sum of weights·values.
+  T (*weighted_sum)(const T* weights, const T* values, int64_t n);
 
-// sum of the values at positives.
-template <typename T>
-T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n);
+  // sum of the values at positives.
+  T (*positive_sum)(const T* values, const int32_t* labels, int32_t own, int64_t n);
 
-// logits := amount·exp(logit - shift) at positives, 0 elsewhere.
-template <typename T>
-void positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount);
+  // logits := amount·exp(logit - shift) at positives, 0 elsewhere.
+  void (*positive_weights)(
+      T* logits,
+      const int32_t* labels,
+      int32_t own,
+      int64_t n,
+      T shift,
+      T amount);
 
-// For p = factor·exps and the directional derivative of the logits, the weights of the second
-// order: exps := p (tangents - mean), tangents := p.
-template <typename T>
-void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean);
+  // For p = factor·exps and the directional derivative of the logits, the weights of the second
+  // order: exps := p (tangents - mean), tangents := p.
+  void (*softmax_second_order)(T* exps, T* tangents, int64_t n, T factor, T mean);
 
-// The same less attractions that are a softmax themselves:
-// exps := p (tangents - mean) - y (tangents - y_mean), tangents := p - y.
-template <typename T>
-void softmax_second_order(T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean);
+  // The same less attractions that are a softmax themselves:
+  // exps := p (tangents - mean) - y (tangents - y_mean), tangents := p - y.
+  void (*softmax_pair_second_order)(
+      T* exps,
+      T* tangents,
+      const T* y,
+      int64_t n,
+      T factor,
+      T mean,
+      T y_mean);
 
-// Binary critic: weights h - [positive] := g h (1 - h) tangents, tangents := g (h - [positive]).
-// Returns the sum of the first.
-template <typename T>
-T binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g);
+  // Binary critic: weights h - [positive] := g h (1 - h) tangents, tangents := g (h - [positive]).
+  // Returns the sum of the first.
+  T (*binary_second_order)(
+      T* weights,
+      T* tangents,
+      const int32_t* labels,
+      int32_t own,
+      int64_t n,
+      T g);
 
-// sum of exp(logit - shift).
-template <typename T>
-T exp_sum(const T* logits, int64_t n, T shift);
+  // sum of exp(logit - shift).
+  T (*exp_sum)(const T* logits, int64_t n, T shift);
 
-// By column, over one more row of logits: the lowest and the highest so far.
-template <typename T>
-void column_extremes(const T* logits, int64_t n, T* lowest, T* highest);
+  // By column, over one more row of logits: the lowest and the highest so far.
+  void (*column_extremes)(const T* logits, int64_t n, T* lowest, T* highest);
 
-// By column, over one more row: sums += exps; sums += exp(logits - shifts).
-template <typename T>
-void add_columns(const T* exps, int64_t n, T* sums);
-template <typename T>
-void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums);
+  // By column, over one more row: sums += exps; sums += exp(logits - shifts).
+  void (*add_columns)(const T* exps, int64_t n, T* sums);
+  void (*add_column_exps)(const T* logits, int64_t n, const T* shifts, T* sums);
 
-// Weights of both directions of one row: logits := factor·exp(logit - shift) by row and by column.
-template <typename T>
-void symmetric_weights(
-    T* logits,
-    int64_t n,
-    T factor,
-    T shift,
-    const T* column_factors,
-    const T* column_shifts);
+  // Weights of both directions of one row: logits := factor·exp(logit - shift) by row and by
+  // column.
+  void (*symmetric_weights)(
+      T* logits,
+      int64_t n,
+      T factor,
+      T shift,
+      const T* column_factors,
+      const T* column_shifts);
 
-// The same where no shift is needed: logits := (factor + column factor)·exp(logit).
+  // The same where no shift is needed: logits := (factor + column factor)·exp(logit).
+  void (*bounded_symmetric_weights)(T* logits, int64_t n, T factor, const T* column_factors);
+};
+
 template <typename T>
-void symmetric_weights(T* logits, int64_t n, T factor, const T* column_factors);
+const LogitRows<T>& logit_rows() {
+  return kernels<LogitRows<T>>();
+}
 
 }  // namespace mim4dd

@@ -4,70 +4,22 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "arithmetic.h"
 
 namespace mim4dd {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+namespace MIM4DD_ISA {
 
-// What a CPU's registers hold. `call` runs a task, whose operator() must be inlined all the way
-// down, compiled for that CPU.
-struct Baseline {
-  static constexpr int kBytes = 16;
-#if defined(__aarch64__)
-  static constexpr int kRows = 8;  // it has 32 registers
-#else
-  static constexpr int kRows = 4;
-#endif
+constexpr int kVectorBytes = MIM4DD_VECTOR_BYTES;
+constexpr bool kManyRegisters = MIM4DD_REGISTERS == 32;
 
-  template <typename Task, typename... Arguments>
-  static void call(const Task& task, Arguments... arguments) {
-    task(arguments...);
-  }
-};
-
-#if defined(__x86_64__)
-struct Avx2 {
-  static constexpr int kBytes = 32, kRows = 4;
-
-  static bool runs_here() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  }
-  template <typename Task, typename... Arguments>
-  __attribute__((target("avx2,fma"))) static void call(const Task& task, Arguments... arguments) {
-    task(arguments...);
-  }
-};
-
-struct Avx512 {
-  static constexpr int kBytes = 64, kRows = 8;
-
-  static bool runs_here() { return __builtin_cpu_supports("avx512f"); }
-  template <typename Task, typename... Arguments>
-  __attribute__((target("avx512f"))) static void call(const Task& task, Arguments... arguments) {
-    task(arguments...);
-  }
-};
-#endif
-
-// Run body(Isa()) for the widest vectors of this CPU.
-template <typename Body>
-void with_isa(const Body& body) {
-#if defined(__x86_64__)
-  if (Avx512::runs_here()) return body(Avx512());
-  if (Avx2::runs_here()) return body(Avx2());
-#endif
-  body(Baseline());
-}
-
-template <typename T, typename Isa>
+template <typename T>
 struct Micro {
   // Aligned as numbers are, so that it can be anywhere among them. Vectors alias their elements.
-  typedef T Vector __attribute__((vector_size(Isa::kBytes), aligned(alignof(T))));
-  static constexpr int kLanes = Isa::kBytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(alignof(T))));
+  static constexpr int kLanes = kVectorBytes / sizeof(T);
   // A tile of the result: rows come from `a` one number at a time, columns from `b` as vectors.
-  static constexpr int kRows = Isa::kRows, kVectors = 2, kColumns = kVectors * kLanes;
+  static constexpr int kRows = kManyRegisters ? 8 : 4, kVectors = 2, kColumns = kVectors * kLanes;
   // Depths are multiples of this.
   static constexpr int kSteps = kLanes < 4 ? kLanes : 4;
   // Sums are formed in runs of so many terms: in one run of all, float32 would round too much. A
@@ -171,4 +123,5 @@ struct Micro {
   }
 };
 
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,8 +1,45 @@
 // The Python face of the CPU half: importing mim4dd._C runs the static initialisers that register
-// the kernels of the other files, and that is all there is to it.
+// the kernels of the other files, and chooses the instruction set.
 #include <Python.h>
 
+#include <cstdlib>
+#include <initializer_list>
+#include <string>
+
+#include "isa.h"
+
+namespace {
+
+using mim4dd::Isa;
+
+std::string names_of_runnable() {
+  std::string names;
+  for (const Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    if (mim4dd::runs_here(isa)) names += (names.empty() ? "" : " ") + std::string(name_of(isa));
+  }
+  return names;
+}
+
+}  // namespace
+
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-  return PyModule_Create(&definition);
+  const char* wanted = std::getenv("MIM4DD_CPU");
+  if (wanted != nullptr && *wanted == '\0') wanted = nullptr;
+  const std::string runnable = names_of_runnable();
+  if (!mim4dd::choose_isa(wanted)) {
+    return PyErr_Format(
+        PyExc_ValueError, "MIM4DD_CPU must be one of '%s', which this CPU runs, got '%s'",
+        runnable.c_str(), wanted);
+  }
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  PyObject* const module = PyModule_Create(&definition);
+  if (module == nullptr) return nullptr;
+  // The instruction set that the kernels run on, and those that they could.
+  if (PyModule_AddStringConstant(module, "instruction_set", name_of(mim4dd::chosen_isa)) < 0 ||
+      PyModule_AddStringConstant(module, "instruction_sets", runnable.c_str()) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }

@@ -2,16 +2,21 @@
 #include "norm_relu_pool.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
+
+#include "dispatch.h"
 
 namespace mim4dd {
 namespace {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 ScalarType wide_type(ScalarType stored) {
   return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -187,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_cpu(
         out.mutable_data_ptr<scalar_t>(),
         mean.mutable_data_ptr<T>(),
         rstd.mutable_data_ptr<T>()};
-    call.channels_last() ? forward_pixels(shape, args) : forward_planes(shape, args);
+    const auto& kernel = kernels<NormReluPool<scalar_t>>();
+    (call.channels_last() ? kernel.forward_pixels : kernel.forward_planes)(shape, args);
   });
   return {out, mean, rstd};
 }
@@ -221,7 +227,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
           pointer_if<scalar_t>(grad_input, of_input),
           of_weights.mutable_data_ptr<T>(),
           of_biases.mutable_data_ptr<T>()};
-      call.channels_last() ? backward_pixels(shape, args) : backward_planes(shape, args);
+      const auto& kernel = kernels<NormReluPool<scalar_t>>();
+      (call.channels_last() ? kernel.backward_pixels : kernel.backward_planes)(shape, args);
     });
   }
   return {
@@ -267,7 +274,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_bwd_cpu(
           pointer_if<scalar_t>(grad_grad_out, of_grad_out),
           pointer_if<scalar_t>(grad_input, of_input),
           of_weights.mutable_data_ptr<T>()};
-      call.channels_last() ? second_pixels(shape, args) : second_planes(shape, args);
+      const auto& kernel = kernels<NormReluPool<scalar_t>>();
+      (call.channels_last() ? kernel.second_pixels : kernel.second_planes)(shape, args);
     });
   }
   return {grad_grad_out, grad_input, over_samples(call, of_weights, weight, of_weight)};

@@ -4,27 +4,22 @@
 // the factors are per channel and follow from a few sums over the plane (docs/math.md).
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
-#include "dispatch.h"
-#include "simd.h"
+#include "arithmetic.h"
+#include "isa.h"
 
 namespace mim4dd {
-
-using torch::stable::Tensor;
 
 struct PoolShape {
   int64_t batch, channels, height, width, groups, pool;
 
-  int64_t pixels() const { return height * width; }
-  int64_t out_height() const { return height / pool; }
-  int64_t out_width() const { return width / pool; }
-  int64_t out_pixels() const { return out_height() * out_width(); }
-  int64_t group_channels() const { return channels / groups; }
-  int64_t group_size() const { return group_channels() * pixels(); }
+  MIM4DD_INLINE int64_t pixels() const { return height * width; }
+  MIM4DD_INLINE int64_t out_height() const { return height / pool; }
+  MIM4DD_INLINE int64_t out_width() const { return width / pool; }
+  MIM4DD_INLINE int64_t out_pixels() const { return out_height() * out_width(); }
+  MIM4DD_INLINE int64_t group_channels() const { return channels / groups; }
+  MIM4DD_INLINE int64_t group_size() const { return group_channels() * pixels(); }
 };
 
 // The inputs that every derivative has; weight and bias may be null.
@@ -33,10 +28,12 @@ struct NormInputs {
   const S* input;
   const Arithmetic<S>*weight, *bias;
 
-  Arithmetic<S> weight_of(int64_t channel) const {
+  MIM4DD_INLINE Arithmetic<S> weight_of(int64_t channel) const {
     return weight ? weight[channel] : Arithmetic<S>(1);
   }
-  Arithmetic<S> bias_of(int64_t channel) const { return bias ? bias[channel] : Arithmetic<S>(0); }
+  MIM4DD_INLINE Arithmetic<S> bias_of(int64_t channel) const {
+    return bias ? bias[channel] : Arithmetic<S>(0);
+  }
 };
 
 template <typename S>
@@ -155,20 +152,16 @@ MIM4DD_INLINE T weight_sum(const SecondMeans& m, const Sums& s) {
   return static_cast<T>(m.r * (s.gu - m.u * s.g - m.r * m.ux * s.gd));
 }
 
-// Contiguous (B, C, H, W): planes of pixels.
 template <typename S>
-void forward_planes(const PoolShape& shape, const ForwardArguments<S>& args);
-template <typename S>
-void backward_planes(const PoolShape& shape, const BackwardArguments<S>& args);
-template <typename S>
-void second_planes(const PoolShape& shape, const SecondArguments<S>& args);
-
-// The same in channels-last memory: pixels of channels.
-template <typename S>
-void forward_pixels(const PoolShape& shape, const ForwardArguments<S>& args);
-template <typename S>
-void backward_pixels(const PoolShape& shape, const BackwardArguments<S>& args);
-template <typename S>
-void second_pixels(const PoolShape& shape, const SecondArguments<S>& args);
+struct NormReluPool {
+  // Contiguous (B, C, H, W): planes of pixels.
+  void (*forward_planes)(const PoolShape& shape, const ForwardArguments<S>& args);
+  void (*backward_planes)(const PoolShape& shape, const BackwardArguments<S>& args);
+  void (*second_planes)(const PoolShape& shape, const SecondArguments<S>& args);
+  // The same in channels-last memory: pixels of channels.
+  void (*forward_pixels)(const PoolShape& shape, const ForwardArguments<S>& args);
+  void (*backward_pixels)(const PoolShape& shape, const BackwardArguments<S>& args);
+  void (*second_pixels)(const PoolShape& shape, const SecondArguments<S>& args);
+};
 
 }  // namespace mim4dd

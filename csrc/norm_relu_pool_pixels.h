@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <vector>
 
 #include "norm_relu_pool.h"
+#include "parallel.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace pixels {
 
 // A block of one sample is to stay in a second cache, and to fill lines of memory.
@@ -38,12 +39,12 @@ template <typename T>
 class Arrays {
  public:
   Arrays(int64_t channels, int64_t count)
-      : stride_((channels + 15) / 16 * 16), values_(stride_ * count) {}
+      : stride_((channels + 15) / 16 * 16), values_(stride_ * count, T(0)) {}
   T* operator[](int64_t i) { return values_.data() + i * stride_; }
 
  private:
   int64_t stride_;
-  std::vector<T> values_;
+  Workspace<T> values_;
 };
 
 // Pixels whose sum is one in the type that is computed in, before it is added to one in double.
@@ -131,7 +132,7 @@ void for_each_block(const PoolShape& shape, const Body& body) {
   const int64_t line_groups = (least + channels - 1) / channels;
   int64_t groups = std::max(line_groups, kBlockBytes / group_bytes / line_groups * line_groups);
   // Samples alone may be too few for all threads.
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t blocks = std::max<int64_t>(1, (2 * threads + shape.batch - 1) / shape.batch);
   if (threads > 1 && shape.batch % threads != 0) {
     const int64_t share = (shape.groups + blocks - 1) / blocks;
@@ -139,7 +140,7 @@ void for_each_block(const PoolShape& shape, const Body& body) {
   }
   groups = std::min(groups, shape.groups);
   const int64_t per_sample = (shape.groups + groups - 1) / groups;
-  torch::stable::parallel_for(0, shape.batch * per_sample, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(shape.batch * per_sample, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % per_sample * groups;
       const int64_t count = std::min(groups, shape.groups - first);
@@ -149,4 +150,5 @@ void for_each_block(const PoolShape& shape, const Body& body) {
 }
 
 }  // namespace pixels
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

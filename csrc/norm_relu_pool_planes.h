@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include "norm_relu_pool.h"
+#include "parallel.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace planes {
 
 // Elements of a plane that are worked on together: two arrays of them stay in a first cache, or in
@@ -235,12 +236,12 @@ MIM4DD_INLINE bool kept(const PoolShape& shape) {
 template <typename T, typename Body>
 void for_each_group(const PoolShape& shape, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kGrain / shape.group_size());
-  torch::stable::parallel_for(
-      0, shape.batch * shape.groups, grain, [&](int64_t begin, int64_t end) {
-        std::vector<T> scratch(scratch_size(shape));
-        for (int64_t unit = begin; unit < end; ++unit) body(unit, scratch.data());
-      });
+  parallel_for(shape.batch * shape.groups, grain, [&](int64_t begin, int64_t end) {
+    const Workspace<T> scratch(scratch_size(shape));
+    for (int64_t unit = begin; unit < end; ++unit) body(unit, scratch.data());
+  });
 }
 
 }  // namespace planes
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

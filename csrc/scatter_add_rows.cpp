@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "scatter_add_row.h"
 
 namespace mim4dd {
 namespace {
@@ -13,12 +13,6 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;
 // Threads that write to one line of the cache wait for each other.
 constexpr int64_t kMinColumns = 256;
-
-template <typename T>
-MIM4DD_SIMD void add_row(T* out, const T* source, int64_t n, Arithmetic<T> scale) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = scaled_sum(out[i], source[i], scale);
-}
 
 struct ByColumns {
   template <typename T>
@@ -39,7 +33,8 @@ struct ByColumns {
     const int64_t grain = std::max(kMinColumns, kGrain / batch);
     torch::stable::parallel_for(0, width, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = 0; b < batch; ++b) {
-        add_row(out + rows[b] * width + begin, source + b * width + begin, end - begin, scale);
+        kernels<AddRow<T>>().run(
+            out + rows[b] * width + begin, source + b * width + begin, end - begin, scale);
       }
     });
   }

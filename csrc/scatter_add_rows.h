@@ -2,15 +2,10 @@
 // every run.
 #pragma once
 
-#include "flat_pass.h"
+#include "flat_pass_operands.h"
+#include "scaled_sum.h"
 
 namespace mim4dd {
-
-template <typename T>
-MIM4DD_HOST_DEVICE T scaled_sum(T sum, T term, Arithmetic<T> scale) {
-  using V = Arithmetic<T>;
-  return static_cast<T>(static_cast<V>(sum) + scale * static_cast<V>(term));
-}
 
 inline bool overlap(const Tensor& a, const Tensor& b) {
   const auto* start_a = static_cast<const char*>(a.data_ptr());

@@ -1,42 +1,12 @@
-// The adjoint of the step of torch.optim.SGD as one pass: what is left to do of the later step is
-// done on the way. docs/math.md derives it.
+// The adjoint of the step of torch.optim.SGD as one pass.
 #pragma once
 
 #include <tuple>
 
-#include "adjoint_pass.h"
+#include "flat_pass_operands.h"
+#include "sgd_adjoint_pass.h"
 
 namespace mim4dd {
-
-template <typename T, bool kMomentum, bool kPerParameter>
-struct SgdAdjoint : AdjointPass<
-                        T,
-                        kMomentum ? 7 : 5,
-                        2 + (kMomentum ? 1 : 0) + (kPerParameter ? 1 : 0),
-                        kPerParameter> {
-  using V = Arithmetic<T>;
-
-  V momentum, weight_decay;
-  Switch<V> decays, nesterov, has_velocity_adjoint;
-
-  MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = this->adjoint_of(in);
-    V direction = decays.choose(in[3] + weight_decay * in[2], in[3]);
-    const V lr = kPerParameter ? in[4] : shared;
-    const V of_direction = -lr * adjoint;
-    V cotangent = of_direction;
-    if constexpr (kMomentum) {
-      direction = nesterov.choose(direction + momentum * in[5], in[5]);
-      V of_velocity = nesterov.choose(momentum * of_direction, of_direction);
-      of_velocity = has_velocity_adjoint.choose(of_velocity + in[6], of_velocity);
-      out[2] = momentum * of_velocity;
-      cotangent = nesterov.choose(of_velocity + of_direction, of_velocity);
-    }
-    out[0] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
-    out[1] = cotangent;
-    this->add_terms(adjoint, direction, out + (kMomentum ? 3 : 2), sums);
-  }
-};
 
 // λ without its product, ν, the cotangent of the gradient, ∂L/∂lr, ‖λ‖².
 template <typename Runner>

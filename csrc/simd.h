@@ -4,15 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-// One binary serves every x86-64: the loader picks the clone for the CPU that it runs on. Elsewhere
-// (NEON) the baseline is vectorised already. target_clones needs the loader of glibc.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-#define MIM4DD_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define MIM4DD_SIMD
-#endif
-
-// What is called inside code for one CPU must become part of it, or it is baseline code.
+// What is called in a hot loop must become part of it, or the loop is no vector code.
 #if defined(__GNUC__)
 #define MIM4DD_INLINE inline __attribute__((always_inline))
 #define MIM4DD_INLINE_LAMBDA __attribute__((always_inline))
@@ -24,7 +16,7 @@
 namespace mim4dd {
 
 template <typename To, typename From>
-inline To bit_cast(From from) {
+MIM4DD_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
   To to;
   std::memcpy(&to, &from, sizeof to);
@@ -36,7 +28,7 @@ inline To bit_cast(From from) {
 //
 // x = n ln 2 + r, exp(x) = 2^n exp(r). Adding 1.5·2^(mantissa bits) rounds to an integer and leaves
 // it in the low bits.
-inline float vector_exp(float x) {
+MIM4DD_INLINE float vector_exp(float x) {
   const float shifted = x * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
   float r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact times n
@@ -52,7 +44,7 @@ inline float vector_exp(float x) {
   return x < -87.3f ? 0.0f : p * bit_cast<float>(exponent);
 }
 
-inline double vector_exp(double x) {
+MIM4DD_INLINE double vector_exp(double x) {
   const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
   const double n = shifted - 6755399441055744.0;
   double r = x - n * 0.693145751953125;
@@ -76,7 +68,7 @@ inline double vector_exp(double x) {
 
 // log(1 + t) for t in [0, 1]: 2 atanh(u), u = t / (2 + t) <= 1/3, by its series in u².
 template <typename T>
-inline T vector_log1p(T t) {
+MIM4DD_INLINE T vector_log1p(T t) {
   constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;  // (1/9)^kTerms is below an ulp
   const T u = t / (t + T(2));
   const T square = u * u;

@@ -12,20 +12,13 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "conv3x3.h"
 #include "microkernel.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 
 constexpr int kPoints = 16;  // of the transformed domain, row by row
-
-// Images as rows of channels: (batch, height, width, channels), and their tiles of 2×2 pixels.
-struct Grid {
-  int64_t batch, height, width;
-
-  int64_t tile_rows() const { return (height + 1) / 2; }
-  int64_t tile_columns() const { return (width + 1) / 2; }
-  int64_t tiles() const { return batch * tile_rows() * tile_columns(); }
-};
 
 // Where a tile starts; in an image that there is not beyond the last one.
 struct Tile {
@@ -68,9 +61,9 @@ struct Images {
   }
 };
 
-template <typename T, typename Isa>
-struct Winograd : Micro<T, Isa> {
-  using typename Micro<T, Isa>::Vector;
+template <typename T>
+struct Winograd : Micro<T> {
+  using typename Micro<T>::Vector;
 
   // One side of Bᵀ d B.
   static MIM4DD_INLINE void input_side(Vector (&v)[4], const Vector (&d)[4]) {
@@ -161,4 +154,5 @@ struct Winograd : Micro<T, Isa> {
   }
 };
 
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,14 +1,15 @@
 // No call and no branch in a loop, and reductions named to the compiler: so it may reorder them.
-#include "logit_rows.h"
-
 #include <limits>
 
+#include "logit_rows.h"
 #include "simd.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
+namespace {
 
 template <typename T>
-MIM4DD_SIMD Extremes<T> extremes(const T* logits, int64_t n) {
+Extremes<T> extremes(const T* logits, int64_t n) {
   T low = std::numeric_limits<T>::infinity(), high = -low;
 #pragma omp simd reduction(min : low) reduction(max : high)
   for (int64_t j = 0; j < n; ++j) {
@@ -19,8 +20,7 @@ MIM4DD_SIMD Extremes<T> extremes(const T* logits, int64_t n) {
 }
 
 template <typename T>
-MIM4DD_SIMD Extremes<T>
-labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n) {
+Extremes<T> labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n) {
   const T infinity = std::numeric_limits<T>::infinity();
   T low = infinity, negative = -infinity, positive = -infinity;
 #pragma omp simd reduction(min : low) reduction(max : negative, positive)
@@ -35,14 +35,13 @@ labelled_extremes(const T* logits, const int32_t* labels, int32_t own, int64_t n
 }
 
 template <typename T>
-MIM4DD_SIMD void
-scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor) {
+void scale_negatives(T* logits, const int32_t* labels, int32_t own, int64_t n, T factor) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) logits[j] *= labels[j] == own ? T(1) : factor;
 }
 
 template <typename T>
-MIM4DD_SIMD T exponentiate(T* logits, int64_t n, T shift) {
+T exponentiate(T* logits, int64_t n, T shift) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -53,7 +52,7 @@ MIM4DD_SIMD T exponentiate(T* logits, int64_t n, T shift) {
 }
 
 template <typename T>
-MIM4DD_SIMD Sums<T> labelled_exponentiate(
+Sums<T> labelled_exponentiate(
     T* logits,
     const int32_t* labels,
     int32_t own,
@@ -76,8 +75,7 @@ MIM4DD_SIMD Sums<T> labelled_exponentiate(
 }
 
 template <typename T>
-MIM4DD_SIMD T
-positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift) {
+T positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n, T shift) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -87,14 +85,13 @@ positive_exp_sum(const T* logits, const int32_t* labels, int32_t own, int64_t n,
 }
 
 template <typename T>
-MIM4DD_SIMD void
-subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount) {
+void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) weights[j] -= labels[j] == own ? amount : T(0);
 }
 
 template <typename T>
-MIM4DD_SIMD void subtract_positive_exps(
+void subtract_positive_exps(
     T* weights,
     const T* logits,
     const int32_t* labels,
@@ -109,8 +106,7 @@ MIM4DD_SIMD void subtract_positive_exps(
 }
 
 template <typename T>
-MIM4DD_SIMD Sums<T>
-binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias) {
+Sums<T> binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias) {
   T loss = 0, sum = 0;
 #pragma omp simd reduction(+ : loss, sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -129,7 +125,7 @@ binary_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T bias)
 }
 
 template <typename T>
-MIM4DD_SIMD T weighted_sum(const T* weights, const T* values, int64_t n) {
+T weighted_sum(const T* weights, const T* values, int64_t n) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) sum += weights[j] * values[j];
@@ -137,7 +133,7 @@ MIM4DD_SIMD T weighted_sum(const T* weights, const T* values, int64_t n) {
 }
 
 template <typename T>
-MIM4DD_SIMD T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n) {
+T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) sum += labels[j] == own ? values[j] : T(0);
@@ -145,8 +141,7 @@ MIM4DD_SIMD T positive_sum(const T* values, const int32_t* labels, int32_t own, 
 }
 
 template <typename T>
-MIM4DD_SIMD void
-positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount) {
+void positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shift, T amount) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T e = amount * vector_exp(logits[j] - shift);
@@ -155,7 +150,7 @@ positive_weights(T* logits, const int32_t* labels, int32_t own, int64_t n, T shi
 }
 
 template <typename T>
-MIM4DD_SIMD void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean) {
+void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T p = factor * exps[j];
@@ -165,8 +160,14 @@ MIM4DD_SIMD void softmax_second_order(T* exps, T* tangents, int64_t n, T factor,
 }
 
 template <typename T>
-MIM4DD_SIMD void
-softmax_second_order(T* exps, T* tangents, const T* y, int64_t n, T factor, T mean, T y_mean) {
+void softmax_pair_second_order(
+    T* exps,
+    T* tangents,
+    const T* y,
+    int64_t n,
+    T factor,
+    T mean,
+    T y_mean) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T p = factor * exps[j];
@@ -176,8 +177,7 @@ softmax_second_order(T* exps, T* tangents, const T* y, int64_t n, T factor, T me
 }
 
 template <typename T>
-MIM4DD_SIMD T
-binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g) {
+T binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own, int64_t n, T g) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -192,7 +192,7 @@ binary_second_order(T* weights, T* tangents, const int32_t* labels, int32_t own,
 }
 
 template <typename T>
-MIM4DD_SIMD T exp_sum(const T* logits, int64_t n, T shift) {
+T exp_sum(const T* logits, int64_t n, T shift) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) sum += vector_exp(logits[j] - shift);
@@ -200,7 +200,7 @@ MIM4DD_SIMD T exp_sum(const T* logits, int64_t n, T shift) {
 }
 
 template <typename T>
-MIM4DD_SIMD void column_extremes(const T* logits, int64_t n, T* lowest, T* highest) {
+void column_extremes(const T* logits, int64_t n, T* lowest, T* highest) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     lowest[j] = logits[j] < lowest[j] ? logits[j] : lowest[j];
@@ -209,19 +209,19 @@ MIM4DD_SIMD void column_extremes(const T* logits, int64_t n, T* lowest, T* highe
 }
 
 template <typename T>
-MIM4DD_SIMD void add_columns(const T* exps, int64_t n, T* sums) {
+void add_columns(const T* exps, int64_t n, T* sums) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) sums[j] += exps[j];
 }
 
 template <typename T>
-MIM4DD_SIMD void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums) {
+void add_column_exps(const T* logits, int64_t n, const T* shifts, T* sums) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) sums[j] += vector_exp(logits[j] - shifts[j]);
 }
 
 template <typename T>
-MIM4DD_SIMD void symmetric_weights(
+void symmetric_weights(
     T* logits,
     int64_t n,
     T factor,
@@ -236,35 +236,39 @@ MIM4DD_SIMD void symmetric_weights(
 }
 
 template <typename T>
-MIM4DD_SIMD void symmetric_weights(T* logits, int64_t n, T factor, const T* column_factors) {
+void bounded_symmetric_weights(T* logits, int64_t n, T factor, const T* column_factors) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) logits[j] = (factor + column_factors[j]) * vector_exp(logits[j]);
 }
 
-#define MIM4DD_INSTANTIATE(T)                                                                 \
-  template Extremes<T> extremes(const T*, int64_t);                                           \
-  template Extremes<T> labelled_extremes(const T*, const int32_t*, int32_t, int64_t);         \
-  template void scale_negatives(T*, const int32_t*, int32_t, int64_t, T);                     \
-  template T exponentiate(T*, int64_t, T);                                                    \
-  template Sums<T> labelled_exponentiate(T*, const int32_t*, int32_t, int64_t, T, bool);      \
-  template T positive_exp_sum(const T*, const int32_t*, int32_t, int64_t, T);                 \
-  template void subtract_positives(T*, const int32_t*, int32_t, int64_t, T);                  \
-  template void subtract_positive_exps(T*, const T*, const int32_t*, int32_t, int64_t, T, T); \
-  template Sums<T> binary_weights(T*, const int32_t*, int32_t, int64_t, T);                   \
-  template T weighted_sum(const T*, const T*, int64_t);                                       \
-  template T positive_sum(const T*, const int32_t*, int32_t, int64_t);                        \
-  template void positive_weights(T*, const int32_t*, int32_t, int64_t, T, T);                 \
-  template void softmax_second_order(T*, T*, int64_t, T, T);                                  \
-  template void softmax_second_order(T*, T*, const T*, int64_t, T, T, T);                     \
-  template T binary_second_order(T*, T*, const int32_t*, int32_t, int64_t, T);                \
-  template T exp_sum(const T*, int64_t, T);                                                   \
-  template void column_extremes(const T*, int64_t, T*, T*);                                   \
-  template void add_columns(const T*, int64_t, T*);                                           \
-  template void add_column_exps(const T*, int64_t, const T*, T*);                             \
-  template void symmetric_weights(T*, int64_t, T, T, const T*, const T*);                     \
-  template void symmetric_weights(T*, int64_t, T, const T*);
+template <typename T>
+constexpr LogitRows<T> kLogitRows{
+    extremes<T>,
+    labelled_extremes<T>,
+    scale_negatives<T>,
+    exponentiate<T>,
+    labelled_exponentiate<T>,
+    positive_exp_sum<T>,
+    subtract_positives<T>,
+    subtract_positive_exps<T>,
+    binary_weights<T>,
+    weighted_sum<T>,
+    positive_sum<T>,
+    positive_weights<T>,
+    softmax_second_order<T>,
+    softmax_pair_second_order<T>,
+    binary_second_order<T>,
+    exp_sum<T>,
+    column_extremes<T>,
+    add_columns<T>,
+    add_column_exps<T>,
+    symmetric_weights<T>,
+    bounded_symmetric_weights<T>};
 
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
+}  // namespace
 
+MIM4DD_TABLE(LogitRows, float)
+MIM4DD_TABLE(LogitRows, double)
+
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,14 +1,11 @@
 // The second derivative of group norm + ReLU + average pool of channels-last memory.
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 
 #include "norm_relu_pool_pixels.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace pixels {
-namespace {
 
 // Rows of the second derivative.
 enum SecondRow {
@@ -76,7 +73,7 @@ MIM4DD_INLINE void sum_second_as(
 }
 
 template <typename S>
-MIM4DD_SIMD void sum_second(
+void sum_second(
     const Block<S>& block,
     const S* input,
     const S* tangent,
@@ -147,7 +144,7 @@ MIM4DD_INLINE void write_second_as(
 }
 
 template <typename S>
-MIM4DD_SIMD void write_second(
+void write_second(
     const Block<S>& block,
     const S* input,
     const S* tangent,
@@ -212,7 +209,6 @@ void second_block(const Block<S>& block, const SecondArguments<S>& args) {
       block.pixels(args.grad_input), rows);
 }
 
-}  // namespace
 }  // namespace pixels
 
 template <typename S>
@@ -221,12 +217,5 @@ void second_pixels(const PoolShape& shape, const SecondArguments<S>& args) {
       shape, [&](const pixels::Block<S>& block) { pixels::second_block(block, args); });
 }
 
-#define MIM4DD_INSTANTIATE(S) \
-  template void second_pixels(const PoolShape&, const SecondArguments<S>&);
-
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
-MIM4DD_INSTANTIATE(c10::BFloat16)
-MIM4DD_INSTANTIATE(c10::Half)
-
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,17 +1,14 @@
 // Group norm + ReLU + average pool of channels-last memory, (B, H, W, C) in place of (B, C, H, W),
 // and its first derivative. A block of channels of one sample is read from memory once. Vectors are
 // of channels; numbers per channel are in arrays of the block, which stay in the first cache.
-#include "norm_relu_pool_pixels.h"
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cmath>
 
+#include "norm_relu_pool_pixels.h"
+
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace pixels {
-namespace {
 
 // Of the pixels that a first cache holds between their mean and their squares.
 constexpr int64_t kChunkBytes = int64_t{16} << 10;
@@ -101,7 +98,7 @@ void group_statistics(
 }
 
 template <typename S>
-MIM4DD_SIMD void write_forward(
+void write_forward(
     const Block<S>& block,
     const S* __restrict input,
     S* __restrict out,
@@ -140,7 +137,7 @@ MIM4DD_SIMD void write_forward(
 }
 
 template <typename S>
-MIM4DD_SIMD void statistics_of(const Block<S>& block, const S* input, Arrays<Arithmetic<S>>& rows) {
+void statistics_of(const Block<S>& block, const S* input, Arrays<Arithmetic<S>>& rows) {
   channel_statistics<S>(
       block, input, rows[kFirstFree], rows[kFirstFree + 1], rows[kFirstFree + 2],
       rows[kFirstFree + 3]);
@@ -150,7 +147,7 @@ MIM4DD_SIMD void statistics_of(const Block<S>& block, const S* input, Arrays<Ari
 enum FirstRow { kFirstByD = kFirstFree, kFirstConstant, kFirstPartG, kFirstPartGd, kFirstRows };
 
 template <typename S>
-MIM4DD_SIMD void sum_first(
+void sum_first(
     const Block<S>& block,
     const S* __restrict input,
     const S* __restrict grad_out,
@@ -187,7 +184,7 @@ MIM4DD_SIMD void sum_first(
 }
 
 template <typename S>
-MIM4DD_SIMD void write_first(
+void write_first(
     const Block<S>& block,
     const S* __restrict input,
     const S* __restrict grad_out,
@@ -255,7 +252,6 @@ void backward_block(const Block<S>& block, const BackwardArguments<S>& args) {
   write_first<S>(block, input, upstream, block.pixels(args.grad_input), rows);
 }
 
-}  // namespace
 }  // namespace pixels
 
 template <typename S>
@@ -270,13 +266,5 @@ void backward_pixels(const PoolShape& shape, const BackwardArguments<S>& args) {
       shape, [&](const pixels::Block<S>& block) { pixels::backward_block(block, args); });
 }
 
-#define MIM4DD_INSTANTIATE(S)                                                 \
-  template void forward_pixels(const PoolShape&, const ForwardArguments<S>&); \
-  template void backward_pixels(const PoolShape&, const BackwardArguments<S>&);
-
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
-MIM4DD_INSTANTIATE(c10::BFloat16)
-MIM4DD_INSTANTIATE(c10::Half)
-
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,12 +1,13 @@
-#include "product.h"
-
+// Products of matrices on vectors.
 #include <algorithm>
 #include <type_traits>
 #include <utility>
 
 #include "microkernel.h"
+#include "product.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace {
 
 // body(std::integral_constant<int, n>()) for an n from 1 to kMost, as what depends on it is
@@ -45,12 +46,12 @@ MIM4DD_INLINE T sum_of(const T* lanes) {
 
 // Rows of both sides lie along the depth: a result is a sum of products of vectors, then over
 // their lanes.
-template <typename T, typename Isa>
+template <typename T>
 struct Dots {
-  using Kernel = Micro<T, Isa>;
+  using Kernel = Micro<T>;
   using Vector = typename Kernel::Vector;
   // So many rows of each side, and what they sum to, are what registers hold.
-  static constexpr int kRows = Isa::kRows == 8 ? 5 : 3;
+  static constexpr int kRows = kManyRegisters ? 5 : 3;
 
   const Matrix<T> out, a, keys;
   const T alpha;
@@ -103,12 +104,12 @@ struct Dots {
 };
 
 // Rows of the right side, along the columns of the result: each adds its multiples.
-template <typename T, typename Isa>
+template <typename T>
 struct Combinations {
-  using Kernel = Micro<T, Isa>;
+  using Kernel = Micro<T>;
   using Vector = typename Kernel::Vector;
   // Where a CPU has 16 registers, 12 of them hold sums, two the right side, and one a multiple.
-  static constexpr int kRows = Isa::kRows == 8 ? 8 : 6, kVectors = Kernel::kVectors;
+  static constexpr int kRows = kManyRegisters ? 8 : 6, kVectors = Kernel::kVectors;
   static constexpr int64_t kColumns = Kernel::kColumns;
   // Terms summed in registers before they are added to the result: of more, float32 would round
   // too much, and a panel of the right side would leave the first cache.
@@ -234,7 +235,7 @@ struct Combinations {
     to = __builtin_shufflevector(a, b, kLane...);
 #else  // GCC has that only from 12 on
     using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-    typedef Index Lanes __attribute__((vector_size(Isa::kBytes)));
+    typedef Index Lanes __attribute__((vector_size(kVectorBytes)));
     to = __builtin_shuffle(a, b, Lanes{static_cast<Index>(kLane)...});
 #endif
   }
@@ -293,48 +294,33 @@ struct Combinations {
   }
 };
 
-template <typename T, typename Isa>
-bool multiply_on(
+template <typename T>
+bool multiply(
     const Matrix<T>& out,
     const Matrix<T>& a,
     const Matrix<T>& b,
     bool accumulate,
     T alpha) {
+  // Of other CPUs it was not measured which is faster.
+  if (kVectorBytes < 32) return false;
+  if (out.column_stride != 1 || a.rows == 0 || a.columns == 0) return false;
   const bool along_depth = a.column_stride == 1 && b.row_stride == 1;
-  if (!accumulate && along_depth && Dots<T, Isa>::wins(a.rows, a.columns)) {
-    Isa::call(Dots<T, Isa>{out, a, b.transposed(), alpha});
+  if (!accumulate && along_depth && Dots<T>::wins(a.rows, a.columns)) {
+    Dots<T>{out, a, b.transposed(), alpha}();
     return true;
   }
   if (b.column_stride != 1 && b.row_stride != 1) return false;
-  Isa::call(Combinations<T, Isa>{out, a, b, accumulate, alpha});
+  Combinations<T>{out, a, b, accumulate, alpha}();
   return true;
 }
 
+template <typename T>
+constexpr Products<T> kProducts{multiply<T>};
+
 }  // namespace
 
-template <typename T>
-bool multiply_here(
-    const Matrix<T>& out,
-    const Matrix<T>& a,
-    const Matrix<T>& b,
-    bool accumulate,
-    T alpha) {
-  if (out.column_stride != 1 || a.rows == 0 || a.columns == 0) return false;
-  bool done = false;
-  with_isa([&](auto isa) {
-    using Isa = decltype(isa);
-    // Of other CPUs it was not measured which is faster.
-    if constexpr (!std::is_same_v<Isa, Baseline>) {
-      done = multiply_on<T, Isa>(out, a, b, accumulate, alpha);
-    }
-  });
-  return done;
-}
+MIM4DD_TABLE(Products, float)
+MIM4DD_TABLE(Products, double)
 
-#define MIM4DD_INSTANTIATE(T) \
-  template bool multiply_here(const Matrix<T>&, const Matrix<T>&, const Matrix<T>&, bool, T);
-
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
-
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

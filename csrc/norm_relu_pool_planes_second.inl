@@ -1,14 +1,10 @@
 // The second derivative of group norm + ReLU + average pool of planes (B, C, H, W).
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include <vector>
 
 #include "norm_relu_pool_planes.h"
 
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace planes {
-namespace {
 
 template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE SecondSums<T> second_sums(
@@ -98,7 +94,7 @@ MIM4DD_INLINE void write_second(
 }
 
 template <typename S>
-MIM4DD_SIMD void second_group(
+void second_group(
     const PoolShape& shape,
     const SecondArguments<S>& args,
     int64_t unit,
@@ -138,23 +134,15 @@ MIM4DD_SIMD void second_group(
   }
 }
 
-}  // namespace
 }  // namespace planes
 
 template <typename S>
 void second_planes(const PoolShape& shape, const SecondArguments<S>& args) {
   planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
-    std::vector<SecondSums<Arithmetic<S>>> sums(shape.group_channels());
+    const Workspace<SecondSums<Arithmetic<S>>> sums(shape.group_channels());
     planes::second_group<S>(shape, args, unit, sums.data(), scratch);
   });
 }
 
-#define MIM4DD_INSTANTIATE(S) \
-  template void second_planes(const PoolShape&, const SecondArguments<S>&);
-
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
-MIM4DD_INSTANTIATE(c10::BFloat16)
-MIM4DD_INSTANTIATE(c10::Half)
-
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

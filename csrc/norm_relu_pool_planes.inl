@@ -1,16 +1,12 @@
 // Group norm + ReLU + average pool of planes (B, C, H, W), and its first derivative. A group of one
 // sample is read from memory once: it stays in the cache from the sums to what is made of them.
+#include <cmath>
+
 #include "norm_relu_pool_planes.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include <cmath>
-#include <vector>
-
 namespace mim4dd {
+namespace MIM4DD_ISA {
 namespace planes {
-namespace {
 
 template <typename S, typename T = Arithmetic<S>>
 MIM4DD_INLINE void write_forward(
@@ -41,7 +37,7 @@ MIM4DD_INLINE void write_forward(
 }
 
 template <typename S>
-MIM4DD_SIMD void forward_group(
+void forward_group(
     const PoolShape& shape,
     const ForwardArguments<S>& args,
     int64_t unit,
@@ -63,7 +59,7 @@ MIM4DD_SIMD void forward_group(
 }
 
 template <typename S>
-MIM4DD_SIMD void backward_group(
+void backward_group(
     const PoolShape& shape,
     const BackwardArguments<S>& args,
     int64_t unit,
@@ -118,7 +114,6 @@ MIM4DD_SIMD void backward_group(
   }
 }
 
-}  // namespace
 }  // namespace planes
 
 template <typename S>
@@ -131,18 +126,10 @@ void forward_planes(const PoolShape& shape, const ForwardArguments<S>& args) {
 template <typename S>
 void backward_planes(const PoolShape& shape, const BackwardArguments<S>& args) {
   planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
-    std::vector<FirstSums<Arithmetic<S>>> sums(shape.group_channels());
+    const Workspace<FirstSums<Arithmetic<S>>> sums(shape.group_channels());
     planes::backward_group<S>(shape, args, unit, sums.data(), scratch);
   });
 }
 
-#define MIM4DD_INSTANTIATE(S)                                                 \
-  template void forward_planes(const PoolShape&, const ForwardArguments<S>&); \
-  template void backward_planes(const PoolShape&, const BackwardArguments<S>&);
-
-MIM4DD_INSTANTIATE(float)
-MIM4DD_INSTANTIATE(double)
-MIM4DD_INSTANTIATE(c10::BFloat16)
-MIM4DD_INSTANTIATE(c10::Half)
-
+}  // namespace MIM4DD_ISA
 }  // namespace mim4dd

@@ -1,0 +1,32 @@
+// The step of torch.optim.SGD, one element: theta, gradient and velocity read, theta and velocity
+// written.
+#pragma once
+
+#include "flat_pass.h"
+
+namespace mim4dd {
+
+template <typename T, bool kMomentum>
+struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
+  using V = Arithmetic<T>;
+  using Row = V;  // the step size, unless each parameter has its own
+
+  StepSize<T> step_size;
+  V momentum, weight_decay;
+  Switch<V> decays, nesterov;
+
+  MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
+
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
+    const V theta = in[0], lr = step_size.per_parameter.choose(in[2], shared);
+    V direction = decays.choose(in[1] + weight_decay * theta, in[1]);
+    if constexpr (kMomentum) {
+      const V velocity = momentum * in[3] + direction;
+      out[1] = velocity;
+      direction = nesterov.choose(direction + momentum * velocity, velocity);
+    }
+    out[0] = theta - lr * direction;
+  }
+};
+
+}  // namespace mim4dd
