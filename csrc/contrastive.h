@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "contrastive_features.h"
@@ -85,9 +86,8 @@ struct Problem {
   std::vector<int64_t> order() const {
     std::vector<int64_t> order(layers.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return layers[a].query.dimension() > layers[b].query.dimension();
-    });
+    const auto key = [&](int64_t i) { return std::make_pair(-layers[i].query.dimension(), i); };
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
     return order;
   }
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace mim4dd {
 namespace {
@@ -58,8 +59,9 @@ void pair_by_index(Pairs& pairs, const int64_t* labels, int64_t num_keys) {
 void pair_by_label(Pairs& pairs, const int64_t* labels, const int64_t* key_labels) {
   const auto label_of = [&](int64_t column) { return key_labels[pairs.keys[column]]; };
   std::vector<int64_t> order = every_index(pairs.columns());  // columns, those of a label together
-  std::stable_sort(
-      order.begin(), order.end(), [&](int64_t a, int64_t b) { return label_of(a) < label_of(b); });
+  const auto sort_key = [&](int64_t column) { return std::make_pair(label_of(column), column); };
+  std::sort(
+      order.begin(), order.end(), [&](int64_t a, int64_t b) { return sort_key(a) < sort_key(b); });
   std::vector<int64_t> distinct, first;  // labels, and where in `order` each begins
   pairs.column_label.resize(pairs.columns());
   for (int64_t place = 0; place < pairs.columns(); ++place) {

@@ -42,8 +42,10 @@ def report() -> tuple[str, bool]:
 
 
 def _architectures(device: str) -> str:
-    if device != "CUDA":
-        return ""
+    """What the extension was built for, and what of it runs."""
+    if device == "CPU":
+        module = importlib.import_module("mim4dd._C")
+        return f", runs on {module.instruction_set} of {module.instruction_sets.replace(' ', ', ')}"
     module = importlib.import_module("mim4dd._C_cuda")
     built = [f"sm_{int(number) // 10}" for number in module.architectures.split(",")]
     return f", built for {', '.join(built)}"
