@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice, check_matching
+from mim4dd._threads import alone_in
 from mim4dd._unroll.checks import (
     check_data,
     check_range,
@@ -46,7 +47,8 @@ def flatten_parameters(model: nn.Module) -> Tensor:
         >>> mim4dd.flatten_parameters(torch.nn.Linear(3, 2)).shape
         torch.Size([8])
     """
-    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(model)])
+    with alone_in(model):
+        return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(model)])
 
 
 def unroll_sgd(

@@ -7,6 +7,7 @@ from typing import NoReturn
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mim4dd._threads import alone_in
 from mim4dd._unroll.checks import trainable
 from mim4dd._unroll.regions import regions_of
 
@@ -20,6 +21,10 @@ class FunctionalModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        with alone_in(model):
+            self._look_at(model)
+
+    def _look_at(self, model: nn.Module) -> None:
         self.regions = regions_of(model)
         parameters = trainable(model)
         self.shapes = [parameter.shape for parameter in parameters]
@@ -42,8 +47,9 @@ class FunctionalModel:
     def __call__(
         self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
     ) -> Tensor:
-        state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
-        return functional_call(self.model, state, (images,), tie_weights=False)
+        with alone_in(self.model):
+            state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
+            return functional_call(self.model, state, (images,), tie_weights=False)
 
     def parameters(self, theta: Tensor) -> dict[str, Tensor]:
         """The trainable parameters as views of ``theta``, by every name they have."""

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mim4dd._threads import alone_in, differentiable_attention
 from mim4dd._unroll.captured import refuse_captured
 from mim4dd._unroll.checks import check_outputs
 from mim4dd._unroll.convolution import Convolutions
@@ -110,8 +110,8 @@ class StepLoss:
             convolutions = Convolutions(list(parts))
             regions = self.call.regions if theta.device.type == "cpu" else []
             inside = channels_last_inside(regions, convolutions.channels_last)
-            attention = sdpa_kernel(SDPBackend.MATH)  # the others differentiate once
-            with inside, convolutions, attention:
+            alone = alone_in(self.call.model)
+            with alone, inside, convolutions, differentiable_attention():
                 losses = self._losses(theta, parts, labels)
             # In every step that is walked back: a loss may read something else at times.
             if self.refuses_captured and (create_graph or not self.is_examined):
@@ -128,7 +128,7 @@ class StepLoss:
         if self.is_examined:
             yield
             return
-        with self.call.refusing_calls():
+        with alone_in(self.call.model), self.call.refusing_calls():
             yield
         self.is_examined = True
 

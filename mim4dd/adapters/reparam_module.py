@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call as _functional_call
 
 from mim4dd import unroll as _unroll
+from mim4dd._threads import alone_in as _alone_in
 from mim4dd._unroll import checks as _checks
 from mim4dd._unroll.functional import FunctionalModel as _FunctionalModel
 from mim4dd._unroll.graphs import StepGraphs as _StepGraphs
@@ -93,8 +94,9 @@ class ReparamModule(nn.Module):
         Raises:
             ValueError: If ``flat_param`` is not (P,), or ``buffers`` are not as many as there are.
         """
-        state = self._parameters_from(flat_param) | self._buffers_from(buffers)
-        return _functional_call(self.module, state, inputs, keyword_inputs, tie_weights=False)
+        with _alone_in(self.module):
+            state = self._parameters_from(flat_param) | self._buffers_from(buffers)
+            return _functional_call(self.module, state, inputs, keyword_inputs, tie_weights=False)
 
     @_contextmanager
     def unflattened_param(
@@ -106,7 +108,8 @@ class ReparamModule(nn.Module):
         Raises:
             ValueError: If ``flat_param`` is not (P,).
         """
-        with _replaced(self.module, "_parameters", self._parameters_from(flat_param)):
+        state = self._parameters_from(flat_param)
+        with _alone_in(self.module), _replaced(self.module, "_parameters", state):
             yield
 
     @_contextmanager
@@ -116,7 +119,8 @@ class ReparamModule(nn.Module):
         Raises:
             ValueError: If they are not as many as there are.
         """
-        with _replaced(self.module, "_buffers", self._buffers_from(buffers)):
+        alone = _alone_in(self.module)
+        with alone, _replaced(self.module, "_buffers", self._buffers_from(buffers)):
             yield
 
     def unroll(

@@ -1,9 +1,11 @@
 """Features of a network: what its submodules give out."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from torch import Tensor, nn
 
+from mim4dd._threads import alone_in
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.fused import NormReLUPool2d
 from mim4dd.ops.norm_relu_pool import norm_relu_pool
@@ -63,15 +65,10 @@ def _read(
 
         return record
 
-    handles = [
-        module.register_forward_hook(hook(index, read))
-        for index, (module, read) in enumerate(places)
-    ]
-    try:
+    with alone_in(network), ExitStack() as hooks:
+        for index, (module, read) in enumerate(places):
+            hooks.callback(module.register_forward_hook(hook(index, read)).remove)
         FunctionalModel(network)(theta, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [found[index] for index in range(len(places))]
 
 

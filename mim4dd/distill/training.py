@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mim4dd._threads import alone_with
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.passes import in_passes
 
@@ -18,7 +19,8 @@ __all__ = ["accuracy", "seeded_network", "train_network"]
 
 def seeded_network(make_network: Callable[[], Network], seed: int) -> Network:
     """A network whose initial weights depend on ``seed`` alone, the global stream left as it is."""
-    with torch.random.fork_rng(devices=[]):
+    # The stream is one for all threads.
+    with alone_with(torch.random), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make_network()
 
