@@ -89,7 +89,7 @@ def run_benchmarks(folder: Path, limit: float) -> dict[str, object]:
     status = run(command, limit)
     if not results.exists() or results.stat().st_size == 0:
         return {"status": status, "benchmarks": []}
-    return json.loads(results.read_text()) | {"status": status}
+    return json.loads(results.read_bytes()) | {"status": status}
 
 
 def summary(name: str, results: dict) -> str:
@@ -125,8 +125,8 @@ def write(results: dict) -> str:
     name = f"{gpu}-{head or 'uncommitted'}"
     text = summary(name, results)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1))
-    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1), "utf-8")
+    (RESULTS / f"{name}.md").write_text(text, "utf-8")
     return text
 
 

@@ -29,7 +29,7 @@ def peak_memory(fn: Callable[[], object], device: str = "cpu") -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         prof.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_bytes())["traceEvents"]
     changes = [event for event in events if event.get("name") == "[memory]"]
     level = peak = 0
     for event in sorted(changes, key=lambda event: event["ts"]):

@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in args.results]
+    results = [json.loads(path.read_bytes()) for path in args.results]
     rows = load_rows(results)
     print(markdown(rows))
     print(not_timed(results))

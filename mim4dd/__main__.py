@@ -14,11 +14,13 @@ def main() -> None:
     """Run ``mim4dd``; exit with 1 on a bad option, file or divergence, with 130 if interrupted."""
     try:
         from mim4dd.cli import app
+        from mim4dd.cli.signs import print_any_sign
         from mim4dd.distill.heap import keep_freed_memory
         from mim4dd.distill.loop import Interrupted
     except ModuleNotFoundError as error:
         _exit_missing(error)
     keep_freed_memory()
+    print_any_sign((sys.stdout, sys.stderr))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line(warnings.showwarning)

@@ -43,8 +43,11 @@ def evaluate(
     """Train fresh networks on distilled sets and test them on held-out real images."""
     from mim4dd.distill import cross_evaluation as cross
     from mim4dd.distill.compare import accuracy_table
+    from mim4dd.distill.storage import require_writable
 
     columns = _columns(networks)
+    if csv is not None:
+        require_writable(csv)
     given = {"num_eval": num_eval, "eval_epochs": eval_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
     judged = [cross.load_run(path, iteration, **changes) for path in runs]

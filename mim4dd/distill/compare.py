@@ -28,7 +28,7 @@ from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.settings import check_options
 from mim4dd.distill.show import draw_run
-from mim4dd.distill.storage import write_json
+from mim4dd.distill.storage import require_writable, write_json
 
 __all__ = [
     "accuracy_table",
@@ -134,6 +134,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
     """
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
+    require_writable(out / "summary.json")
     folder = config.experts or str(out / "experts")
     expert_seconds: float | None = None
     if METHODS[config.method].needs_experts and not config.experts:

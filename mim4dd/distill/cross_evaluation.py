@@ -17,7 +17,7 @@ from mim4dd.distill.networks import NetworkName
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.settings import option_names
-from mim4dd.distill.storage import write_atomically
+from mim4dd.distill.storage import write_text
 
 __all__ = [
     "JudgedRun",
@@ -254,4 +254,4 @@ def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
 def _save_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())

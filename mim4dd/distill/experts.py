@@ -26,6 +26,7 @@ from mim4dd.distill.expert_buffer import (
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.settings import Settings
+from mim4dd.distill.storage import require_writable
 from mim4dd.distill.training import accuracy, seeded_network, train_network
 from mim4dd.unroll import flatten_parameters
 
@@ -104,6 +105,7 @@ def train_experts(
     Raises:
         ValueError: If ``folder`` holds experts that were trained otherwise or on other data.
         FloatingPointError: If an expert diverges.
+        OSError: If ``folder`` cannot be written, or shared memory has no room for what workers get.
         WorkerError: If a worker dies.
     """
     folder = Path(folder)
@@ -119,6 +121,8 @@ def train_experts(
     missing = [
         index for index in range(training.num_experts) if not expert_path(folder, index).exists()
     ]
+    if missing:
+        require_writable(expert_path(folder, missing[0]))
     devices = devices or [str(data.image_train.device)]
     if workers > 1:
         data = data.to("cpu")  # into memory that all workers share

@@ -17,9 +17,13 @@ def available_memory(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not _MEMINFO.is_file():
+    if device.type != "cpu":
         return None
-    sizes = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+    try:
+        lines = _MEMINFO.read_text("ascii").splitlines()
+    except OSError:  # not there, or hidden
+        return None
+    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
     if "MemAvailable" not in sizes:
         return None
     available = 1024 * int(sizes["MemAvailable"].split()[0])
@@ -30,9 +34,10 @@ def available_memory(device: torch.device) -> int | None:
 def _left_in_container() -> int | None:
     """What the control group may still take; None where there is none, or it has no limit."""
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        limit = int((_CGROUP / "memory.max").read_text("ascii"))
+        used = int((_CGROUP / "memory.current").read_text("ascii"))
+        lines = (_CGROUP / "memory.stat").read_text("ascii").splitlines()
+        stat = dict(line.split() for line in lines)
     except (OSError, ValueError):
         return None
     return max(0, limit - used + int(stat.get("inactive_file", 0)))  # cached files make room

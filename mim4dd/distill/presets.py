@@ -10,7 +10,7 @@ __all__ = ["expert_preset", "preset"]
 
 @cache
 def _presets() -> dict[str, Any]:
-    return dict(json.loads(files("mim4dd.distill").joinpath("presets.json").read_text()))
+    return dict(json.loads(files("mim4dd.distill").joinpath("presets.json").read_bytes()))
 
 
 def preset(data: str, method: str | None = None, ipc: int | None = None) -> dict[str, Any]:

@@ -180,6 +180,14 @@ class _Worker:
                 f"start must be picklable to be run by workers, as functions of a module are: "
                 f"{error}"
             ) from error
+        except RuntimeError as error:  # of torch; a container's share is 64 MiB
+            if "shared memory" not in str(error):
+                raise
+            raise OSError(
+                "workers get their data through shared memory, which has no room for it "
+                f"({error}): make /dev/shm larger, as docker run --shm-size=2g does, or "
+                "take one worker"
+            ) from error
         finally:
             theirs.close()  # else the end of the worker would not end the pipe
 

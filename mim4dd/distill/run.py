@@ -139,18 +139,18 @@ class RunDirectory:
         """Add one line to the metrics."""
         if self.read_only:
             return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.metrics.open("ab") as file:
+            file.write((json.dumps(row) + "\n").encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows; a last line cut off by a crash is left out."""
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_bytes().splitlines():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:
                 break
         return rows
 

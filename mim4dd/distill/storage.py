@@ -4,6 +4,7 @@ import fcntl
 import glob
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,9 +22,11 @@ __all__ = [
     "read_header",
     "read_json",
     "replacing",
+    "require_writable",
     "save_tensors",
     "write_atomically",
     "write_json",
+    "write_text",
 ]
 
 _HEADER = "mim4dd"
@@ -39,17 +42,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; what stood at ``path`` before still does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         with _locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which on a read-only disk even a file that is not there raises
+            temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(
                 error.errno, f"{path} could not be written ({error.strerror}); what it held is kept"
@@ -84,6 +88,18 @@ def _remove_abandoned(path: Path) -> None:
             temporary.unlink()
 
 
+def require_writable(path: Path) -> None:
+    """Raise OSError if no file could take the name ``path``: before the work that ends in it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path} cannot be written ({error.strerror}); choose another place"
+        ) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment, crash or full disk included, it is the old or the new.
 
@@ -92,6 +108,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically; what a file's name has that is no text, as it is there."""
+    write_atomically(path, text.encode(errors="surrogateescape"))
 
 
 def link(source: Path, target: Path) -> None:
@@ -123,7 +144,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file is not there or does not hold one.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

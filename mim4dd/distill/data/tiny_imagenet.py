@@ -28,9 +28,11 @@ def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
     def path(*parts: str) -> Path:
         return require_file(root.joinpath(*parts), "tiny_imagenet", _URL)
 
-    classes = sorted(path("wnids.txt").read_text().split())
+    classes = sorted(path("wnids.txt").read_text("utf-8").split())
     words = dict(
-        line.split("\t", 1) for line in path("words.txt").read_text().splitlines() if "\t" in line
+        line.split("\t", 1)
+        for line in path("words.txt").read_text("utf-8").splitlines()
+        if "\t" in line
     )
     train = _read_sorted(root / "train", classes)
     if not has_images(root / "val" / "images") and any(map(has_images, (root / "val").glob("n*"))):
@@ -57,7 +59,7 @@ def _read_annotated(annotations: Path, classes: list[str]) -> tuple[Tensor, Tens
     """The images that the annotations name, one by line: file, class, bounding box."""
     number = {wnid: label for label, wnid in enumerate(classes)}
     files, labels = [], []
-    for line in annotations.read_text().splitlines():
+    for line in annotations.read_text("utf-8").splitlines():
         file, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
         if wnid not in number:

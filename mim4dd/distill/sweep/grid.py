@@ -68,7 +68,7 @@ class Setting:
         """A file name of its own: the setting's name, where it can be one."""
         if re.fullmatch(r"[\w.,=+-]{1,120}", self.name):
             return self.name
-        digest = hashlib.sha256(self.name.encode()).hexdigest()[:8]
+        digest = hashlib.sha256(self.name.encode(errors="surrogateescape")).hexdigest()[:8]
         return re.sub(r"[^\w.,=+-]+", "_", self.name)[:100] + "-" + digest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.progress import progress_bar
-from mim4dd.distill.storage import write_atomically
+from mim4dd.distill.storage import write_text
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
@@ -164,4 +164,4 @@ def _write_trials(path: Path, tried: Sequence[Trial]) -> None:
     for trial in tried:
         values = [shown(value) for value in trial.setting.options.values()]
         writer.writerow([trial.number, *values, trial.accuracy, trial.std])
-    write_atomically(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.storage import write_atomically
+from mim4dd.distill.storage import write_text
 from mim4dd.distill.sweep.grid import Setting, shown
 from mim4dd.distill.sweep.job import Result
 
@@ -111,7 +111,7 @@ def write_tables(
     """Write ``table.csv``, ``table.md`` and ``runs.csv``; return their paths."""
     table, markdown, runs = out / "table.csv", out / "table.md", out / "runs.csv"
     _write_csv(table, [_csv_cells(row) for row in rows])
-    write_atomically(markdown, (markdown_table(rows) + "\n").encode())
+    write_text(markdown, markdown_table(rows) + "\n")
     write_runs(runs, settings, results)
     return [table, markdown, runs]
 
@@ -174,7 +174,7 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_atomically(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
