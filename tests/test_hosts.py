@@ -12,13 +12,16 @@ from pathlib import Path
 import hostile_host
 import pytest
 import torch
+from PIL import Image
 
 from mim4dd.cli.signs import print_any_sign
 from mim4dd.distill import cost
+from mim4dd.distill.data import from_folder
 from mim4dd.distill.memory import available_memory
+from mim4dd.distill.pictures import draw_grid, save_figure
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import require_writable, write_text
+from mim4dd.distill.storage import readable, require_writable, write_text
 
 CPU = torch.device("cpu")
 
@@ -110,6 +113,26 @@ def test_a_failed_write_says_which_file_where_nothing_can_be_removed(tmp_path, m
 def test_text_keeps_the_bytes_of_file_names(tmp_path):
     write_text(tmp_path / "a.txt", "größe " + os.fsdecode(b"\xff"))
     assert (tmp_path / "a.txt").read_bytes() == "größe ".encode() + b"\xff"
+
+
+@pytest.mark.parametrize("name", ["größe", "größe".encode().decode("ascii", "surrogateescape")])
+def test_a_name_is_the_same_text_in_every_locale(name):
+    assert readable(name) == "größe"
+
+
+def test_folders_whose_names_are_no_text_are_distilled_and_drawn(tmp_path):
+    root = tmp_path / os.fsdecode(b"b\xf6s")
+    for name in (os.fsdecode(b"\xfc"), "ä".encode().decode("ascii", "surrogateescape")):
+        for number in range(2):
+            file = root / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), 100 * number).save(file)
+    data = from_folder(root)
+    assert (data.name, data.class_names) == ("b\ufffds", ("ä", "\ufffd"))
+    figure = draw_grid(
+        {"": data.image_train[:2]}, data.label_train[:2], data.class_names, data.name
+    )
+    save_figure(tmp_path / "grid.png", figure)
 
 
 class Full:

@@ -20,7 +20,7 @@ from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.run import RunDirectory
 from mim4dd.distill.settings import option_names
 from mim4dd.distill.show import Drawn, Picture
-from mim4dd.distill.storage import open_tensors, read_header, write_atomically
+from mim4dd.distill.storage import open_tensors, read_header, readable, write_text
 
 __all__ = ["ReportedRun", "final_bound", "summary", "write_report"]
 
@@ -71,8 +71,7 @@ def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Pictu
         body="\n".join(body),
         version=html.escape(__version__),
     )
-    # Names of files need not be text: what is none of UTF-8 becomes a question mark.
-    write_atomically(path, page.encode(errors="replace"))
+    write_text(path, readable(page))
 
 
 def summary(run: RunDirectory) -> dict[str, str]:

@@ -22,6 +22,7 @@ from mim4dd.distill.pictures import (
 )
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.settings import check_options
+from mim4dd.distill.storage import readable
 from mim4dd.distill.trained_features import (
     TrainedNetwork,
     expert_network,
@@ -86,7 +87,10 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
     draw = draw_grid if final.pixels.dim() == 4 else draw_rows
     kind = "image" if final.pixels.dim() == 4 else "row"
     samples = _count(len(labels) // len(names), kind)
-    name, after = f"{data_name}, {samples} per class", f"after {_count(reached, 'iteration')}"
+    name, after = (
+        f"{readable(data_name)}, {samples} per class",
+        f"after {_count(reached, 'iteration')}",
+    )
 
     drawn.add(
         run.pictures / "synthetic.png",
@@ -107,7 +111,7 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
             "Soft labels",
             draw_soft_labels(final.label_syn, labels, names, f"{name}: soft labels {after}"),
         )
-    figure = draw_curves({run.path.resolve().name: rows}, len(names))
+    figure = draw_curves({readable(run.path.resolve().name): rows}, len(names))
     drawn.add(run.pictures / "curves.png", "Curves", figure)
     return drawn
 
@@ -196,7 +200,7 @@ def run_names(paths: Sequence[Path]) -> dict[Path, str]:
     """What tells runs apart: their paths below the deepest folder that holds all of them."""
     resolved = {path: path.resolve() for path in paths}
     above = os.path.commonpath([whole.parent for whole in resolved.values()])
-    return {path: str(whole.relative_to(above)) for path, whole in resolved.items()}
+    return {path: readable(str(whole.relative_to(above))) for path, whole in resolved.items()}
 
 
 def _shown(synthetic: SyntheticSet) -> Tensor:

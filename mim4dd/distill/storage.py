@@ -21,6 +21,7 @@ __all__ = [
     "open_tensors",
     "read_header",
     "read_json",
+    "readable",
     "replacing",
     "require_writable",
     "save_tensors",
@@ -113,6 +114,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically; what a file's name has that is no text, as it is there."""
     write_atomically(path, text.encode(errors="surrogateescape"))
+
+
+def readable(name: str) -> str:
+    """The name of a file as text, the same in every locale, for what is drawn or compared.
+
+    Python reads names by the locale, and holds bytes that are no text of it by surrogates. Names
+    are UTF-8 here, and other bytes "�".
+    """
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def link(source: Path, target: Path) -> None:

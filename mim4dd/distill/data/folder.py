@@ -10,6 +10,7 @@ from mim4dd.distill.data.folder_layout import find_parts
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.pictures import image_files, read_image
 from mim4dd.distill.data.tensors import from_tensors
+from mim4dd.distill.storage import readable
 
 __all__ = ["from_folder"]
 
@@ -41,8 +42,8 @@ def from_folder(path: str | Path, image_size: int | None = None, zca: bool = Fal
     return from_tensors(
         *tensors[0],
         tensors[1] if len(tensors) > 1 else None,
-        class_names=class_names,
-        name=root.resolve().name,
+        class_names=[readable(name) for name in class_names],
+        name=readable(root.resolve().name),
         zca=zca,
     )
 
