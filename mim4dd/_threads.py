@@ -30,11 +30,17 @@ def alone_in(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def alone_with(*things: object) -> Iterator[None]:
     """Within it no other thread is within it for any of these; one that is may enter again."""
-    with ExitStack() as taken:
+    taken: list[threading.RLock] = []
+    try:
         # In one order everywhere, so that threads that share several never wait for each other.
         for each in sorted(things, key=id):
-            taken.enter_context(_locks.setdefault(each, threading.RLock()))
+            lock = _locks.get(each) or _locks.setdefault(each, threading.RLock())
+            lock.acquire()
+            taken.append(lock)
         yield
+    finally:
+        for lock in reversed(taken):
+            lock.release()
 
 
 class _Attention:

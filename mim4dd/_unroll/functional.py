@@ -48,8 +48,14 @@ class FunctionalModel:
         self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
     ) -> Tensor:
         with alone_in(self.model):
-            state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
-            return functional_call(self.model, state, (images,), tie_weights=False)
+            return self.call_alone(theta, images, buffers)
+
+    def call_alone(
+        self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """The same within :func:`alone_in`, to enter which takes a while."""
+        state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
+        return functional_call(self.model, state, (images,), tie_weights=False)
 
     def parameters(self, theta: Tensor) -> dict[str, Tensor]:
         """The trainable parameters as views of ``theta``, by every name they have."""

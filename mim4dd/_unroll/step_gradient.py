@@ -167,7 +167,7 @@ class StepLoss:
     def _value(
         self, theta: Tensor, inputs: Tensor, labels: Tensor, buffers: dict[str, Tensor]
     ) -> Tensor:
-        output = self.call(theta, inputs, buffers)
+        output = self.call.call_alone(theta, inputs, buffers)
         if self.num_classes is not None and not self.is_examined:
             check_outputs(output, self.num_classes)
         loss = self.loss(output, labels)
