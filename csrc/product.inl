@@ -74,7 +74,7 @@ struct Dots {
 
  private:
   template <int kA, int kB>
-  MIM4DD_INLINE void tile(int64_t i, int64_t j) const {
+  MIM4DD_NOINLINE void tile(int64_t i, int64_t j) const {
     Vector sum[kA][kB] = {};
     int64_t d = 0;
     for (; d + Kernel::kLanes <= a.columns; d += Kernel::kLanes) {
@@ -188,7 +188,7 @@ struct Combinations {
   }
 
   // Of columns that lie along the depth, a square of lanes at a time is transposed in registers.
-  static MIM4DD_INLINE void
+  static MIM4DD_NOINLINE void
   pack_columns(const Matrix<T>& run, int64_t column, int64_t columns, T* to) {
     constexpr int kLanes = Kernel::kLanes;
     const T* const from = run.data + column * run.column_stride;
@@ -241,7 +241,7 @@ struct Combinations {
   }
 
   template <int kA, int kB>
-  MIM4DD_INLINE void tile(const Panel& panel, int64_t i) const {
+  MIM4DD_NOINLINE void tile(const Panel& panel, int64_t i) const {
     Vector sum[kA][kB] = {};
     // A result in the third cache comes while its sums are formed.
 #pragma GCC unroll 8
