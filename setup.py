@@ -47,6 +47,8 @@ except ModuleNotFoundError as error:
 
 def require_compiler() -> None:
     """Stop with the cure where there is no C++ compiler."""
+    if platform.system() == "Windows":
+        raise SystemExit("mim4dd needs g++ or clang, whose vectors it uses. On Windows build it in WSL.")
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
