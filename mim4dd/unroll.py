@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice, check_matching
-from mim4dd._threads import alone_in
+from mim4dd._turns import alone_in
 from mim4dd._unroll.checks import (
     check_data,
     check_range,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 import mim4dd
 import mim4dd.ops.conv3x3
 import mim4dd.ops.norm_relu_pool
-from mim4dd._threads import alone_in, differentiable_attention
+from mim4dd._turns import alone_in, differentiable_attention
 from mim4dd.distill.networks import ConvNet
 
 SEED = int(os.environ.get("MIM4DD_TEST_SEED", "0"))

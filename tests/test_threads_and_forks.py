@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mim4dd
-from mim4dd._threads import alone_in, differentiable_attention
+from mim4dd._turns import alone_in, differentiable_attention
 from mim4dd.adapters.reparam_module import ReparamModule
 from mim4dd.distill.features import layer_features
 from mim4dd.distill.training import seeded_network

@@ -7,7 +7,7 @@ from typing import NoReturn
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mim4dd._threads import alone_in
+from mim4dd._turns import alone_in
 from mim4dd._unroll.checks import trainable
 from mim4dd._unroll.regions import regions_of
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mim4dd._threads import alone_in, differentiable_attention
+from mim4dd._turns import alone_in, differentiable_attention
 from mim4dd._unroll.captured import refuse_captured
 from mim4dd._unroll.checks import check_outputs
 from mim4dd._unroll.convolution import Convolutions

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call as _functional_call
 
 from mim4dd import unroll as _unroll
-from mim4dd._threads import alone_in as _alone_in
+from mim4dd._turns import alone_in as _alone_in
 from mim4dd._unroll import checks as _checks
 from mim4dd._unroll.functional import FunctionalModel as _FunctionalModel
 from mim4dd._unroll.graphs import StepGraphs as _StepGraphs

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from mim4dd._threads import alone_in
+from mim4dd._turns import alone_in
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.fused import NormReLUPool2d
 from mim4dd.ops.norm_relu_pool import norm_relu_pool

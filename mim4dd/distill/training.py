@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim4dd._threads import alone_with
+from mim4dd._turns import alone_with
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.passes import in_passes
 
