@@ -1,5 +1,6 @@
 """Dataset distillation by mutual-information maximisation, on fused kernels."""
 
+from mim4dd import _threads as _threads  # it notes how many torch chose, before a program sets them
 from mim4dd._unroll.diagnostics import DivergenceError, UnrollDiagnostics
 from mim4dd._unroll.graphs import StepGraphs
 from mim4dd.fused import NormReLUPool2d, fuse

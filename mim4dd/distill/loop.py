@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.ranks import agree, any_rank, rank, wait_for_ranks
 from mim4dd.distill.resume import checkpoint_to_continue, run_identity
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.threads import working_threads
 
 __all__ = ["Interrupted", "LoopSettings", "distill"]
 
@@ -42,7 +44,8 @@ def distill(
     with its class, its code and its networks, and the data; another run is refused. Only
     :data:`~mim4dd.distill.loop_settings.MAY_CHANGE`, step sizes and counts, may be other ones. A
     checkpoint is only ever a state whose loss and gradients were finite. Under torchrun every rank
-    computes a loss with draws of its own, and all step along the mean gradient.
+    computes a loss with draws of its own, and all step along the mean gradient. On a CPU it takes
+    as many threads as the set is large enough for, where the user set none.
 
     Args:
         method: The objective.
@@ -71,6 +74,32 @@ def distill(
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
     method.require_data(data)
+    with _threads(method, data, settings):
+        return _distill(method, data, settings, run, evaluate, resume, from_iteration, config)
+
+
+def _threads(
+    method: BaseMethod, data: ImageData, settings: LoopSettings
+) -> AbstractContextManager[None]:
+    """The threads for all synthetic samples going through a network at once."""
+    network = method.example_network()
+    if network is None:
+        return nullcontext()
+    sample = data.image_train[:1]
+    num_samples = settings.ipc * data.num_classes
+    return working_threads(network, sample.expand(num_samples, *sample.shape[1:]))
+
+
+def _distill(
+    method: BaseMethod,
+    data: ImageData,
+    settings: LoopSettings,
+    run: RunDirectory,
+    evaluate: Callable[[SyntheticSet], Accuracy] | None,
+    resume: bool,
+    from_iteration: int | None,
+    config: Mapping[str, Any] | None,
+) -> SyntheticSet:
     identity = run_identity(method, data, settings)
     device = data.image_train.device
     snapshot = checkpoint_to_continue(run, identity, resume, from_iteration, device)

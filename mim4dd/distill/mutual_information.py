@@ -171,6 +171,10 @@ class MIM4DD(BaseMethod):
         """Raise ValueError if the base method was made for other data."""
         self.base.require_data(data)
 
+    def example_network(self) -> nn.Module | None:
+        """The base method's."""
+        return self.base.example_network()
+
     def state(self) -> dict[str, Tensor]:
         """The base method's; the add-on has none."""
         return self.base.state()

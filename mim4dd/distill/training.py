@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mim4dd._turns import alone_with
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.passes import in_passes
+from mim4dd.distill.threads import working_threads
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,6 +43,8 @@ def train_network(
 ) -> None:
     """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
 
+    On a CPU it takes as many threads as a batch is large enough for, where the user set none.
+
     Args:
         network: What to train; its parameters are changed.
         images: The training set.
@@ -66,21 +69,22 @@ def train_network(
     optimizer = make_optimizer(lr)
     network.train()
     order: list[Tensor] = []
-    for step in range(num_steps):
-        if not order:
-            permutation = torch.randperm(len(images), generator=generator, device=images.device)
-            order = list(permutation.split(batch_size))
-        if step == lr_drop:
-            optimizer = make_optimizer(0.1 * lr)
-        rows = order.pop(0)
-        batch = images[rows]
-        if augment is not None:
-            batch = augment(batch, generator)
-        optimizer.zero_grad()
-        F.cross_entropy(network(batch), labels[rows]).backward()
-        optimizer.step()
-        if not order and after_epoch is not None:
-            after_epoch()
+    with working_threads(network, images[:batch_size]):
+        for step in range(num_steps):
+            if not order:
+                permutation = torch.randperm(len(images), generator=generator, device=images.device)
+                order = list(permutation.split(batch_size))
+            if step == lr_drop:
+                optimizer = make_optimizer(0.1 * lr)
+            rows = order.pop(0)
+            batch = images[rows]
+            if augment is not None:
+                batch = augment(batch, generator)
+            optimizer.zero_grad()
+            F.cross_entropy(network(batch), labels[rows]).backward()
+            optimizer.step()
+            if not order and after_epoch is not None:
+                after_epoch()
 
 
 @torch.no_grad()
@@ -89,9 +93,10 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     network.eval()
     hits = 0
     passes = in_passes(images)
-    for batch, truth in zip(passes, labels.split(len(passes[0])), strict=True):
-        logits = network(batch)
-        if logits.isnan().any():  # argmax would take them for the first class
-            return math.nan
-        hits += int((logits.argmax(1) == truth).sum())
+    with working_threads(network, passes[0]):
+        for batch, truth in zip(passes, labels.split(len(passes[0])), strict=True):
+            logits = network(batch)
+            if logits.isnan().any():  # argmax would take them for the first class
+                return math.nan
+            hits += int((logits.argmax(1) == truth).sum())
     return hits / len(labels)

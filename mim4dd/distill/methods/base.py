@@ -21,6 +21,7 @@ __all__ = [
     "Initial",
     "RealData",
     "identity_by_network",
+    "network_of_seed",
 ]
 
 
@@ -152,6 +153,14 @@ class BaseMethod(ABC):
         """Raise ValueError if the method was made for other data than ``data``."""
         return
 
+    def example_network(self) -> nn.Module | None:
+        """A network such as it computes with, which tells how many threads the work is enough for.
+
+        By default the attribute ``network``; None where there is none: threads stay as they are.
+        """
+        network = getattr(self, "network", None)
+        return network if isinstance(network, nn.Module) else None
+
     def identity(self) -> dict[str, Any]:
         """What defines the method, as JSON holds it: what a checkpoint must agree on.
 
@@ -177,10 +186,11 @@ class BaseMethod(ABC):
 def identity_by_network(
     method: BaseMethod, make_network: Callable[[int], nn.Module]
 ) -> dict[str, Any]:
-    """The identity of a method with an attribute ``make_network``: what that makes, not its name.
-
-    The global random stream stays as it is.
-    """
+    """The identity of a method with an attribute ``make_network``: what it makes, not its name."""
     described = describe_object(method, without=("make_network",))
-    network = seeded_network(lambda: make_network(0), 0)
-    return described | {"network": describe_network(network)}
+    return described | {"network": describe_network(network_of_seed(make_network))}
+
+
+def network_of_seed(make_network: Callable[[int], nn.Module]) -> nn.Module:
+    """What ``make_network`` makes of seed 0, the global random stream left as it is."""
+    return seeded_network(lambda: make_network(0), 0)

@@ -17,6 +17,7 @@ from mim4dd.distill.methods.base import (
     Ingredients,
     RealData,
     identity_by_network,
+    network_of_seed,
 )
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import (
@@ -83,6 +84,10 @@ class DM(BaseMethod):
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
         return identity_by_network(self, self.make_network)
+
+    def example_network(self) -> nn.Module:
+        """A network as it draws them."""
+        return network_of_seed(self.make_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData

@@ -19,6 +19,7 @@ from mim4dd.distill.methods.base import (
     Ingredients,
     RealData,
     identity_by_network,
+    network_of_seed,
 )
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
@@ -84,6 +85,10 @@ class RaTBPTT(BaseMethod):
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
         return identity_by_network(self, self.make_network)
+
+    def example_network(self) -> nn.Module:
+        """A network as it draws them."""
+        return network_of_seed(self.make_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData

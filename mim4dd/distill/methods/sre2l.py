@@ -118,6 +118,10 @@ class SRe2L(BaseMethod):
         """From what a configuration holds."""
         return cls(ingredients.new_network, ingredients.data, ingredients.seed, settings)
 
+    def example_network(self) -> nn.Module:
+        """The first teacher."""
+        return self.teachers.networks[0]
+
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> BaseLoss:
