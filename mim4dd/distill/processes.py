@@ -9,26 +9,30 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.multiprocessing  # teaches the pickler of processes to share memory of tensors
 
+from mim4dd._threads import adopt_threads, process_threads, user_threads
 from mim4dd.distill.heap import keep_freed_memory
 
-__all__ = ["WorkerError", "run_parallel", "threads_per_worker"]
+__all__ = ["WorkerError", "run_parallel"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # A task that saves its state on SIGTERM, as a distillation does, needs a moment for it.
 _GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.5
 
-# What a distillation of digits imports, in the end: seconds, where the work may take one.
+# What a distillation of digits imports, in the end: seconds, where the work may take one. Workers
+# are forked from a server that has done it.
 _PRELOADED = [
     "mim4dd.distill.compare",
     "sklearn.datasets",
@@ -41,9 +45,10 @@ class WorkerError(RuntimeError):
     """A worker died, or what happened in it: the cause of the exception that is raised here."""
 
 
-def threads_per_worker(workers: int) -> int:
-    """This process's threads, shared out evenly; a worker has at least one."""
-    return max(1, torch.get_num_threads() // workers)
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def run_parallel(
@@ -52,6 +57,7 @@ def run_parallel(
     workers: int = 1,
     threads: int | None = None,
     fresh: bool = False,
+    poll: Callable[[], object] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Run every task once and yield its index and result, in the order in which they end.
 
@@ -68,10 +74,12 @@ def run_parallel(
             of :mod:`multiprocessing`, a script needs ``if __name__ == "__main__"`` around the call.
         tasks: What each call gets; pickled too, as are the results.
         workers: Number of processes.
-        threads: Threads of torch's operators in each, by default an even share of this process's.
-            The last bits of sums may depend on it, but on nothing else here.
+        threads: Threads of torch's operators in each. By default it has an even share of this
+            process's, of which small work takes one. The last bits of sums may depend on it, but on
+            nothing else here.
         fresh: Give every task a new process, also with one worker, for tasks that measure the
             memory of theirs.
+        poll: Called twice a second while workers are at work, and not with one worker.
 
     Raises:
         ValueError: If ``workers`` or ``threads`` is below 1.
@@ -89,17 +97,16 @@ def run_parallel(
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    threads = threads_per_worker(workers) if threads is None else threads
     if workers == 1 and not fresh:
         return _run_here(start, tasks, threads)
-    return _run_in_workers(start, tasks, workers, threads, fresh)
+    return _run_in_workers(start, tasks, workers, threads, fresh, poll)
 
 
 def _run_here(
-    start: Callable[[int], Callable[[Task], Result]], tasks: Sequence[Task], threads: int
+    start: Callable[[int], Callable[[Task], Result]], tasks: Sequence[Task], threads: int | None
 ) -> Iterator[tuple[int, Result]]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or before)
     try:
         function = start(0)
         for index, task in enumerate(tasks):
@@ -112,32 +119,37 @@ def _run_in_workers(
     start: Callable[[int], Callable[[Task], Result]],
     tasks: Sequence[Task],
     workers: int,
-    threads: int,
+    threads: int | None,
     fresh: bool,
+    poll: Callable[[], object] | None,
 ) -> Iterator[tuple[int, Result]]:
+    # As many threads for the last task as for the first: the count follows what was asked for.
+    share = max(1, process_threads() // workers) if threads is None else threads
+    prepare = partial(_work, start, share, threads is not None or user_threads() is not None)
     pool: list[_Worker] = []
     try:
-        # As many threads for the last task as for the first: the count follows what was asked for.
         for number in range(min(workers, len(tasks))):
             with _interrupts_wait():
-                pool.append(_Worker(number, start, threads, fresh))
+                pool.append(_Worker(number, prepare))
         waiting = list(enumerate(tasks))[::-1]
         busy = {worker.connection: worker for worker in pool}
         for worker in pool:
             worker.send(*waiting.pop())
         while busy:
-            for ready in wait(list(busy)):
+            for ready in wait(list(busy), None if poll is None else _POLL_SECONDS):
                 worker = busy.pop(cast(Connection, ready))
                 index, result = worker.receive()
                 if waiting:
                     if fresh:
                         with _interrupts_wait():
                             _stop([worker])
-                            worker = _Worker(worker.number, start, threads, fresh)
+                            worker = _Worker(worker.number, prepare)
                             pool[worker.number] = worker
                     worker.send(*waiting.pop())
                     busy[worker.connection] = worker
                 yield index, result
+            if poll is not None:
+                poll()
     finally:
         _stop(pool)
 
@@ -160,19 +172,12 @@ def _interrupts_wait() -> Iterator[None]:
 class _Worker:
     """A process, this end of the pipe to it, and the task it is at."""
 
-    def __init__(self, number: int, start: Callable[[int], Any], threads: int, fresh: bool) -> None:
-        context: ForkServerContext | SpawnContext
-        if fresh:  # many processes: the server that forks them has imported what takes seconds
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(_PRELOADED)
-        else:
-            context = multiprocessing.get_context("spawn")
+    def __init__(self, number: int, work: Callable[[int, Connection], None]) -> None:
         self.number, self.index = number, -1
         self.busy = False
+        context = _context()
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_work, args=(number, start, threads, theirs), daemon=True
-        )
+        self.process: BaseProcess = context.Process(target=work, args=(number, theirs), daemon=True)
         try:
             self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -234,11 +239,15 @@ def _stop(pool: list[_Worker]) -> None:
 
 
 def _work(
-    number: int, start: Callable[[int], Callable[[Any], Any]], threads: int, connection: Connection
+    start: Callable[[int], Callable[[Any], Any]],
+    threads: int,
+    of_user: bool,
+    number: int,
+    connection: Connection,
 ) -> None:
     """What a worker does: run tasks until the pipe ends."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+    adopt_threads(threads, of_user)
     keep_freed_memory()
     try:
         function = start(number)
