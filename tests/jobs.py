@@ -14,6 +14,7 @@ import torch
 
 from mim4dd.__main__ import main
 from mim4dd.distill.processes import run_parallel
+from mim4dd.distill.threads import threads_for
 
 
 def squares(worker):
@@ -28,6 +29,11 @@ def scaled(factor, worker):
         return (factor * task).sum(), worker, os.getpid(), torch.get_num_threads()
 
     return function
+
+
+def threads(worker):
+    """How many it has, and takes for the smallest work."""
+    return lambda task: (torch.get_num_threads(), threads_for(1))
 
 
 class Awkward(Exception):

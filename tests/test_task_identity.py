@@ -13,10 +13,10 @@ from torch import nn
 
 from mim4dd import fuse
 from mim4dd.distill import data_identity
-from mim4dd.distill.compare import judge
 from mim4dd.distill.config import DistillConfig
 from mim4dd.distill.data import from_folder, from_tensors
 from mim4dd.distill.data_identity import describe_data
+from mim4dd.distill.distillation import judge
 from mim4dd.distill.expert_buffer import expert_path
 from mim4dd.distill.experts import ExpertBuffer, train_experts
 from mim4dd.distill.identity import describe_network, differences

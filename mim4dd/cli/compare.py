@@ -15,6 +15,14 @@ __all__ = ["compare"]
 def compare(
     config: CompareConfig,
     out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/compare"),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that work at the same time; by default one, or where the networks are "
+            "too small for several threads one for each of the CPU's.",
+            show_default=False,
+        ),
+    ] = None,
     install_seconds: Annotated[
         float | None, typer.Option(help="What installing took, for the summary.", hidden=True)
     ] = None,
@@ -26,7 +34,7 @@ def compare(
     from mim4dd.distill.compare import compare as run_comparison
     from mim4dd.distill.compare import comparison_table
 
-    summary = run_comparison(config, out, install_seconds)
+    summary = run_comparison(config, out, install_seconds, workers=workers)
     typer.echo(comparison_table(summary))
     for picture in summary["pictures"]:
         typer.echo(picture)

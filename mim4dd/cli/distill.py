@@ -76,7 +76,7 @@ def _require_may_change(context: typer.Context) -> None:
 def _distill(
     config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
 ) -> None:
-    from mim4dd.distill.compare import judge, run_distillation
+    from mim4dd.distill.distillation import judge, run_distillation
     from mim4dd.distill.evaluate import percent
     from mim4dd.distill.show import draw_run
 

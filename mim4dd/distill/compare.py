@@ -3,122 +3,34 @@
 import math
 import statistics
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from mim4dd.distill.compare_work import distill_all, judge_all, workers_at
 from mim4dd.distill.config import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluate import (
-    Accuracy,
-    evaluate,
-    evaluate_full,
-    evaluate_random_real,
-    percent,
-)
+from mim4dd.distill.evaluate import Accuracy, percent
 from mim4dd.distill.experts import train_experts
-from mim4dd.distill.loop import distill
+from mim4dd.distill.interruption import stopping_at_once
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
 from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
-from mim4dd.distill.settings import check_options
-from mim4dd.distill.show import draw_run
 from mim4dd.distill.storage import require_writable, write_json
 
-__all__ = [
-    "accuracy_table",
-    "baseline_accuracies",
-    "compare",
-    "comparison_table",
-    "judge",
-    "run_distillation",
-]
+__all__ = ["accuracy_table", "compare", "comparison_table"]
 
 
-def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
-    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with.
-
-    Raises:
-        ValueError: If the set was made of other data.
-    """
-    synthetic.require_data(data)
-    synthetic = synthetic.to(config.device)
-    return evaluate(
-        lambda: config.make_network(data),
-        synthetic.image_syn,
-        synthetic.label_syn,
-        synthetic.syn_lr.item(),
-        data,
-        config,
-    )
-
-
-def run_distillation(
-    config: DistillConfig,
-    data: ImageData,
-    run: RunDirectory,
+def compare(
+    config: CompareConfig,
+    out: Path,
+    install_seconds: float | None = None,
     *,
-    resume: bool = True,
-    from_iteration: int | None = None,
-    may_change: Collection[str] = (),
-) -> SyntheticSet:
-    """Distil into ``run``: start it, continue it, or read its result if it is finished.
-
-    Args:
-        config: All options.
-        data: What :meth:`DistillConfig.load_data` gave, or a part of it.
-        run: Where it goes.
-        resume: Without it a directory that holds a run is refused.
-        from_iteration: Go back to this checkpoint first.
-        may_change: Options that may be others than the run's.
-
-    Raises:
-        ValueError: If ``run`` holds a run with other options, or of other data.
-    """
-    if run.config.exists():
-        _require_same_options(config, run, may_change)
-    method = config.make_method(data)
-    if not run.config.exists():  # only now, so that options that cannot work leave no run behind
-        run.create(asdict(config))
-    # Two networks show how a curve goes; the accuracies that count are of num_eval.
-    glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
-    return distill(
-        method,
-        data,
-        config,
-        run,
-        lambda synthetic: judge(synthetic, data, glance),
-        resume=resume,
-        from_iteration=from_iteration,
-        config=asdict(config),
-    )
-
-
-def _require_same_options(
-    config: DistillConfig, run: RunDirectory, may_change: Collection[str]
-) -> None:
-    # Values alone: what the run was started with, such as its device, need not work here.
-    values = run.read_config()
-    check_options(values, DistillConfig, str(run.config))
-    stored = {option.name: option.default for option in fields(DistillConfig)} | values
-    asked = asdict(config)
-    differing = [
-        f"{name}: {stored[name]!r} → {asked[name]!r}"
-        for name in asked
-        if asked[name] != stored[name] and name not in may_change
-    ]
-    if differing:
-        raise ValueError(
-            f"{run.path} holds a run with another {'; '.join(differing)}; choose another --out"
-        )
-
-
-def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> dict[str, Any]:
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Distil by a method alone and with MIM4DD, and judge both beside the baselines.
 
     An interrupted call continues where it stopped. Nothing is chosen by the test images: the set
@@ -128,54 +40,68 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         config: All options.
         out: Where experts, runs, pictures and ``summary.json`` go.
         install_seconds: What installing took, for the summary.
+        workers: Processes that work at the same time. By default one where the networks are large
+            enough for all threads, or the user set their number, else one for each thread.
 
     Returns:
         The summary, as the file holds it.
+
+    Raises:
+        ValueError: If ``workers`` is below 1, or an option does not fit the data, or ``out`` holds
+            something else.
+        FloatingPointError: If an expert or a distillation diverges.
+        Interrupted: After Ctrl-C or SIGTERM, once the distillations at work have saved their state.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    with stopping_at_once(lambda: f"stopped; the same command continues {out}"):
+        return _compare(config, out, install_seconds, workers)
+
+
+def _compare(
+    config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
+) -> dict[str, Any]:
+    started = time.perf_counter()
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
     require_writable(out / "summary.json")
     folder = config.experts or str(out / "experts")
     expert_seconds: float | None = None
     if METHODS[config.method].needs_experts and not config.experts:
-        experts = train_experts(config.make_network, config.network_name, data, config, folder)
+        experts = train_experts(
+            config.make_network,
+            config.network_name,
+            data,
+            config,
+            folder,
+            workers=workers_at(config, data, config.batch_train, workers),
+        )
         expert_seconds = experts.seconds
-    titles = _titles(config.method)
-    runs: dict[str, list[RunDirectory]] = {name: [] for name in titles}
-    sets: dict[str, list[SyntheticSet]] = {name: [] for name in titles}
-    for seed in range(config.seed, config.seed + config.num_distill):
-        for name in titles:
-            options = part(
-                config,
-                DistillConfig,
-                experts=folder,
-                seed=seed,
-                weight=0.0 if name == config.method else config.weight,
-            )
-            run = RunDirectory(out / name / f"seed{seed}")
-            sets[name].append(run_distillation(options, data, run))
-            runs[name].append(run)
-            draw_run(run, data.name)
-
-    started = time.perf_counter()
-    accuracies = _accuracies(config, data, sets)
-    evaluate_seconds = time.perf_counter() - started
+    runs = _runs(config, out, folder)
+    num_syn = config.ipc * data.num_classes
+    every_run = [each for group in runs.values() for each in group]
+    distill_all(every_run, data, workers_at(config, data, num_syn, workers))
+    sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
+    accuracies, evaluate_seconds = judge_all(
+        config, data, sets, workers_at(config, data, config.eval_batch, workers)
+    )
     pictures = _draw(config, data, sets, runs, out / "pictures")
-    every_run = [run for group in runs.values() for run in group]
     summary = {
         "dataset": data.name,
         "method": config.method,
+        # Of all processes together, and of earlier calls that were interrupted; then of this call.
         "seconds": {
             "install": install_seconds,
             "experts": expert_seconds,
-            "distill": sum(run.load_checkpoint()[1]["seconds"] for run in every_run),
+            "distill": sum(run.load_checkpoint()[1]["seconds"] for _, run in every_run),
             "evaluate": evaluate_seconds,
         },
+        "elapsed_seconds": time.perf_counter() - started,
         "accuracy": {
             "full": accuracies["full"].summary(),
             "ipc": {
                 str(config.ipc): {
-                    name: accuracies[name].summary() for name in ("random_real", *titles)
+                    name: accuracies[name].summary() for name in ("random_real", *runs)
                 }
             },
         },
@@ -183,7 +109,7 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
         "mi_lower_bound": {
             "nats": statistics.fmean(
                 bound
-                for run in runs[f"{config.method}+mim4dd"]
+                for _, run in runs[f"{config.method}+mim4dd"]
                 if (bound := final_bound(run.read_metrics())) is not None
             ),
             "log_num_classes": math.log(data.num_classes),
@@ -195,34 +121,26 @@ def compare(config: CompareConfig, out: Path, install_seconds: float | None) -> 
     return summary
 
 
-def baseline_accuracies(config: DistillConfig, data: ImageData) -> tuple[Accuracy, Accuracy]:
-    """What random real images of the same count reach by the same recipe, and all of them."""
-
-    def make_network() -> nn.Module:
-        return config.make_network(data)
-
-    return (
-        evaluate_random_real(make_network, config.ipc, config.lr_teacher, data, config),
-        evaluate_full(make_network, config.ipc, config.lr_teacher, data, config),
-    )
+def _runs(
+    config: CompareConfig, out: Path, experts: str
+) -> dict[str, list[tuple[DistillConfig, RunDirectory]]]:
+    """Options and directories of all distillations, by method."""
+    return {
+        name: [
+            (
+                part(config, DistillConfig, experts=experts, seed=seed, weight=weight),
+                RunDirectory(out / name / f"seed{seed}"),
+            )
+            for seed in range(config.seed, config.seed + config.num_distill)
+        ]
+        for name, weight in zip(_titles(config.method), (0.0, config.weight), strict=True)
+    }
 
 
 def _titles(method: str) -> dict[str, str]:
     """Names of both sides, and what they are called."""
     title = METHODS[method].title
     return {method: title, f"{method}+mim4dd": f"{title} + MIM4DD"}
-
-
-def _accuracies(
-    config: CompareConfig, data: ImageData, sets: dict[str, list[SyntheticSet]]
-) -> dict[str, Accuracy]:
-    """Baselines and methods by one recipe; a method's values are of all its sets."""
-    random_real, full = baseline_accuracies(config, data)
-    accuracies = {"random_real": random_real, "full": full}
-    for method, group in sets.items():
-        judged = [judge(synthetic, data, config).values for synthetic in group]
-        accuracies[method] = Accuracy(tuple(value for values in judged for value in values))
-    return accuracies
 
 
 def _gain(accuracies: dict[str, Accuracy], method: str) -> dict[str, float | int]:
@@ -234,7 +152,7 @@ def _draw(
     config: CompareConfig,
     data: ImageData,
     sets: dict[str, list[SyntheticSet]],
-    runs: dict[str, list[RunDirectory]],
+    runs: dict[str, list[tuple[DistillConfig, RunDirectory]]],
     folder: Path,
 ) -> list[Path]:
     """Draw what each set looks like and all curves over each other."""
@@ -254,7 +172,7 @@ def _draw(
             run.read_metrics()
         )
         for name, group in runs.items()
-        for run in group
+        for _, run in group
     }
     paths.append(folder / "curves.png")
     save_curves(paths[-1], curves, data.num_classes)
@@ -288,6 +206,6 @@ def comparison_table(summary: dict[str, Any]) -> str:
             f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
             f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
             f"log C = {bound['log_num_classes']:.2f}",
-            "time: " + ", ".join(spent),
+            "time: " + ", ".join(spent) + f"; {summary['elapsed_seconds']:.0f} s by the clock",
         ]
     )

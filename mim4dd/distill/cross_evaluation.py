@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mim4dd.distill.compare import baseline_accuracies, judge
 from mim4dd.distill.config import DistillConfig, TaskSettings, part
 from mim4dd.distill.config_file import read_config
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.distillation import judge, judge_full, judge_random_real
 from mim4dd.distill.evaluate import Accuracy, Evaluation, percent
 from mim4dd.distill.fairness import Gain, fair_gains
 from mim4dd.distill.networks import NetworkName
@@ -121,12 +121,15 @@ def cross_evaluate(
                 table[run.name][config.network] = judge(run.synthetic, data, config)
                 progress.update()
         if baselines:
-            rows = (f"{run.config.ipc} random real images per class", "whole training set")
+            rows = {
+                f"{run.config.ipc} random real images per class": judge_random_real,
+                "whole training set": judge_full,
+            }
             table |= {row: {} for row in rows}
             for network in networks:
                 config = run.on_network(network)
-                for row, accuracy in zip(rows, baseline_accuracies(config, data), strict=True):
-                    table[row][config.network] = accuracy
+                for row, judge_real in rows.items():
+                    table[row][config.network] = judge_real(data, config)
                 progress.update()
     return table
 

@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["Interrupted", "Stop", "interruptible"]
+__all__ = ["Interrupted", "Stop", "interruptible", "stopping_at_once"]
 
 
 class Interrupted(Exception):
@@ -45,3 +45,28 @@ def interruptible() -> Iterator[Stop]:
     finally:
         for known, handler in previous.items():
             signal.signal(known, handler)
+
+
+@contextmanager
+def stopping_at_once(message: Callable[[], str]) -> Iterator[None]:
+    """Raise :class:`Interrupted` at Ctrl-C and SIGTERM, where it is for workers to save a state.
+
+    Args:
+        message: Says how far it got, and how to go on.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous: Any = None  # None is also of a program that embeds Python
+    if threading.current_thread() is threading.main_thread():
+        previous = signal.getsignal(signal.SIGTERM)
+    if previous is not None:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(message()) from None
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from mim4dd.distill.compare import judge, run_distillation
 from mim4dd.distill.config import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.distillation import judge, run_distillation
 from mim4dd.distill.evaluate import Accuracy, evaluate
 from mim4dd.distill.run import RunDirectory
 from mim4dd.distill.storage import read_json, write_json

@@ -12,7 +12,7 @@ from mim4dd.distill.data_identity import describe_data
 from mim4dd.distill.evaluate import Evaluation
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining, train_experts
 from mim4dd.distill.identity import differences, named_differences
-from mim4dd.distill.interruption import Interrupted
+from mim4dd.distill.interruption import stopping_at_once
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.settings import option_names
@@ -103,20 +103,19 @@ def run_jobs(jobs: Sequence[Job], workers: int, *, quiet: bool = False) -> None:
     """Run the jobs that have no result yet, each in a process of its own.
 
     Raises:
-        Interrupted: After Ctrl-C, once the distillations at work have saved where they are.
+        Interrupted: After Ctrl-C or SIGTERM, once the distillations at work saved where they are.
     """
     waiting = [job for job in jobs if not job.result.exists()]
     done = len(jobs) - len(waiting)
-    bar = progress_bar(len(jobs), "sweep", initial=done, quiet=quiet)
-    try:
-        with bar:
-            for _ in run_parallel(_runner, waiting, workers, fresh=True):
-                done += 1
-                bar.update()
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped with {done} of {len(jobs)} runs done; the same command continues"
-        ) from None
+    with (
+        stopping_at_once(
+            lambda: f"stopped with {done} of {len(jobs)} runs done; the same command continues"
+        ),
+        progress_bar(len(jobs), "sweep", initial=done, quiet=quiet) as bar,
+    ):
+        for _ in run_parallel(_runner, waiting, workers, fresh=True):
+            done += 1
+            bar.update()
 
 
 def _runner(_worker: int) -> Callable[[Job], None]:
