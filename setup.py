@@ -48,7 +48,9 @@ except ModuleNotFoundError as error:
 def require_compiler() -> None:
     """Stop with the cure where there is no C++ compiler."""
     if platform.system() == "Windows":
-        raise SystemExit("mim4dd needs g++ or clang, whose vectors it uses. On Windows build it in WSL.")
+        raise SystemExit(
+            "mim4dd needs g++ or clang, whose vectors it uses; on Windows build it in WSL."
+        )
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
@@ -147,14 +149,12 @@ def ninja_file(objects: dict[Path, Path], files: dict[Path, list[str]]) -> str:
 def compile_cpu(folder: Path) -> list[str]:
     """Compile the CPU half into a folder, what has changed of it; return the object files."""
     if shutil.which("ninja") is None:
-        raise SystemExit("mim4dd builds by ninja, which is not there. Install it: pip install ninja")
+        raise SystemExit("mim4dd builds by ninja, which is not there: pip install ninja")
     files = cpu_sources()
     objects = {path: folder / f"{path.parent.name}-{path.stem}.o" for path in files}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_file(objects, files))
-    jobs = num_jobs()
-    print(f"mim4dd: compiling up to {len(files)} files, {jobs} at a time", flush=True)
-    subprocess.run(["ninja", "-C", str(folder), f"-j{jobs}"], check=True)
+    subprocess.run(["ninja", "-C", str(folder), f"-j{num_jobs()}"], check=True)
     return [str(path) for path in objects.values()]
 
 

@@ -1,4 +1,4 @@
-"""One binary for every CPU: which instruction set it runs on, and that the others are left alone."""
+"""One binary for every CPU: which instruction set it runs on, and that none needs another."""
 
 import os
 import shutil
