@@ -39,7 +39,8 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 template <typename T>
 class Workspace {
  public:
-  explicit Workspace(int64_t count) : data_(static_cast<T*>(allocate(count * sizeof(T)))) {}
+  explicit Workspace(int64_t count)
+      : data_(count == 0 ? nullptr : static_cast<T*>(allocate(count * sizeof(T)))) {}
   Workspace(int64_t count, T value) : Workspace(count) {
     for (int64_t i = 0; i < count; ++i) data_[i] = value;
   }

@@ -1,35 +1,14 @@
 // Products of matrices on vectors.
 #include <algorithm>
 #include <type_traits>
-#include <utility>
 
-#include "microkernel.h"
+#include "packing.h"
+#include "parallel.h"
 #include "product.h"
 
 namespace mim4dd {
 namespace MIM4DD_ISA {
 namespace {
-
-// body(std::integral_constant<int, n>()) for an n from 1 to kMost, as what depends on it is
-// unrolled.
-template <int kMost, typename Body>
-MIM4DD_INLINE void with_count(int64_t n, const Body& body) {
-  if constexpr (kMost > 1) {
-    if (n < kMost) return with_count<kMost - 1>(n, body);
-  }
-  body(std::integral_constant<int, kMost>());
-}
-
-// body(first, std::integral_constant<int, n>()) for groups of n of the rows, at most kMost, and all
-// about as large: what a small group loads serves few sums.
-template <int kMost, typename Body>
-MIM4DD_INLINE void in_groups(int64_t rows, const Body& body) {
-  for (int64_t first = 0, n; first < rows; first += n) {
-    const int64_t left = rows - first;
-    n = divide_up(left, divide_up(left, kMost));
-    with_count<kMost>(n, [&](auto count) MIM4DD_INLINE_LAMBDA { body(first, count); });
-  }
-}
 
 template <typename T, int kCount>
 MIM4DD_INLINE T sum_of(const T* lanes) {
@@ -108,8 +87,7 @@ template <typename T>
 struct Combinations {
   using Kernel = Micro<T>;
   using Vector = typename Kernel::Vector;
-  // Where a CPU has 16 registers, 12 of them hold sums, two the right side, and one a multiple.
-  static constexpr int kRows = kManyRegisters ? 8 : 6, kVectors = Kernel::kVectors;
+  static constexpr int kRows = Packing<T>::kRows, kVectors = Kernel::kVectors;
   static constexpr int64_t kColumns = Kernel::kColumns;
   // Terms summed in registers before they are added to the result: of more, float32 would round
   // too much, and a panel of the right side would leave the first cache.
@@ -125,9 +103,17 @@ struct Combinations {
 
   MIM4DD_INLINE void operator()() const {
     alignas(64) T packed[kRun * kColumns];
+    // The terms of a turned left side lie a row apart: rows of a power of two meet in few sets of
+    // the first cache, and every panel would fetch them anew. Measured with 16 registers only.
+    const bool turned = kRows == 6 && a.row_stride == 1 && a.column_stride != 1 &&
+                        a.rows >= kPackedFrom && b.columns >= 4 * kColumns;
+    const Workspace<T> multiples(turned ? a.rows * std::min(kRun, b.rows) : 0);
     const bool lying = b.column_stride == 1 && b.columns >= kColumns && a.rows < kPackedFrom;
     for (int64_t begin = 0; begin < b.rows; begin += kRun) {
       const Matrix<T> run = b.middle_rows(begin, std::min(b.rows, begin + kRun));
+      Matrix<T> left{
+          a.row(0) + begin * a.column_stride, a.rows, run.rows, a.row_stride, a.column_stride};
+      if (turned) Packing<T>::pack_left(left, multiples.data());
       for (int64_t column = 0; column < b.columns; column += kColumns) {
         Panel panel{
             packed, kColumns, begin, run.rows, column, 0, std::min(kColumns, b.columns - column)};
@@ -139,12 +125,15 @@ struct Combinations {
           panel.right = run.data + panel.column;
           panel.stride = run.row_stride;
         } else {
-          pack(run, column, packed);
+          Packing<T>::pack_panel(run, column, packed);
         }
         in_groups<kRows>(a.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA {
+          const Multiples of{
+              turned ? multiples.data() + i * run.rows : left.row(i), turned ? 1 : a.row_stride,
+              turned ? count() : a.column_stride};
           // What is left of the columns may need half of the sums.
-          if (panel.last <= Kernel::kLanes) return tile<count(), 1>(panel, i);
-          tile<count(), kVectors>(panel, i);
+          if (panel.last <= Kernel::kLanes) return tile<count(), 1>(panel, i, of);
+          tile<count(), kVectors>(panel, i, of);
         });
       }
     }
@@ -159,89 +148,14 @@ struct Combinations {
     int64_t column;        // of the result, where the panel begins
     int64_t first, last;   // columns of the panel that are written
   };
-
-  // Columns from `column` on of a run of rows, with zeros after the last one.
-  static MIM4DD_INLINE void pack(const Matrix<T>& run, int64_t column, T* to) {
-    const int64_t columns = std::min(kColumns, run.columns - column);
-    if (columns < kColumns) std::fill_n(to, run.rows * kColumns, T(0));
-    if (run.column_stride == 1) return pack_rows(run, column, columns, to);
-    for (int64_t c = 0; c < columns; c += Kernel::kLanes) {
-      pack_columns(run, column + c, std::min<int64_t>(Kernel::kLanes, columns - c), to + c);
-    }
-  }
-
-  static MIM4DD_INLINE void
-  pack_rows(const Matrix<T>& run, int64_t column, int64_t columns, T* to) {
-    for (int64_t j = 0; j < run.rows; ++j, to += kColumns) {
-      const T* from = run.row(j) + column;
-      if (columns < kColumns) {
-        std::copy_n(from, columns, to);
-        continue;
-      }
-#pragma GCC unroll 2
-      for (int n = 0; n < kVectors; ++n) {
-        Vector values;
-        Kernel::load(values, from + n * Kernel::kLanes);
-        Kernel::store(to + n * Kernel::kLanes, values);
-      }
-    }
-  }
-
-  // Of columns that lie along the depth, a square of lanes at a time is transposed in registers.
-  static MIM4DD_NOINLINE void
-  pack_columns(const Matrix<T>& run, int64_t column, int64_t columns, T* to) {
-    constexpr int kLanes = Kernel::kLanes;
-    const T* const from = run.data + column * run.column_stride;
-    int64_t j = 0;
-    for (; j + kLanes <= run.rows && columns == kLanes; j += kLanes) {
-      Vector square[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) Kernel::load(square[i], from + i * run.column_stride + j);
-      transpose<kLanes / 2>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) Kernel::store(to + (j + i) * kColumns, square[i]);
-    }
-    for (; j < run.rows; ++j) {
-      for (int64_t c = 0; c < columns; ++c) to[j * kColumns + c] = from[c * run.column_stride + j];
-    }
-  }
-
-  // Exchange what lies beside the diagonal, of the whole square and then of its quarters.
-  template <int kHalf>
-  static MIM4DD_INLINE void transpose(Vector (&square)[Kernel::kLanes]) {
-    if constexpr (kHalf > 0) {
-#pragma GCC unroll 16
-      for (int i = 0; i < Kernel::kLanes; ++i) {
-        if ((i & kHalf) == 0) {
-          exchange<kHalf>(square[i], square[i + kHalf], std::make_index_sequence<Kernel::kLanes>());
-        }
-      }
-      transpose<kHalf / 2>(square);
-    }
-  }
-
-  template <int kHalf, size_t... kLane>
-  static MIM4DD_INLINE void exchange(Vector& upper, Vector& lower, std::index_sequence<kLane...>) {
-    constexpr int kLanes = Kernel::kLanes;
-    const Vector before = upper;
-    pick<(kLane & kHalf ? kLanes + kLane - kHalf : kLane)...>(upper, before, lower);
-    pick<(kLane & kHalf ? kLanes + kLane : kLane + kHalf)...>(lower, before, lower);
-  }
-
-  // Lanes of both vectors, those of b counted on from those of a.
-  template <size_t... kLane>
-  static MIM4DD_INLINE void pick(Vector& to, const Vector& a, const Vector& b) {
-#if defined(__clang__)
-    to = __builtin_shufflevector(a, b, kLane...);
-#else  // GCC has that only from 12 on
-    using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-    typedef Index Lanes __attribute__((vector_size(kVectorBytes)));
-    to = __builtin_shuffle(a, b, Lanes{static_cast<Index>(kLane)...});
-#endif
-  }
+  // Of the left side, the rows of a tile.
+  struct Multiples {
+    const T* first;
+    int64_t row_stride, term_stride;
+  };
 
   template <int kA, int kB>
-  MIM4DD_NOINLINE void tile(const Panel& panel, int64_t i) const {
+  MIM4DD_NOINLINE void tile(const Panel& panel, int64_t i, const Multiples& of) const {
     Vector sum[kA][kB] = {};
     // A result in the third cache comes while its sums are formed.
 #pragma GCC unroll 8
@@ -251,16 +165,16 @@ struct Combinations {
       for (int n = 0; n < kB; ++n) __builtin_prefetch(row + n * Kernel::kLanes, 1);
     }
     const T* from = panel.right;
-    const T* multiples = a.row(i) + panel.begin * a.column_stride;
-    for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += a.column_stride) {
+    const T* multiples = of.first;
+    for (int64_t j = 0; j < panel.terms; ++j, from += panel.stride, multiples += of.term_stride) {
       // The terms of a transposed left side lie farther apart than a CPU looks ahead.
-      __builtin_prefetch(multiples + kAhead * a.column_stride);
+      __builtin_prefetch(multiples + kAhead * of.term_stride);
       Vector right[kB];
 #pragma GCC unroll 2
       for (int n = 0; n < kB; ++n) Kernel::load(right[n], from + n * Kernel::kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kA; ++m) {
-        const Vector multiple = multiples[m * a.row_stride] - Vector{};  // see Micro::advance
+        const Vector multiple = multiples[m * of.row_stride] - Vector{};  // see Micro::advance
 #pragma GCC unroll 2
         for (int n = 0; n < kB; ++n) sum[m][n] += multiple * right[n];
       }
