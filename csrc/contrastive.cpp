@@ -7,6 +7,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "contrastive_panels.h"
 #include "contrastive_tile.h"
 
 namespace mim4dd {
@@ -39,8 +40,8 @@ T loss_of(const Problem<T>& problem, const RowSums<T>& sums, int64_t row) {
   return log_denominator - sums.attraction / count;
 }
 
-template <typename T>
-void write_outputs(Tile<T>& tile, const Outputs<T>& outputs, int64_t layer_offset) {
+template <typename T, typename AnyTile>
+void write_outputs(AnyTile& tile, const Outputs<T>& outputs, int64_t layer_offset) {
   const Problem<T>& problem = tile.problem;
   for (int64_t row = tile.first; row < tile.last; ++row) {
     const RowSums<T>& sums = tile.sums(row);
@@ -65,9 +66,8 @@ struct RowWeights {
 
 // W = (g + h) p - g y.
 template <typename T>
-RowWeights<T> row_weights(Tile<T>& tile, int64_t row, T g, T h) {
-  const Problem<T>& problem = tile.problem;
-  const RowSums<T>& sums = tile.sums(row);
+RowWeights<T>
+row_weights(const Problem<T>& problem, const RowSums<T>& sums, int64_t row, T g, T h) {
   if (!problem.counts(row)) g = 0;
   if (problem.critic.kind == Kind::kNce) return {g + sums.negative * 0};
   const T denominator = sums.denominator();
@@ -122,7 +122,10 @@ class FirstOrder {
       if (rows_wanted) query_.push_back(empty_matrix<T>(problem.pairs.rows(), dimension));
       if (wanted.key) {
         key_.push_back(empty_matrix<T>(problem.pairs.columns(), dimension));
-        scaled_query_.push_back(empty_matrix<T>(problem.pairs.rows(), dimension));
+        scaled_query_.push_back(
+            empty_matrix<T>(
+                problem.pairs.rows(),
+                (dimension + kRowsTogether - 1) / kRowsTogether * kRowsTogether));
       }
     }
     scale_terms_.resize(problem.layers.size() * problem.pairs.rows());
@@ -135,26 +138,41 @@ class FirstOrder {
       run_empty(outputs);
       return;
     }
+    if (PanelTile<T>::serves(problem_, lse != nullptr)) {
+      for (const Layer<T>& layer : problem_.layers)
+        packed_.emplace_back(layer.key, !query_.empty());
+    }
     const int planes = problem_.critic.kind == Kind::kIn ? 2 : 1;
     run_waves<T>(
         problem_.pairs.rows(), problem_.pairs.columns(), problem_.order(), planes,
         [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
+          const int64_t layer = segment.layer, offset = layer * num_queries_;
+          const T* const known = lse == nullptr ? nullptr : lse + offset;
+          if (!packed_.empty()) {
+            PanelTile<T> tile(problem_, packed_[layer], segment, first, last);
+            const Matrix<T> gradient = query_.empty() ? Matrix<T>{} : query_gradient(tile, layer);
+            tile.exponentiate(known, query_.empty() ? nullptr : &gradient);
+            if (outputs.loss != nullptr) write_outputs(tile, outputs, offset);
+            if (any) weigh(tile, segment, upstream);
+            return;
+          }
           Tile<T> tile(problem_, segment, first, last, width);
-          const int64_t offset = segment.layer * num_queries_;
-          const bool summed =
-              exponentiate(tile, segment.layer, lse == nullptr ? nullptr : lse + offset);
+          const bool summed = exponentiate(tile, layer, known);
           if (outputs.loss != nullptr) write_outputs(tile, outputs, offset);
-          if (any) weigh(tile, segment.layer, upstream, summed);
+          if (any) weigh(tile, layer, upstream, summed);
         },
         [&](const Segment<T>& segment, int64_t left, int64_t right) {
           if (!wanted_.key) return;
+          if (!packed_.empty()) return multiply_columns(segment, left, right);
           const Matrix<T> gradient = as_matrix<T>(key_[segment.layer]);
+          Matrix<T> queries =
+              as_matrix<T>(scaled_query_[segment.layer]).middle_rows(segment.begin, segment.end);
+          queries.columns = gradient.columns;  // without the padding of panels
           multiply(
               gradient.middle_rows(left, right),
               segment.block(Tile<T>::kWeights, segment.begin, segment.end, left, right)
                   .transposed(),
-              as_matrix<T>(scaled_query_[segment.layer]).middle_rows(segment.begin, segment.end),
-              segment.begin > 0);
+              queries, segment.begin > 0);
         });
   }
 
@@ -176,7 +194,8 @@ class FirstOrder {
     }
   }
 
-  Matrix<T> query_gradient(const Tile<T>& tile, int64_t layer) const {
+  template <typename AnyTile>
+  Matrix<T> query_gradient(const AnyTile& tile, int64_t layer) const {
     return as_matrix<T>(query_[layer]).middle_rows(tile.first, tile.last);
   }
 
@@ -196,15 +215,22 @@ class FirstOrder {
     });
   }
 
-  void weigh(Tile<T>& tile, int64_t layer, const Upstream<T>& upstream, bool summed) {
-    std::vector<RowWeights<T>> weights(tile.last - tile.first);
+  template <typename AnyTile>
+  std::vector<RowWeights<T>> weights_of(AnyTile& tile, int64_t layer, const Upstream<T>& upstream)
+      const {
+    std::vector<RowWeights<T>> weights;
+    weights.reserve(tile.last - tile.first);
     for (int64_t row = tile.first; row < tile.last; ++row) {
       const int64_t place = layer * num_queries_ + problem_.pairs.queries[row];
       const T g = upstream.loss == nullptr ? T(1) : upstream.loss[place];
       const T h = upstream.lse == nullptr ? T(0) : upstream.lse[place];
-      weights[row - tile.first] = row_weights(tile, row, g, h);
+      weights.push_back(row_weights(problem_, tile.sums(row), row, g, h));
     }
-    const int64_t dimension = tile.layer.query.dimension();
+    return weights;
+  }
+
+  void weigh(Tile<T>& tile, int64_t layer, const Upstream<T>& upstream, bool summed) {
+    const std::vector<RowWeights<T>> weights = weights_of(tile, layer, upstream);
     const Matrix<T> key = tile.layer.key.rows;
     // By blocks, for only a block stays in the second cache until its product.
     tile.for_blocks([&](int64_t left, int64_t right) {
@@ -218,44 +244,106 @@ class FirstOrder {
           query_gradient(tile, layer), tile.block(tile.kWeights, left, right),
           key.middle_rows(left, right), left > 0);
     });
-    for (int64_t row = tile.first; row < tile.last && summed; ++row) {
-      const int64_t positive = problem_.pairs.positive[row];
-      const T exps = weights[row - tile.first].exps;
-      T* gradient = query_gradient(tile, layer).row(row - tile.first);
-      if (positive == kNone) {
-        feature_rows<T>().scale_row(gradient, dimension, exps);
-      } else {
-        T& weight = *tile.at(tile.kWeights, row, positive);
-        if (!tile.layer.key.factors.empty()) weight *= tile.layer.key.factors[positive];
-        feature_rows<T>().combine(gradient, key.row(positive), dimension, exps, weight);
-      }
-    }
     for (int64_t row = tile.first; row < tile.last; ++row) {
-      const T factor = weights[row - tile.first].factor;
-      const int64_t place = layer * problem_.pairs.rows() + row;
-      const T* query = tile.layer.query.rows.row(row);
-      if (!query_.empty()) {
-        T* gradient = as_matrix<T>(query_[layer]).row(row);
-        // sum_j W_ij q_i·k_j
-        if (wanted_.logit_scale)
-          scale_terms_[place] = factor * feature_rows<T>().dot(gradient, query, dimension);
-        feature_rows<T>().scale_row(gradient, dimension, factor * problem_.logit_scale);
+      const RowWeights<T>& w = weights[row - tile.first];
+      if (summed) {
+        const int64_t positive = problem_.pairs.positive[row];
+        T* const own = positive == kNone ? nullptr : tile.at(tile.kWeights, row, positive);
+        if (own != nullptr) *own *= factor_of(tile.layer.key, positive);
+        add_own(tile, layer, row, w.exps, own == nullptr ? T(0) : *own);
       }
+      finish_row(tile, layer, row, w);
       if (wanted_.key) {
         feature_rows<T>().scaled_copy(
-            query, as_matrix<T>(scaled_query_[layer]).row(row), dimension,
-            factor * problem_.logit_scale);
+            tile.layer.query.rows.row(row), as_matrix<T>(scaled_query_[layer]).row(row),
+            tile.layer.query.dimension(), w.factor * problem_.logit_scale);
       }
-      if (wanted_.bias) bias_terms_[place] = factor * tile.sums(row).negative;
+    }
+  }
+
+  void weigh(PanelTile<T>& tile, const Segment<T>& segment, const Upstream<T>& upstream) {
+    const int64_t layer = segment.layer;
+    const std::vector<RowWeights<T>> weights = weights_of(tile, layer, upstream);
+    const auto changed = [](const RowWeights<T>& w) { return w.exps != 1; };
+    if (wanted_.key && std::any_of(weights.begin(), weights.end(), changed)) {
+      std::vector<T> factors;
+      for (const RowWeights<T>& w : weights) factors.push_back(w.exps);
+      tile.scale_rows(factors);
+    }
+    for (int64_t row = tile.first; row < tile.last; ++row) {
+      const RowWeights<T>& w = weights[row - tile.first];
+      const int64_t positive = problem_.pairs.positive[row];
+      if (positive != kNone) tile.at(row, positive) = w.own;
+      if (!query_.empty()) {
+        const T own = positive == kNone ? T(0) : w.own * factor_of(tile.layer.key, positive);
+        add_own(tile, layer, row, w.exps, own);
+      }
+      finish_row(tile, layer, row, w);
+      if (wanted_.key) {
+        const Matrix<T> packed = as_matrix<T>(scaled_query_[layer]);
+        tile.pack_query(row, w.factor * problem_.logit_scale, packed.row(segment.begin));
+      }
+    }
+  }
+
+  static T factor_of(const Features<T>& keys, int64_t column) {
+    return keys.factors.empty() ? T(1) : keys.factors[column];
+  }
+
+  // To the sum of the other keys by exp(logits - shift), times `exps`, add the positive.
+  template <typename AnyTile>
+  void add_own(const AnyTile& tile, int64_t layer, int64_t row, T exps, T own) const {
+    T* gradient = query_gradient(tile, layer).row(row - tile.first);
+    const int64_t positive = problem_.pairs.positive[row], dimension = tile.layer.key.dimension();
+    if (positive == kNone) {
+      feature_rows<T>().scale_row(gradient, dimension, exps);
+    } else {
+      feature_rows<T>().combine(gradient, tile.layer.key.rows.row(positive), dimension, exps, own);
+    }
+  }
+
+  // What remains once the sums of a row of weights are known.
+  template <typename AnyTile>
+  void finish_row(AnyTile& tile, int64_t layer, int64_t row, const RowWeights<T>& w) {
+    const int64_t place = layer * problem_.pairs.rows() + row;
+    const int64_t dimension = tile.layer.query.dimension();
+    if (!query_.empty()) {
+      T* gradient = as_matrix<T>(query_[layer]).row(row);
+      // sum_j W_ij q_i·k_j
+      if (wanted_.logit_scale) {
+        scale_terms_[place] =
+            w.factor * feature_rows<T>().dot(gradient, tile.layer.query.rows.row(row), dimension);
+      }
+      feature_rows<T>().scale_row(gradient, dimension, w.factor * problem_.logit_scale);
+    }
+    if (wanted_.bias) bias_terms_[place] = w.factor * tile.sums(row).negative;
+  }
+
+  // The gradient of some columns, by the panels of a segment.
+  void multiply_columns(const Segment<T>& segment, int64_t left, int64_t right) {
+    const Layer<T>& layer = problem_.layers[segment.layer];
+    const Matrix<T> gradient = as_matrix<T>(key_[segment.layer]);
+    const T* queries = as_matrix<T>(scaled_query_[segment.layer]).row(segment.begin);
+    const int64_t width = panels<T>().width;
+    for (int64_t begin = left; begin < right; begin += kPanelKeys) {
+      const int64_t end = std::min(right, begin + kPanelKeys);
+      panels<T>().multiply_weights(
+          gradient.middle_rows(begin, end), segment.planes + begin * width, width * segment.columns,
+          segment.rows(), queries, segment.begin > 0);
+    }
+    const bool last = segment.end == problem_.pairs.rows();
+    for (int64_t j = left; j < right && last && !layer.key.factors.empty(); ++j) {
+      feature_rows<T>().scale_row(gradient.row(j), gradient.columns, layer.key.factors[j]);
     }
   }
 
   const Problem<T>& problem_;
   const int64_t num_queries_;
   const Wanted wanted_;
-  std::vector<Tensor> query_;         // gradients of the rows (rows, D)
-  std::vector<Tensor> key_;           // of the columns (columns, D)
-  std::vector<Tensor> scaled_query_;  // the rows times what their weights lack
+  std::vector<Tensor> query_;          // gradients of the rows (rows, D)
+  std::vector<Tensor> key_;            // of the columns (columns, D)
+  std::vector<Tensor> scaled_query_;   // the rows times what their weights lack; packed or not
+  std::vector<PackedKeys<T>> packed_;  // of each layer, where panels serve
   std::vector<T> scale_terms_, bias_terms_;
 };
 

@@ -82,6 +82,8 @@ struct Problem {
     const double similarity = layer.query.longest * layer.key.longest;
     return similarity * (std::abs(double(logit_scale)) + critic.hardness);
   }
+  // Whether exp needs no shift.
+  bool bounded(const Layer<T>& layer) const { return largest_logit(layer) <= kSafeLogit<T>; }
   // From the largest to the smallest layer, so that threads finish together.
   std::vector<int64_t> order() const {
     std::vector<int64_t> order(layers.size());

@@ -21,6 +21,13 @@ struct RowSums {
   T own_positive = 0;  // variant "in": sum of exp(logit - positive_shift) over the positives
 
   T denominator() const { return negative + positive; }
+  // Of a known log-sum-exp; that of no key at all is infinite.
+  void set_shift(T lse) { shift = std::isinf(lse) ? T(0) : lse; }
+  // By index, `attraction` is the logit of the positive, which was left out of all sums.
+  void add_positive() {
+    attraction -= shift;
+    positive = vector_exp(attraction);
+  }
 };
 
 // Call run(begin, end) for what is left of [left, right), from left on, without the excluded
@@ -110,11 +117,10 @@ class Tile {
   template <typename Formed>
   bool exponentiate(const T* lse, const Formed& formed) {
     const Kind kind = problem.critic.kind;
-    const bool bounded = problem.largest_logit(layer) <= kSafeLogit<T>;
+    const bool bounded = problem.bounded(layer);
     const bool known = lse != nullptr && kind != Kind::kIn;
     for (int64_t row = first; row < last && known; ++row) {
-      const T shift = lse[problem.pairs.queries[row]];
-      sums(row).shift = std::isinf(shift) ? T(0) : shift;  // of no key at all
+      sums(row).set_shift(lse[problem.pairs.queries[row]]);
     }
     const bool one_pass = bounded || known || kind == Kind::kNce;
     for_blocks([&](int64_t left, int64_t right) {
@@ -130,7 +136,9 @@ class Tile {
       for (RowSums<T>& row_sums : sums_) choose_shift(row_sums);
       for_blocks([&](int64_t left, int64_t right) { exponentiate_block(left, right); });
     }
-    if (problem.by_index()) add_positives();
+    for (int64_t row = first; row < last && problem.by_index(); ++row) {
+      if (problem.pairs.positive[row] != kNone) sums(row).add_positive();
+    }
     return one_pass;
   }
 
@@ -254,16 +262,6 @@ class Tile {
               logit_rows<T>().positive_exp_sum(values, labels, own, n, of_row.positive_shift);
         });
       }
-    }
-  }
-
-  // By index, the positives were left out of all runs.
-  void add_positives() {
-    for (int64_t row = first; row < last; ++row) {
-      RowSums<T>& of_row = sums(row);
-      if (problem.pairs.positive[row] == kNone) continue;
-      of_row.attraction -= of_row.shift;
-      of_row.positive = vector_exp(of_row.attraction);
     }
   }
 

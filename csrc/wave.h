@@ -23,6 +23,8 @@ namespace mim4dd {
 // A product packs its right side, a library both sides, at a cost that falls with the size of the
 // other one; a block of rows by columns in float32 is half of a second cache.
 constexpr int64_t kTileRows = 256;
+// Rows that a tile and a segment are multiples of, in memory: panels of rows fill them.
+constexpr int64_t kRowsTogether = 16;
 constexpr int64_t kTileColumns = 512;
 // What a wave holds where a tile per thread is less, and where it is more: then tiles shrink.
 constexpr int64_t kWaveBytes = int64_t{4} << 20;
@@ -65,16 +67,20 @@ struct Sizes {
 inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t row_bytes) {
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const auto round_up = [&](int64_t a, int64_t b) { return divide_up(a, b) * b; };
-  const int64_t threads = torch::stable::get_num_threads(), all_rows = rows * layers;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t all_rows = round_up(rows, kRowsTogether) * layers;
   Sizes sizes{threads, kTileRows, kTileColumns, 0};
   if (threads > 1) {
     // Small problems: several tiles per thread, so that threads finish together.
-    sizes.tile_rows = std::min(sizes.tile_rows, round_up(divide_up(all_rows, 4 * threads), 16));
+    sizes.tile_rows =
+        std::min(sizes.tile_rows, round_up(divide_up(all_rows, 4 * threads), kRowsTogether));
     sizes.tile_columns = std::min(sizes.tile_columns, round_up(divide_up(columns, threads), 64));
   }
-  sizes.tile_rows =
-      std::min(sizes.tile_rows, std::max<int64_t>(16, kWorkspaceBytes / (threads * row_bytes)));
-  sizes.wave_rows = std::min(all_rows, std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes));
+  const int64_t most = kWorkspaceBytes / (threads * row_bytes) / kRowsTogether * kRowsTogether;
+  sizes.tile_rows = std::min(sizes.tile_rows, std::max(kRowsTogether, most));
+  sizes.wave_rows = std::min(
+      all_rows,
+      round_up(std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes), kRowsTogether));
   return sizes;
 }
 
@@ -124,7 +130,7 @@ void run_waves(
         column_tasks.push_back(
             {segments.size() - 1, left, std::min(columns, left + sizes.tile_columns)});
       }
-      used += end - row;
+      used += (end - row + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
       row = end < rows ? end : 0;
       if (row == 0) ++layer;
     }

@@ -7,5 +7,6 @@
 #include "../flat_pass.inl"
 #include "../logit_rows.inl"
 #include "../norm_relu_pool.inl"
+#include "../panels.inl"
 #include "../product.inl"
 #include "../scatter_add_rows.inl"
