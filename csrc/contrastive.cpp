@@ -28,14 +28,16 @@ template <typename T>
 T loss_of(const Problem<T>& problem, const RowSums<T>& sums, int64_t row) {
   if (problem.critic.kind == Kind::kNce) return sums.attraction;
   const T count = T(problem.pairs.num_positives[row]);
+  const bool in = problem.critic.kind == Kind::kIn;
+  // Near p = 1 the logarithm of the sum has no digits left.
+  if ((in || problem.by_index()) && sums.positive > sums.negative) {
+    const T loss = std::log1p(sums.negative / sums.positive);
+    return in ? loss + std::log(count) : loss;
+  }
   const T log_denominator = std::log(sums.denominator());
-  if (problem.critic.kind == Kind::kIn) {
+  if (in) {
     return log_denominator - std::log(sums.own_positive) + (sums.shift - sums.positive_shift) +
            std::log(count);
-  }
-  // Near p = 1 the logarithm of the sum has no digits left.
-  if (problem.by_index() && sums.positive > sums.negative) {
-    return std::log1p(sums.negative / sums.positive);
   }
   return log_denominator - sums.attraction / count;
 }
@@ -58,13 +60,13 @@ void write_outputs(AnyTile& tile, const Outputs<T>& outputs, int64_t layer_offse
 }
 
 // The gradient weights of a row are W = factor·w. w is exps·exp(logits - shift), less `amount` at
-// positives, for variant "in" amount·exp(logits - positive_shift); by index it is `own` there.
+// positives; by index it is `own` there, for variant "in" own·exp(logits - shift) - amount·y.
 template <typename T>
 struct RowWeights {
   T factor, exps = 1, amount = 0, own = 0;
 };
 
-// W = (g + h) p - g y.
+// W = (g + h) p - g y. At p = 1 the difference p - y has no digits left, but from the other keys.
 template <typename T>
 RowWeights<T>
 row_weights(const Problem<T>& problem, const RowSums<T>& sums, int64_t row, T g, T h) {
@@ -77,12 +79,13 @@ row_weights(const Problem<T>& problem, const RowSums<T>& sums, int64_t row, T g,
   const T part = h == 0 ? T(1) : g;
   RowWeights<T> result{(h == 0 ? g : T(1)) / denominator, h == 0 ? T(1) : g + h};
   if (problem.by_index()) {
-    // p - 1 from the other keys: at p = 1 the difference has no digits left.
     result.own = (h == 0 ? T(0) : h * sums.positive) - (g == 0 ? T(0) : part * sums.negative);
+  } else if (problem.critic.kind == Kind::kIn) {
+    // A positive has p = y·positive/denominator, so p - y = -y·negative/denominator.
+    result.own = h;
+    if (g != 0) result.amount = part * sums.negative;
   } else if (g != 0) {
-    const bool in = problem.critic.kind == Kind::kIn;
-    result.amount =
-        part * denominator / (in ? sums.own_positive : T(problem.pairs.num_positives[row]));
+    result.amount = part * denominator / T(problem.pairs.num_positives[row]);
   }
   return result;
 }
@@ -91,20 +94,23 @@ row_weights(const Problem<T>& problem, const RowSums<T>& sums, int64_t row, T g,
 template <typename T>
 void weigh_run(Tile<T>& tile, int64_t row, const RowWeights<T>& w, int64_t left, int64_t right) {
   const Problem<T>& problem = tile.problem;
+  const int32_t own = problem.pairs.row_label[row];
   T* weights = tile.block(tile.kWeights, left, right).row(row - tile.first);
-  if (w.exps != 1) feature_rows<T>().scale_row(weights, right - left, w.exps);
-  if (w.amount != 0) {
-    const int32_t own = problem.pairs.row_label[row];
+  if (problem.critic.kind == Kind::kIn) {
+    const RowSums<T>& sums = tile.sums(row);
+    const InsideWeights<T> inside{
+        w.exps, w.own, w.amount, sums.positive_shift, 1 / sums.own_positive};
+    const T* copy = tile.block(tile.kLogits, left, right).row(row - tile.first);
     tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
-      if (problem.critic.kind == Kind::kOut) {
-        logit_rows<T>().subtract_positives(values, labels, own, n, w.amount);
-        return;
-      }
-      const T* logits =
-          tile.block(tile.kLogits, left, right).row(row - tile.first) + (values - weights);
-      logit_rows<T>().subtract_positive_exps(
-          values, logits, labels, own, n, tile.sums(row).positive_shift, w.amount);
+      logit_rows<T>().weigh_inside(values, copy + (values - weights), labels, own, n, inside);
     });
+  } else {
+    if (w.exps != 1) feature_rows<T>().scale_row(weights, right - left, w.exps);
+    if (w.amount != 0) {
+      tile.for_keys(row, weights, left, right, [&](T* values, const int32_t* labels, int64_t n) {
+        logit_rows<T>().subtract_positives(values, labels, own, n, w.amount);
+      });
+    }
   }
   tile.clear_excluded(row, weights, left, right);
   const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;

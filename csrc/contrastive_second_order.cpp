@@ -129,38 +129,79 @@ class SecondOrder {
       weigh_binary_row(tile, layer, row, place, counts, g);
       return;
     }
-    const int64_t positive = problem_.by_index() ? pairs.positive[row] : kNone;
-    if (positive != kNone) *tile.at(Tile<T>::kWeights, row, positive) = sums.positive;
-
     const T denominator = sums.denominator();
     const T inverse = denominator == 0 ? T(0) : 1 / denominator;
+    if (problem_.critic.kind == Kind::kIn && counts) {
+      weigh_inside_row(tile, row, place, g, h, inverse);
+      return;
+    }
+    if (problem_.by_index() && pairs.positive[row] != kNone) {
+      weigh_indexed_row(tile, row, place, g, h, inverse);
+      return;
+    }
     T mean = 0;
     for_row(tile, row, [&](T* exps, T* tangents, const int32_t*, T*, int64_t n) {
       mean += logit_rows<T>().weighted_sum(exps, tangents, n);
     });
     mean *= inverse;
-    const T attraction = counts ? attraction_mean(tile, row, positive) : T(0);
-    grad_grad_loss_[place] = counts ? mean - attraction : T(0);
+    grad_grad_loss_[place] = counts ? mean - attraction_mean(tile, row) : T(0);
     grad_grad_lse_[place] = mean;
 
-    const bool in = problem_.critic.kind == Kind::kIn && counts;
     const T y = counts ? g / T(pairs.num_positives[row]) : T(0);
-    for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
-      if (in) {
-        feature_rows<T>().scale_row(copy, n, g);
-        logit_rows<T>().softmax_pair_second_order(
-            exps, tangents, copy, n, (g + h) * inverse, mean, attraction);
-        return;
-      }
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T*, int64_t n) {
       logit_rows<T>().softmax_second_order(exps, tangents, n, (g + h) * inverse, mean);
-      if (counts && !problem_.by_index()) {
-        logit_rows<T>().subtract_positives(tangents, labels, pairs.row_label[row], n, y);
-      }
+      if (counts) logit_rows<T>().subtract_positives(tangents, labels, pairs.row_label[row], n, y);
     });
-    if (positive != kNone) {
-      // W there is (g + h) p - g: p - 1 from the other keys, for its digits.
-      *tile.at(tangent_plane(), row, positive) = (h * sums.positive - g * sums.negative) * inverse;
-    }
+  }
+
+  // With one positive, by index. Of the denominator it is a share s and the other keys r. What is
+  // subtracted there has no digits left near s = 1, but p - 1 = -r and, with n_mean the mean of the
+  // tangents over the other keys, t - mean = r (t - n_mean).
+  void weigh_indexed_row(Tile<T>& tile, int64_t row, int64_t place, T g, T h, T inverse) {
+    const RowSums<T>& sums = tile.sums(row);
+    const int64_t positive = problem_.pairs.positive[row];
+    T& v = *tile.at(Tile<T>::kWeights, row, positive);
+    T& w = *tile.at(tangent_plane(), row, positive);
+    v = 0;
+    T of_others = 0;
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t*, T*, int64_t n) {
+      of_others += logit_rows<T>().weighted_sum(exps, tangents, n);
+    });
+    const T s = sums.positive * inverse, r = sums.negative * inverse;
+    const T ahead = r * w - of_others * inverse, mean = s * w + of_others * inverse;
+    grad_grad_loss_[place] = -ahead;
+    grad_grad_lse_[place] = mean;
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t*, T*, int64_t n) {
+      logit_rows<T>().softmax_second_order(exps, tangents, n, (g + h) * inverse, mean);
+    });
+    v = (g + h) * s * ahead;
+    w = h * s - g * r;
+  }
+
+  // The same for variant "in", where s is the share of all positives, and there p = s y:
+  //   p - y = -r y,   p (t - mean) - y (t - y_mean) = -r y (t - y_mean - s (y_mean - n_mean)),
+  // with y_mean and n_mean the means of the tangents over the positives and over the negatives.
+  void weigh_inside_row(Tile<T>& tile, int64_t row, int64_t place, T g, T h, T inverse) {
+    const RowSums<T>& sums = tile.sums(row);
+    const int32_t own = problem_.pairs.row_label[row];
+    T y_mean = 0, n_mean = 0;
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
+      logit_rows<T>().positive_weights(
+          copy, labels, own, n, sums.positive_shift, 1 / sums.own_positive);
+      y_mean += logit_rows<T>().weighted_sum(copy, tangents, n);
+      n_mean += logit_rows<T>().negative_weighted_sum(exps, tangents, labels, own, n);
+    });
+    const T s = sums.positive * inverse, r = sums.negative * inverse;
+    const T mean = s * y_mean + n_mean * inverse;
+    n_mean = sums.negative == 0 ? y_mean : n_mean / sums.negative;
+    grad_grad_loss_[place] = r * (n_mean - y_mean);
+    grad_grad_lse_[place] = mean;
+    for_row(tile, row, [&](T* exps, T* tangents, const int32_t* labels, T* copy, int64_t n) {
+      feature_rows<T>().scale_row(copy, n, g * r);
+      logit_rows<T>().softmax_second_order_inside(
+          exps, tangents, copy, labels, own, n, (g + h) * inverse, h * inverse, mean,
+          y_mean + s * (y_mean - n_mean));
+    });
   }
 
   void
@@ -176,22 +217,14 @@ class SecondOrder {
     bias_terms_[layer * problem_.pairs.rows() + row] = slope;
   }
 
-  // sum_j y_ij t_ij; for variant "in" the copied logits become y.
-  T attraction_mean(Tile<T>& tile, int64_t row, int64_t positive) {
-    if (positive != kNone) return *tile.at(tangent_plane(), row, positive);
-    const RowSums<T>& sums = tile.sums(row);
+  // sum_j y_ij t_ij, where the positives weigh alike.
+  T attraction_mean(const Tile<T>& tile, int64_t row) const {
     const int32_t own = problem_.pairs.row_label[row];
     T sum = 0;
-    for_row(tile, row, [&](T*, T* tangents, const int32_t* labels, T* copy, int64_t n) {
-      if (problem_.critic.kind == Kind::kOut) {
-        sum += logit_rows<T>().positive_sum(tangents, labels, own, n);
-        return;
-      }
-      logit_rows<T>().positive_weights(
-          copy, labels, own, n, sums.positive_shift, 1 / sums.own_positive);
-      sum += logit_rows<T>().weighted_sum(copy, tangents, n);
+    for_row(tile, row, [&](T*, T* tangents, const int32_t* labels, T*, int64_t n) {
+      sum += logit_rows<T>().positive_sum(tangents, labels, own, n);
     });
-    return problem_.critic.kind == Kind::kOut ? sum / T(problem_.pairs.num_positives[row]) : sum;
+    return sum / T(problem_.pairs.num_positives[row]);
   }
 
   // body(exps, tangents, labels, copied logits or null, n) for runs of the row's keys, without

@@ -19,6 +19,12 @@ struct Sums {
   T attraction;          // sum of the positives' logits
 };
 
+// Of one row, for weigh_inside.
+template <typename T>
+struct InsideWeights {
+  T factor, own_factor, amount, shift, inverse;
+};
+
 template <typename T>
 struct LogitRows {
   // The lowest and highest logit; the highest counts as a negative's. NaN is ignored.
@@ -47,15 +53,15 @@ struct LogitRows {
   // weights of positives -= amount.
   void (*subtract_positives)(T* weights, const int32_t* labels, int32_t own, int64_t n, T amount);
 
-  // weights of positives -= amount·exp(logit - shift).
-  void (*subtract_positive_exps)(
+  // weights of negatives *= factor, of positives := own_factor·weight - amount·y, where y is
+  // exp(logit - shift)·inverse: at most 1, though `amount` and `inverse` may be close to infinite.
+  void (*weigh_inside)(
       T* weights,
       const T* logits,
       const int32_t* labels,
       int32_t own,
       int64_t n,
-      T shift,
-      T amount);
+      InsideWeights<T> w);
 
   // Binary critic h = sigmoid(logit + bias): logits := h - [positive]. Sums: `negative` of the
   // weights, `attraction` of the losses; both NaN if a logit is not finite.
@@ -63,6 +69,14 @@ struct LogitRows {
 
   // sum of weights·values.
   T (*weighted_sum)(const T* weights, const T* values, int64_t n);
+
+  // The same at negatives.
+  T (*negative_weighted_sum)(
+      const T* weights,
+      const T* values,
+      const int32_t* labels,
+      int32_t own,
+      int64_t n);
 
   // sum of the values at positives.
   T (*positive_sum)(const T* values, const int32_t* labels, int32_t own, int64_t n);
@@ -80,14 +94,17 @@ struct LogitRows {
   // order: exps := p (tangents - mean), tangents := p.
   void (*softmax_second_order)(T* exps, T* tangents, int64_t n, T factor, T mean);
 
-  // The same less attractions that are a softmax themselves:
+  // The same with p = own_factor·exps at positives, and less attractions y there:
   // exps := p (tangents - mean) - y (tangents - y_mean), tangents := p - y.
-  void (*softmax_pair_second_order)(
+  void (*softmax_second_order_inside)(
       T* exps,
       T* tangents,
       const T* y,
+      const int32_t* labels,
+      int32_t own,
       int64_t n,
       T factor,
+      T own_factor,
       T mean,
       T y_mean);
 

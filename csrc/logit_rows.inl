@@ -91,17 +91,18 @@ void subtract_positives(T* weights, const int32_t* labels, int32_t own, int64_t 
 }
 
 template <typename T>
-void subtract_positive_exps(
+void weigh_inside(
     T* weights,
     const T* logits,
     const int32_t* labels,
     int32_t own,
     int64_t n,
-    T shift,
-    T amount) {
+    InsideWeights<T> w) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    weights[j] -= labels[j] == own ? amount * vector_exp(logits[j] - shift) : T(0);
+    const T y = vector_exp(logits[j] - w.shift) * w.inverse;
+    weights[j] =
+        labels[j] == own ? w.own_factor * weights[j] - w.amount * y : w.factor * weights[j];
   }
 }
 
@@ -133,6 +134,19 @@ T weighted_sum(const T* weights, const T* values, int64_t n) {
 }
 
 template <typename T>
+T negative_weighted_sum(
+    const T* weights,
+    const T* values,
+    const int32_t* labels,
+    int32_t own,
+    int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += labels[j] == own ? T(0) : weights[j] * values[j];
+  return sum;
+}
+
+template <typename T>
 T positive_sum(const T* values, const int32_t* labels, int32_t own, int64_t n) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -160,17 +174,20 @@ void softmax_second_order(T* exps, T* tangents, int64_t n, T factor, T mean) {
 }
 
 template <typename T>
-void softmax_pair_second_order(
+void softmax_second_order_inside(
     T* exps,
     T* tangents,
     const T* y,
+    const int32_t* labels,
+    int32_t own,
     int64_t n,
     T factor,
+    T own_factor,
     T mean,
     T y_mean) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T p = factor * exps[j];
+    const T p = (labels[j] == own ? own_factor : factor) * exps[j];
     exps[j] = p * (tangents[j] - mean) - y[j] * (tangents[j] - y_mean);
     tangents[j] = p - y[j];
   }
@@ -250,13 +267,14 @@ constexpr LogitRows<T> kLogitRows{
     labelled_exponentiate<T>,
     positive_exp_sum<T>,
     subtract_positives<T>,
-    subtract_positive_exps<T>,
+    weigh_inside<T>,
     binary_weights<T>,
     weighted_sum<T>,
+    negative_weighted_sum<T>,
     positive_sum<T>,
     positive_weights<T>,
     softmax_second_order<T>,
-    softmax_pair_second_order<T>,
+    softmax_second_order_inside<T>,
     binary_second_order<T>,
     exp_sum<T>,
     column_extremes<T>,

@@ -299,6 +299,74 @@ def test_no_less_exact_than_plain_torch(extreme, kind, device):
     assert (ours.sqrt() <= budget).all(), f"ours {ours.sqrt()}, plain {plain.sqrt()}"
 
 
+def test_positives_alone_pull_nothing():
+    """Variant "in" with no negative: p − y is 0 exactly, on every CPU.
+
+    Not on a GPU, where both exponentials are formed and subtracted.
+    """
+    query, key = torch.randn(2, 40, 24).requires_grad_().unbind()
+    labels = torch.zeros(40, dtype=torch.int64)
+    for scale in (1.0, 1e3):  # without a shift and with one
+        pairs = labels, labels, None, torch.tensor(scale, requires_grad=True), None
+        loss = contrastive([query], [key], *pairs, Critic(Kind.IN), uniform=False).loss
+        inputs = query, key, pairs[3]
+        first = torch.autograd.grad((loss * torch.randn(40)).sum(), inputs, create_graph=True)
+        along = sum((g * torch.randn_like(g)).sum() for g in first)
+        second = torch.autograd.grad(along, inputs)
+        torch.testing.assert_close(loss, torch.full_like(loss, math.log(40)))
+        assert not any(gradient.any() for gradient in (*first, *second))
+
+
+@pytest.mark.parametrize("critic", [Critic(), Critic(Kind.IN)], ids=lambda c: c.kind.name)
+def test_digits_where_the_positive_outweighs_the_negatives(critic):
+    """In float32 1 − p has no digits left, but what is computed from the negatives has all."""
+    index = torch.arange(40)
+    labels = None if critic.kind == Kind.OUT else index
+    rows = 30**0.5 * torch.nn.functional.normalize(torch.randn(40, 64), dim=1)
+    upstream, *tangents = torch.randn(40), *torch.randn(2, 40, 64)
+
+    def derivatives(function, dtype):
+        query, key = (rows.to(dtype, copy=True).requires_grad_() for _ in range(2))
+        loss = function(query, key, index, labels, None, torch.ones((), dtype=dtype), None, critic)
+        first = torch.autograd.grad(
+            (loss * upstream.to(dtype)).sum(), (query, key), create_graph=True
+        )
+        along = sum((g * t.to(dtype)).sum() for g, t in zip(first, tangents, strict=True))
+        return loss, *first, *torch.autograd.grad(along, (query, key))
+
+    def fused(query, key, *options):
+        return contrastive([query], [key], *options, uniform=False).loss[0]
+
+    def plain(*arguments):
+        return reference.contrastive(*arguments).loss
+
+    expected = derivatives(plain, torch.float64)
+    assert 0 < expected[0].max() < 1e-4
+    for actual, exact in zip(derivatives(fused, torch.float32), expected, strict=True):
+        error = (actual - exact).norm() / exact.norm()
+        assert error < 1e-4, f"{error}"
+
+
+def test_negatives_that_outweigh_the_positives_by_more_than_a_float_holds(device):
+    """Each sum of exponentials is finite, their ratio is not."""
+    key_labels = (torch.arange(10_000, device=device) > 0).long()
+    key = 2.0 * key_labels[:, None] - 1
+
+    def derivatives(function, dtype):
+        inputs = [rows.to(dtype).requires_grad_() for rows in (torch.ones_like(key[:1]), key)]
+        scale = torch.tensor(39.9, dtype=dtype, device=device)
+        pairs = key_labels[:1], key_labels, None, scale, None, Critic(Kind.IN)
+        loss = function(*inputs, *pairs)
+        return loss, *torch.autograd.grad(loss.sum(), inputs)
+
+    def fused(query, key, *options):
+        return contrastive([query], [key], *options, uniform=False).loss[0]
+
+    expected = derivatives(lambda *pairs: reference.contrastive(*pairs).loss, torch.float64)
+    for actual, exact in zip(derivatives(fused, torch.float32), expected, strict=True):
+        torch.testing.assert_close(actual, exact.float(), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype, normalize, device):
