@@ -1,7 +1,10 @@
 """The command line: one command a file, in the order of `mim4dd --help`."""
 
+from typing import Annotated
+
 import typer
 
+from mim4dd import __version__
 from mim4dd.cli.buffer import buffer
 from mim4dd.cli.compare import compare
 from mim4dd.cli.distill import distill
@@ -22,8 +25,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mim4dd {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _start(context: typer.Context) -> None:
+def _start(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
     if context.invoked_subcommand not in ("distill", "doctor"):
         require_one_process(str(context.invoked_subcommand))
 
