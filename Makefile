@@ -1,5 +1,6 @@
 # make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
+# make wheel | sdist | wheel-check     what others install, in dist/, and whether they can
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -8,36 +9,64 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RESULTS := runs/bench
+# torch builds one file after the other, and all of them anew, where it finds no ninja.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+# A wheel to install: one in dist/ that was made from these sources, unless the environment builds
+# them itself already. WHEEL= builds; WHEEL=mim4dd==0.1.0 takes it from pip's index, which is not asked
+# by itself, for the name there may be anyone's.
+ifeq ($(origin WHEEL),undefined)
+WHEEL := $(if $(wildcard dist/*.whl),$(if $(wildcard $(VENV)/.editable),,$(shell $(PYTHON) tools/find_wheel.py)))
+endif
+INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study test lint bench bench-contrastive bench-unroll bench-peers gpu clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study test lint bench bench-contrastive bench-unroll bench-peers \
+	wheel sdist wheel-check gpu clean
 
-# The stamp holds the seconds that installing took. torch comes first and alone: asked for by
+# The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard csrc/* csrc/isa/*)
+$(VENV)/.torch:
+	start=$$(date +%s) && $(PYTHON) -m venv $(VENV) && $(PIP) "$(TORCH)" \
+	&& echo $$(($$(date +%s) - start)) > $@
+
+$(VENV)/.editable: $(VENV)/.torch pyproject.toml setup.py $(shell find csrc -type f)
+	@rm -f $(VENV)/.wheel
+	@echo "Compiling the C++ kernels for this Python and torch, once; a wheel in dist/ would save it."
 	start=$$(date +%s) \
-	&& $(PYTHON) -m venv $(VENV) \
-	&& $(PIP) "$(TORCH)" "setuptools>=77" wheel ninja \
+	&& $(PIP) "setuptools>=77" wheel ninja \
 	&& $(PIP) --no-build-isolation --editable ".[distill]" \
 	&& echo $$(($$(date +%s) - start)) > $@
 
-$(VENV)/.tested: $(VENV)/.installed tests/peers.txt
-	$(PIP) --no-build-isolation --editable ".[test,lint]"
+# Named alone, mim4dd is what is installed already, and pip brings what its extras need.
+$(VENV)/.wheel: $(VENV)/.torch $(wildcard $(WHEEL))
+	@rm -f $(VENV)/.editable $(VENV)/.tested
+	start=$$(date +%s) \
+	&& $(PIP) --no-deps --force-reinstall "$(WHEEL)" \
+	&& $(PIP) "mim4dd[distill]" \
+	&& echo $$(($$(date +%s) - start)) > $@
+
+$(VENV)/.tested: $(VENV)/.editable tests/peers.txt
+	$(PIP) "mim4dd[test,lint]"
 	$(PIP) --no-deps --requirement tests/peers.txt && touch $@
 
-demo: $(VENV)/.installed
-	$(BIN)/mim4dd compare --install-seconds $$(cat $<) --out runs/demo
+$(VENV)/.release: $(VENV)/.torch tools/requirements.txt
+	$(PIP) --requirement tools/requirements.txt && touch $@
 
-demo-ipc10: $(VENV)/.installed
+demo: $(INSTALLED)
+	$(BIN)/mim4dd compare --out runs/demo \
+		--install-seconds $$(awk '{ sum += $$1 } END { print sum }' $(VENV)/.torch $<)
+
+demo-ipc10: $(INSTALLED)
 	$(BIN)/mim4dd compare --ipc 10 --out runs/demo-ipc10
 
 # MTT + MIM4DD with all that was published for CIFAR-10 at one image per class, but fewer experts and
 # iterations, on generated pictures in CIFAR-10's files: what runs here runs on the real ones.
 SHAPED := runs/cifar-shaped
 CIFAR_SHAPED := --data cifar10 --data-path $(SHAPED)/data
-demo-cifar-shaped: $(VENV)/.installed
+demo-cifar-shaped: $(INSTALLED)
 	$(BIN)/python bench/cifar_shaped.py $(SHAPED)/data
 	$(BIN)/mim4dd experts $(CIFAR_SHAPED) --num-experts 2 --train-epochs 4 --out $(SHAPED)/experts
 	$(BIN)/mim4dd distill $(CIFAR_SHAPED) --experts $(SHAPED)/experts --iterations 40 --eval-every 0 \
@@ -48,7 +77,7 @@ STUDY := runs/study
 SWEEP = OMP_NUM_THREADS=1 $(BIN)/mim4dd sweep --num-eval 3 --workers 2
 EVERY_METHOD := method=mtt,tesla,datm,dc,dsa,cafe,dm,rat_bptt,sre2l
 SHAPES := --data shapes --image-size 16 --depth 3 --ipc 10 --seed 1 --seeds 5
-study: $(VENV)/.installed
+study: $(INSTALLED)
 	$(SWEEP) --vary $(EVERY_METHOD) --vary weight=0,0.01,0.1,1 \
 		--against weight=0 --seed 1 --seeds 5 --out $(STUDY)/methods
 	$(SWEEP) --vary method=rat_bptt,sre2l --vary weight=0,1,3 --vary critic=info_nce,l2 \
@@ -73,7 +102,7 @@ test: $(VENV)/.tested
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.* csrc/isa/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*
 	$(BIN)/mypy
 
 # $(call measure,suites,name): results, table and picture under runs/bench
@@ -96,6 +125,21 @@ bench-unroll: $(VENV)/.tested
 
 bench-peers: $(VENV)/.tested
 	$(PIP) --no-deps --requirement bench/peers.txt
+
+# GPUs from A100 to Blackwell, whichever is here: setup.py would build for that one alone.
+wheel: export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0;12.0+PTX
+wheel: $(VENV)/.release
+	rm -rf build/lib* build/bdist* build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	$(BIN)/python tools/finish_wheel.py build/wheel/*.whl dist
+
+sdist: $(VENV)/.release
+	$(BIN)/python -m build --sdist --no-isolation .
+
+# Each torch that counts, the oldest, ours and the newest, and each Python, at least once.
+WHEEL_MATRIX := 3.10:2.11.0 3.11:2.13.0 3.12:2.13.0 3.13:newest
+wheel-check:
+	$(PYTHON) tools/check_wheel.py $(WHEEL_MATRIX)
 
 gpu:
 	$(PYTHON) bench/gpu.py

@@ -55,15 +55,20 @@ def _builds_for_cuda() -> bool:
     )
 
 
-def main() -> None:
+def fitting_wheels() -> list[Path]:
+    """The wheels of dist/ that fit; why others do not goes to standard error."""
     fitting = []
     for wheel in sorted((ROOT / "dist").glob(f"mim4dd-{source_version()}-cp310-abi3-*.whl")):
         if reason := misfit(wheel):
             print(f"dist/{wheel.name} {reason}", file=sys.stderr)
         else:
             fitting.append(wheel)
-    if fitting:
-        print(fitting[0].relative_to(ROOT))
+    return fitting
+
+
+def main() -> None:
+    for wheel in fitting_wheels()[:1]:
+        print(wheel.relative_to(ROOT))
 
 
 if __name__ == "__main__":
