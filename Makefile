@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RESULTS := runs/bench
+CSRC := $(shell find csrc -type f)
 # torch builds one file after the other, and all of them anew, where it finds no ninja.
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -32,7 +33,7 @@ $(VENV)/.torch:
 	start=$$(date +%s) && $(PYTHON) -m venv $(VENV) && $(PIP) "$(TORCH)" \
 	&& echo $$(($$(date +%s) - start)) > $@
 
-$(VENV)/.editable: $(VENV)/.torch pyproject.toml setup.py $(shell find csrc -type f)
+$(VENV)/.editable: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@rm -f $(VENV)/.wheel
 	@echo "Compiling the C++ kernels for this Python and torch, once; a wheel in dist/ would save it."
 	start=$$(date +%s) \
@@ -102,8 +103,11 @@ test: $(VENV)/.tested
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 # $(call measure,suites,name): results, table and picture under runs/bench
 define measure

@@ -50,8 +50,7 @@ def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
     if error.name is None or error.name.partition(".")[0] == "mim4dd":
         raise error
     extra = {"tensorboardX": "tensorboard", "optuna": "search"}.get(error.name, "distill")
-    cure = f"pip install --no-build-isolation -e '.[{extra}]' brings it"
-    sys.exit(f"mim4dd: {error.name} is missing; {cure}")
+    sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[{extra}]' brings it")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ from torch import Tensor
 
 LIB = torch.library.Library("mim4dd", "FRAGMENT")
 
-REBUILD = "rebuild it with `pip install --no-build-isolation -e .`; `mim4dd doctor` says more"
+REBUILD = (
+    "install its wheel again, or in a checkout rebuild it with "
+    "`pip install --no-build-isolation -e .`; `mim4dd doctor` says more"
+)
 
 
 def _load(module: str) -> ImportError | None:

@@ -35,9 +35,7 @@ def report() -> tuple[str, bool]:
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            lines.append(
-                f"{package}: missing, `pip install --no-build-isolation -e '.[distill]'` brings it"
-            )
+            lines.append(f"{package}: missing, `pip install 'mim4dd[distill]'` brings it")
     return "\n".join(lines), healthy
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools.command.egg_info import FileList
+from typer.testing import CliRunner
 
 import mim4dd
+from mim4dd.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [
@@ -82,3 +85,36 @@ def test_a_missing_extension_names_the_cure(tmp_path):
         "    raise AssertionError('it ran without its kernel')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_the_version_is_one():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [mim4dd.__version__]
+    assert CliRunner().invoke(app, ["--version"]).output == f"mim4dd {mim4dd.__version__}\n"
+
+
+def test_an_sdist_holds_all_that_builds_tests_and_documents(monkeypatch):
+    """Headers, for one, setuptools does not find by itself."""
+    monkeypatch.chdir(ROOT)
+    folders = ("bench", "csrc", "docs", "kernels", "mim4dd", "tests", "tools")
+    there = {str(path) for each in folders for path in Path(each).rglob("*") if path.is_file()}
+    made = {path for path in there if path.endswith((".so", ".pyc"))}
+    there |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
+    own = FileList()
+    for line in Path("MANIFEST.in").read_text().splitlines():
+        if not line.startswith("#"):
+            own.process_template_line(line)
+    assert there - made - set(own.files) == set()
+    assert made & set(own.files) == set()
+
+
+def test_the_op_tests_are_of_every_op_and_need_torch_alone():
+    """They run where no more is installed, in `make wheel-check` and on other processors."""
+    listed = (ROOT / "tests" / "ops.txt").read_text().split()
+    assert sorted(set(listed)) == listed
+    ops = {path.stem for path in (ROOT / "mim4dd" / "ops").glob("[a-z]*.py")}
+    # Tested with the loss whose value it gives.
+    assert {f"tests/test_{op}.py" for op in ops - {"mi_lower_bound"}} <= set(listed)
+    more = r"^\s*(?:from|import) (mim4dd\.(?:distill|cli|adapters|kernels)|triton|kornia|peers)"
+    found = {name: re.findall(more, (ROOT / name).read_text(), re.MULTILINE) for name in listed}
+    assert {name: modules for name, modules in found.items() if modules} == {}

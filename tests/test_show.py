@@ -322,6 +322,5 @@ def test_a_missing_tensorboardx_is_named(runs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     status = call("show", str(runs[0]), "--no-features", "--tensorboard", "events")
     assert status == (
-        "mim4dd: tensorboardX is missing; "
-        "pip install --no-build-isolation -e '.[tensorboard]' brings it"
+        "mim4dd: tensorboardX is missing; pip install 'mim4dd[tensorboard]' brings it"
     )
