@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Byte code is written when a module is first imported; of all modules it is most of an install.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 RESULTS := runs/bench
 CSRC := $(shell find csrc -type f)
 # torch builds one file after the other, and all of them anew, where it finds no ninja.
