@@ -94,9 +94,10 @@ def check(wheel: Path, pair: str) -> Row:
         folder = Path(name)
         environment = Environment(folder, python)
         install = environment.seconds_to_install
-        seconds_torch = install("torch" if torch == "newest" else f"torch=={torch}")
+        wanted = "torch" if torch == "newest" else f"torch=={torch}"
+        seconds_torch = install("--no-compile", wanted)
         seconds_wheel = install(wheel)
-        install("numpy", "pytest>=8.2")
+        install("--no-compile", "numpy", "pytest>=8.2")
         found = environment.run("-c", PROBE).stdout.strip()
         shutil.copytree(ROOT / "tests", folder / "tests")  # away from the sources
         shutil.copy(ROOT / "pyproject.toml", folder)
