@@ -96,7 +96,7 @@ def test_the_version_is_one():
 def test_an_sdist_holds_all_that_builds_tests_and_documents(monkeypatch):
     """Headers, for one, setuptools does not find by itself."""
     monkeypatch.chdir(ROOT)
-    folders = ("bench", "csrc", "docs", "kernels", "mim4dd", "tests", "tools")
+    folders = (".github", "bench", "csrc", "docs", "kernels", "mim4dd", "tests", "tools")
     there = {str(path) for each in folders for path in Path(each).rglob("*") if path.is_file()}
     made = {path for path in there if path.endswith((".so", ".pyc"))}
     there |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
