@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -148,13 +149,16 @@ def ninja_file(objects: dict[Path, Path], files: dict[Path, list[str]]) -> str:
 
 def compile_cpu(folder: Path) -> list[str]:
     """Compile the CPU half into a folder, what has changed of it; return the object files."""
-    if shutil.which("ninja") is None:
+    # An environment that is not activated has it beside its Python, and not on the PATH.
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    ninja = shutil.which("ninja", path=places)
+    if ninja is None:
         raise SystemExit("mim4dd builds by ninja, which is not there: pip install ninja")
     files = cpu_sources()
     objects = {path: folder / f"{path.parent.name}-{path.stem}.o" for path in files}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_file(objects, files))
-    subprocess.run(["ninja", "-C", str(folder), f"-j{num_jobs()}"], check=True)
+    subprocess.run([ninja, "-C", str(folder), f"-j{num_jobs()}"], check=True)
     return [str(path) for path in objects.values()]
 
 
@@ -188,7 +192,7 @@ def extensions() -> list[Extension]:
     ]
     if with_cuda():
         if not torch.cuda.is_available():  # else torch builds for the GPU that it finds
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0;12.0+PTX")
         halves.append(
             cpp_extension.CUDAExtension(
                 "mim4dd._C_cuda",
