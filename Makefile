@@ -1,6 +1,6 @@
 # make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
-# make wheel | sdist | wheel-check     what others install, in dist/, and whether they can
+# make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -26,7 +26,7 @@ CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_
 	second_order.py pair_cost.py)
 
 .PHONY: demo demo-ipc10 demo-cifar-shaped study test lint bench bench-contrastive bench-unroll bench-peers \
-	wheel sdist wheel-check gpu clean
+	wheel sdist wheel-check aarch64-check gpu clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -145,6 +145,10 @@ sdist: $(VENV)/.release
 WHEEL_MATRIX := 3.10:2.11.0 3.11:2.13.0 3.12:2.13.0 3.13:newest
 wheel-check:
 	$(PYTHON) tools/check_wheel.py $(WHEEL_MATRIX)
+
+# ARM, emulated: apt-get install g++-aarch64-linux-gnu qemu-user-static mmdebstrap
+aarch64-check: $(VENV)/.editable
+	$(BIN)/python tools/check_aarch64.py
 
 gpu:
 	$(PYTHON) bench/gpu.py

@@ -1,7 +1,7 @@
 """Build for aarch64 and run the op tests there by emulation, on an x86-64 Debian.
 
     apt-get install g++-aarch64-linux-gnu qemu-user-static mmdebstrap
-    python tools/aarch64.py [--folder DIR] [pytest arguments]
+    python tools/check_aarch64.py [--folder DIR] [pytest arguments]
 
 setup.py runs under the emulated Python, with that Python's headers and an aarch64 torch, and calls
 the cross compiler at full speed: there is no second list of sources or flags. The folder (1.5 GB)
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import aarch64_cuda
+from empty_cuda import fill_in
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {
@@ -32,13 +32,7 @@ WHEELS = (
     *("markupsafe", "filelock", "fsspec", "setuptools>=77", "packaging"),
     *("pytest", "pluggy", "iniconfig", "pygments"),
 )
-# What needs Triton, the packages of mim4dd.distill or a compiler at run time is left out.
-TESTS = (
-    *("contrastive", "info_nce", "sup_con", "nce", "clip_loss", "log_sum_exp", "exclusion"),
-    *("negative_keys", "half_precision", "mixed_dtypes", "norm_relu_pool"),
-    *("conv3x3", "conv3x3_narrow", "convolution", "scatter_add_rows"),
-    *("sgd_step", "sgd_adjoint", "adam_step", "adam_adjoint", "trajectory_loss"),
-)
+TESTS = ("@tests/ops.txt", "tests/test_convolution.py")
 # With NEON and without SVE, as most servers and laptops.
 CPU = "neoverse-n1"
 CPUINFO = """\
@@ -57,7 +51,7 @@ def require_tools() -> None:
     """Stop with the cure where a tool is missing."""
     cures = [f"{tool} ({cure})" for tool, cure in TOOLS.items() if shutil.which(tool) is None]
     if cures:
-        raise SystemExit(f"tools/aarch64.py needs {', '.join(cures)}")
+        raise SystemExit(f"check_aarch64.py needs {', '.join(cures)}")
 
 
 def release() -> str:
@@ -65,7 +59,7 @@ def release() -> str:
     lines = Path("/etc/os-release").read_text().splitlines()
     names = dict(line.split("=", 1) for line in lines if "=" in line)
     if names.get("ID") != "debian":
-        raise SystemExit(f"tools/aarch64.py needs Debian, got ID={names.get('ID')}")
+        raise SystemExit(f"check_aarch64.py needs Debian, got ID={names.get('ID')}")
     return names["VERSION_CODENAME"]
 
 
@@ -98,7 +92,7 @@ def install_wheels(folder: Path, system: Path) -> None:
         ],
         check=True,
     )
-    aarch64_cuda.fill_in(part / "torch/lib", [system / "lib", system / "usr/lib"])
+    fill_in(part / "torch/lib", [system / "lib", system / "usr/lib"])
     part.rename(folder)
 
 
@@ -168,8 +162,7 @@ def main() -> None:
         install_wheels(folder / "site", folder / "system")
     copy_sources(folder / "tree")
     build(folder)
-    tests = [f"tests/test_{name}.py" for name in TESTS]
-    arguments = ["-m", "pytest", "-p", "no:cacheprovider", *(pytest or tests)]
+    arguments = ["-m", "pytest", "-p", "no:cacheprovider", *(pytest or TESTS)]
     raise SystemExit(emulate(folder, arguments, {}))
 
 
