@@ -43,8 +43,9 @@ PoolShape shape_of(const Tensor& input, int64_t groups, int64_t pool) {
   return shape;
 }
 
-// One op's inputs: in the layout of `input`, numbers per channel and per group in the type that is
-// computed in.
+// One op's inputs, in the layout of `input` and in the type that is computed in. Half precision
+// goes through torch's conversions, a pass each: loops that convert number by number took up to
+// eight times as long as conversions and loop together.
 class Call {
  public:
   Call(const Tensor& input, int64_t groups, int64_t pool)
@@ -69,7 +70,7 @@ class Call {
     STD_TORCH_CHECK(
         fits, "norm_relu_pool: ", name, " must be (", sizes[0], ", ", sizes[1], ", ", sizes[2],
         ", ", sizes[3], ") with dtype and device of input");
-    return torch::stable::contiguous(given, format);
+    return torch::stable::contiguous(widened(given), format);
   }
   std::optional<Tensor> image(
       const std::optional<Tensor>& given,
@@ -84,12 +85,14 @@ class Call {
     STD_TORCH_CHECK(
         given->numel() == count && given->device() == device_, "norm_relu_pool: ", name,
         " must have ", count, " elements on the device of input, got ", given->numel());
-    const Tensor converted =
-        given->scalar_type() == wide ? *given : torch::stable::to(*given, wide);
-    return torch::stable::contiguous(converted);
+    return torch::stable::contiguous(widened(*given));
   }
   Tensor new_image(const std::vector<int64_t>& sizes, bool wanted = true) const {
-    return wanted ? make(sizes, stored, format) : make({0}, stored);
+    return wanted ? make(sizes, wide, format) : make({0}, wide);
+  }
+  // An image as the caller has it.
+  Tensor narrowed(const Tensor& image) const {
+    return stored == wide ? image : torch::stable::to(image, stored);
   }
   Tensor new_numbers(const std::vector<int64_t>& sizes) const { return make(sizes, wide); }
 
@@ -98,6 +101,9 @@ class Call {
   ScalarType stored, wide;
 
  private:
+  Tensor widened(const Tensor& given) const {
+    return given.scalar_type() == wide ? given : torch::stable::to(given, wide);
+  }
   Tensor make(
       const std::vector<int64_t>& sizes,
       ScalarType type,
@@ -132,7 +138,7 @@ struct Saved {
 
   template <typename T>
   NormInputs<T> operands() const {
-    return {x.const_data_ptr<T>(), pointer<Arithmetic<T>>(w), pointer<Arithmetic<T>>(b)};
+    return {x.const_data_ptr<T>(), pointer<T>(w), pointer<T>(b)};
   }
 
   Tensor x, upstream;
@@ -183,19 +189,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_cpu(
   const Tensor out = call.new_image(call.out_sizes());
   const Tensor mean = call.new_numbers({shape.batch, num_groups});
   const Tensor rstd = call.new_numbers({shape.batch, num_groups});
-  if (call.empty()) return {out, mean, rstd};
-  MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool", [&] {
-    using T = Arithmetic<scalar_t>;
+  if (call.empty()) return {call.narrowed(out), mean, rstd};
+  MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool", [&] {
     const ForwardArguments<scalar_t> args{
-        {x.const_data_ptr<scalar_t>(), pointer<T>(w), pointer<T>(b)},
+        {x.const_data_ptr<scalar_t>(), pointer<scalar_t>(w), pointer<scalar_t>(b)},
         eps,
         out.mutable_data_ptr<scalar_t>(),
-        mean.mutable_data_ptr<T>(),
-        rstd.mutable_data_ptr<T>()};
+        mean.mutable_data_ptr<scalar_t>(),
+        rstd.mutable_data_ptr<scalar_t>()};
     const auto& kernel = kernels<NormReluPool<scalar_t>>();
     (call.channels_last() ? kernel.forward_pixels : kernel.forward_planes)(shape, args);
   });
-  return {out, mean, rstd};
+  return {call.narrowed(out), mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
@@ -217,22 +222,21 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   const Tensor of_biases = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd", [&] {
-      using T = Arithmetic<scalar_t>;
+    MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool_bwd", [&] {
       const BackwardArguments<scalar_t> args{
           saved.operands<scalar_t>(),
-          pointer<T>(saved.mu),
-          pointer<T>(saved.r),
+          pointer<scalar_t>(saved.mu),
+          pointer<scalar_t>(saved.r),
           saved.upstream.const_data_ptr<scalar_t>(),
           pointer_if<scalar_t>(grad_input, of_input),
-          of_weights.mutable_data_ptr<T>(),
-          of_biases.mutable_data_ptr<T>()};
+          of_weights.mutable_data_ptr<scalar_t>(),
+          of_biases.mutable_data_ptr<scalar_t>()};
       const auto& kernel = kernels<NormReluPool<scalar_t>>();
       (call.channels_last() ? kernel.backward_pixels : kernel.backward_planes)(shape, args);
     });
   }
   return {
-      grad_input, over_samples(call, of_weights, weight, of_weight),
+      call.narrowed(grad_input), over_samples(call, of_weights, weight, of_weight),
       over_samples(call, of_biases, bias, of_bias)};
 }
 
@@ -261,24 +265,25 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_bwd_cpu(
   const Tensor grad_input = call.new_image(call.in_sizes(), of_input);
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd_bwd", [&] {
-      using T = Arithmetic<scalar_t>;
+    MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool_bwd_bwd", [&] {
       const SecondArguments<scalar_t> args{
           saved.operands<scalar_t>(),
-          pointer<T>(saved.mu),
-          pointer<T>(saved.r),
+          pointer<scalar_t>(saved.mu),
+          pointer<scalar_t>(saved.r),
           saved.upstream.const_data_ptr<scalar_t>(),
           pointer<scalar_t>(along),
-          pointer<T>(along_w),
-          pointer<T>(along_b),
+          pointer<scalar_t>(along_w),
+          pointer<scalar_t>(along_b),
           pointer_if<scalar_t>(grad_grad_out, of_grad_out),
           pointer_if<scalar_t>(grad_input, of_input),
-          of_weights.mutable_data_ptr<T>()};
+          of_weights.mutable_data_ptr<scalar_t>()};
       const auto& kernel = kernels<NormReluPool<scalar_t>>();
       (call.channels_last() ? kernel.second_pixels : kernel.second_planes)(shape, args);
     });
   }
-  return {grad_grad_out, grad_input, over_samples(call, of_weights, weight, of_weight)};
+  return {
+      call.narrowed(grad_grad_out), call.narrowed(grad_input),
+      over_samples(call, of_weights, weight, of_weight)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {

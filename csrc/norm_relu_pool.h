@@ -23,42 +23,38 @@ struct PoolShape {
 };
 
 // The inputs that every derivative has; weight and bias may be null.
-template <typename S>
+template <typename T>
 struct NormInputs {
-  const S* input;
-  const Arithmetic<S>*weight, *bias;
+  const T* input;
+  const T *weight, *bias;
 
-  MIM4DD_INLINE Arithmetic<S> weight_of(int64_t channel) const {
-    return weight ? weight[channel] : Arithmetic<S>(1);
-  }
-  MIM4DD_INLINE Arithmetic<S> bias_of(int64_t channel) const {
-    return bias ? bias[channel] : Arithmetic<S>(0);
-  }
+  MIM4DD_INLINE T weight_of(int64_t channel) const { return weight ? weight[channel] : T(1); }
+  MIM4DD_INLINE T bias_of(int64_t channel) const { return bias ? bias[channel] : T(0); }
 };
 
-template <typename S>
-struct ForwardArguments : NormInputs<S> {
+template <typename T>
+struct ForwardArguments : NormInputs<T> {
   double eps;
-  S* out;
-  Arithmetic<S>*mean, *rstd;  // (B, G)
+  T* out;
+  T *mean, *rstd;  // (B, G)
 };
 
-template <typename S>
-struct BackwardArguments : NormInputs<S> {
-  const Arithmetic<S>*mean, *rstd;  // (B, G)
-  const S* grad_out;
-  S* grad_input;                                // null where not wanted
-  Arithmetic<S>*grad_weight_of, *grad_bias_of;  // (B, C), by sample
+template <typename T>
+struct BackwardArguments : NormInputs<T> {
+  const T *mean, *rstd;  // (B, G)
+  const T* grad_out;
+  T* grad_input;                     // null where not wanted
+  T *grad_weight_of, *grad_bias_of;  // (B, C), by sample
 };
 
-template <typename S>
-struct SecondArguments : NormInputs<S> {
-  const Arithmetic<S>*mean, *rstd;  // (B, G)
-  const S* grad_out;
-  const S* tangent;                                   // cotangent of grad_input; may be null
-  const Arithmetic<S>*weight_tangent, *bias_tangent;  // (C,), may be null
-  S *grad_grad_out, *grad_input;                      // null where not wanted
-  Arithmetic<S>* grad_weight_of;                      // (B, C), by sample
+template <typename T>
+struct SecondArguments : NormInputs<T> {
+  const T *mean, *rstd;  // (B, G)
+  const T* grad_out;
+  const T* tangent;                        // cotangent of grad_input; may be null
+  const T *weight_tangent, *bias_tangent;  // (C,), may be null
+  T *grad_grad_out, *grad_input;           // null where not wanted
+  T* grad_weight_of;                       // (B, C), by sample
 };
 
 // Sums over the pixels of one channel: of g = upstream gradient behind the ReLU, and with d.
@@ -152,16 +148,16 @@ MIM4DD_INLINE T weight_sum(const SecondMeans& m, const Sums& s) {
   return static_cast<T>(m.r * (s.gu - m.u * s.g - m.r * m.ux * s.gd));
 }
 
-template <typename S>
+template <typename T>
 struct NormReluPool {
   // Contiguous (B, C, H, W): planes of pixels.
-  void (*forward_planes)(const PoolShape& shape, const ForwardArguments<S>& args);
-  void (*backward_planes)(const PoolShape& shape, const BackwardArguments<S>& args);
-  void (*second_planes)(const PoolShape& shape, const SecondArguments<S>& args);
+  void (*forward_planes)(const PoolShape& shape, const ForwardArguments<T>& args);
+  void (*backward_planes)(const PoolShape& shape, const BackwardArguments<T>& args);
+  void (*second_planes)(const PoolShape& shape, const SecondArguments<T>& args);
   // The same in channels-last memory: pixels of channels.
-  void (*forward_pixels)(const PoolShape& shape, const ForwardArguments<S>& args);
-  void (*backward_pixels)(const PoolShape& shape, const BackwardArguments<S>& args);
-  void (*second_pixels)(const PoolShape& shape, const SecondArguments<S>& args);
+  void (*forward_pixels)(const PoolShape& shape, const ForwardArguments<T>& args);
+  void (*backward_pixels)(const PoolShape& shape, const BackwardArguments<T>& args);
+  void (*second_pixels)(const PoolShape& shape, const SecondArguments<T>& args);
 };
 
 }  // namespace mim4dd

@@ -16,7 +16,7 @@ namespace pixels {
 // A block of one sample is to stay in a second cache, and to fill lines of memory.
 constexpr int64_t kBlockBytes = int64_t{512} << 10, kLineBytes = 64;
 // Channels [first, first + channels) of one sample.
-template <typename S>
+template <typename T>
 struct Block {
   const PoolShape& shape;
   int64_t sample, first, channels;
@@ -24,14 +24,14 @@ struct Block {
   int64_t first_group() const { return first / shape.group_channels(); }
   int64_t groups() const { return channels / shape.group_channels(); }
   int64_t statistic(int64_t group) const { return sample * shape.groups + first_group() + group; }
-  const S* pixels(const S* base) const {
+  const T* pixels(const T* base) const {
     return base == nullptr ? nullptr : base + sample * shape.pixels() * shape.channels + first;
   }
-  S* pixels(S* base) const { return const_cast<S*>(pixels(static_cast<const S*>(base))); }
-  const S* out_pixels(const S* base) const {
+  T* pixels(T* base) const { return const_cast<T*>(pixels(static_cast<const T*>(base))); }
+  const T* out_pixels(const T* base) const {
     return base == nullptr ? nullptr : base + sample * shape.out_pixels() * shape.channels + first;
   }
-  S* out_pixels(S* base) const { return const_cast<S*>(out_pixels(static_cast<const S*>(base))); }
+  T* out_pixels(T* base) const { return const_cast<T*>(out_pixels(static_cast<const T*>(base))); }
 };
 
 // Arrays of one number per channel of a block.
@@ -105,10 +105,10 @@ MIM4DD_INLINE void fold(T* __restrict part, double* __restrict sums, int64_t n) 
 }
 
 // The rows kMean, kScale, kShift: the affine map before the ReLU.
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 void fill_affine(
-    const Block<S>& block,
-    const NormInputs<S>& args,
+    const Block<T>& block,
+    const NormInputs<T>& args,
     const T* mean,
     const T* rstd,
     Arrays<T>& rows) {
@@ -124,11 +124,11 @@ void fill_affine(
 }
 
 // body(block) for all blocks of whole groups of every sample.
-template <typename S, typename Body>
+template <typename T, typename Body>
 void for_each_block(const PoolShape& shape, const Body& body) {
   const int64_t channels = shape.group_channels();
-  const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(S)));
-  const int64_t group_bytes = shape.group_size() * static_cast<int64_t>(sizeof(S));
+  const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(T)));
+  const int64_t group_bytes = shape.group_size() * static_cast<int64_t>(sizeof(T));
   const int64_t line_groups = (least + channels - 1) / channels;
   int64_t groups = std::max(line_groups, kBlockBytes / group_bytes / line_groups * line_groups);
   // Samples alone may be too few for all threads.
@@ -144,7 +144,7 @@ void for_each_block(const PoolShape& shape, const Body& body) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % per_sample * groups;
       const int64_t count = std::min(groups, shape.groups - first);
-      body(Block<S>{shape, i / per_sample, first * channels, count * channels});
+      body(Block<T>{shape, i / per_sample, first * channels, count * channels});
     }
   });
 }

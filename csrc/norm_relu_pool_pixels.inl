@@ -15,17 +15,17 @@ constexpr int64_t kChunkBytes = int64_t{16} << 10;
 
 // Mean and sum of squared deviations by channel: of a chunk by two passes over the cache, then
 // merged with what is before it (Chan, Golub, LeVeque 1983).
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 MIM4DD_INLINE void channel_statistics(
-    const Block<S>& block,
-    const S* input,
+    const Block<T>& block,
+    const T* input,
     T* __restrict mean,
     T* __restrict squares,
     T* __restrict sum,
     T* __restrict part) {
   const int64_t n = block.channels, stride = block.shape.channels;
   // By all channels, so that results do not depend on the size of a block.
-  const int64_t chunk = std::max<int64_t>(8, kChunkBytes / (stride * sizeof(S)));
+  const int64_t chunk = std::max<int64_t>(8, kChunkBytes / (stride * sizeof(T)));
   std::fill_n(mean, n, T(0));
   std::fill_n(squares, n, T(0));
   for (int64_t begin = 0; begin < block.shape.pixels(); begin += chunk) {
@@ -33,20 +33,19 @@ MIM4DD_INLINE void channel_statistics(
     const auto each_pixel = [&](const auto& body) MIM4DD_INLINE_LAMBDA {
       int64_t p = begin;
       for (; p + 4 <= end; p += 4) {
-        const S* const x = input + p * stride;
+        const T* const x = input + p * stride;
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) {
           body(
-              c, (static_cast<T>(x[c]) - part[c]), (static_cast<T>(x[stride + c]) - part[c]),
-              (static_cast<T>(x[2 * stride + c]) - part[c]),
-              (static_cast<T>(x[3 * stride + c]) - part[c]));
+              c, (x[c] - part[c]), (x[stride + c] - part[c]), (x[2 * stride + c] - part[c]),
+              (x[3 * stride + c] - part[c]));
         }
       }
       for (; p < end; ++p) {
-        const S* const x = input + p * stride;
+        const T* const x = input + p * stride;
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) {
-          body(c, static_cast<T>(x[c]) - part[c], T(0), T(0), T(0));
+          body(c, x[c] - part[c], T(0), T(0), T(0));
         }
       }
     };
@@ -73,9 +72,9 @@ MIM4DD_INLINE void channel_statistics(
 }
 
 // Of the groups of a block, from those of its channels.
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 void group_statistics(
-    const Block<S>& block,
+    const Block<T>& block,
     const T* mean,
     const T* squares,
     double eps,
@@ -97,13 +96,12 @@ void group_statistics(
   }
 }
 
-template <typename S>
+template <typename T>
 void write_forward(
-    const Block<S>& block,
-    const S* __restrict input,
-    S* __restrict out,
-    Arrays<Arithmetic<S>>& rows) {
-  using T = Arithmetic<S>;
+    const Block<T>& block,
+    const T* __restrict input,
+    T* __restrict out,
+    Arrays<T>& rows) {
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T* const held = rows[kFirstFree];
@@ -115,30 +113,30 @@ void write_forward(
         const auto value = [&](int64_t c) MIM4DD_INLINE_LAMBDA {
           T sum = 0;
           for (const int64_t pixel : pixels) {
-            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            const T d = input[pixel * stride + c] - mean[c];
             const T z = d * scale[c] + shift[c];
             sum += z <= T(0) ? T(0) : z;
           }
           return sum;
         };
-        S* const to = out + at * stride;
+        T* const to = out + at * stride;
         if (is_first && is_last) {
 #pragma omp simd
-          for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(value(c) * share);
+          for (int64_t c = 0; c < n; ++c) to[c] = value(c) * share;
           return;
         }
         if (is_first) std::fill_n(held, n, T(0));
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) held[c] += value(c);
         if (is_last) {
-          for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(held[c] * share);
+          for (int64_t c = 0; c < n; ++c) to[c] = held[c] * share;
         }
       });
 }
 
-template <typename S>
-void statistics_of(const Block<S>& block, const S* input, Arrays<Arithmetic<S>>& rows) {
-  channel_statistics<S>(
+template <typename T>
+void statistics_of(const Block<T>& block, const T* input, Arrays<T>& rows) {
+  channel_statistics<T>(
       block, input, rows[kFirstFree], rows[kFirstFree + 1], rows[kFirstFree + 2],
       rows[kFirstFree + 3]);
 }
@@ -146,14 +144,13 @@ void statistics_of(const Block<S>& block, const S* input, Arrays<Arithmetic<S>>&
 // Rows of the first derivative.
 enum FirstRow { kFirstByD = kFirstFree, kFirstConstant, kFirstPartG, kFirstPartGd, kFirstRows };
 
-template <typename S>
+template <typename T>
 void sum_first(
-    const Block<S>& block,
-    const S* __restrict input,
-    const S* __restrict grad_out,
-    Arrays<Arithmetic<S>>& rows,
+    const Block<T>& block,
+    const T* __restrict input,
+    const T* __restrict grad_out,
+    Arrays<T>& rows,
     Arrays<double>& sums) {
-  using T = Arithmetic<S>;
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T *const part_g = rows[kFirstPartG], *const part_gd = rows[kFirstPartGd];
@@ -162,13 +159,13 @@ void sum_first(
       block.shape,
       [&](const auto& pixels, int64_t at, bool, bool) MIM4DD_INLINE_LAMBDA {
         if (at < 0) return;
-        const S* const upstream = grad_out + at * stride;
+        const T* const upstream = grad_out + at * stride;
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) {
-          const T g = static_cast<T>(upstream[c]) * share;
+          const T g = upstream[c] * share;
           T sum = 0, with_d = 0;
           for (const int64_t pixel : pixels) {
-            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            const T d = input[pixel * stride + c] - mean[c];
             const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
             sum += gated;
             with_d += gated * d;
@@ -183,56 +180,53 @@ void sum_first(
       });
 }
 
-template <typename S>
+template <typename T>
 void write_first(
-    const Block<S>& block,
-    const S* __restrict input,
-    const S* __restrict grad_out,
-    S* __restrict grad_input,
-    Arrays<Arithmetic<S>>& rows) {
-  using T = Arithmetic<S>;
+    const Block<T>& block,
+    const T* __restrict input,
+    const T* __restrict grad_out,
+    T* __restrict grad_input,
+    Arrays<T>& rows) {
   const T *const by_d = rows[kFirstByD], *const constant = rows[kFirstConstant];
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
   visit_pixels(block.shape, [&](const auto& pixels, int64_t at, bool, bool) MIM4DD_INLINE_LAMBDA {
-    const S* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
+    const T* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
     const T factor = at < 0 ? T(0) : share;
 #pragma omp simd
     for (int64_t c = 0; c < n; ++c) {
-      const T g = at < 0 ? T(0) : static_cast<T>(upstream[c]) * factor;
+      const T g = at < 0 ? T(0) : upstream[c] * factor;
       for (const int64_t pixel : pixels) {
-        const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+        const T d = input[pixel * stride + c] - mean[c];
         const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
-        grad_input[pixel * stride + c] =
-            static_cast<S>(scale[c] * gated + (by_d[c] * d + constant[c]));
+        grad_input[pixel * stride + c] = scale[c] * gated + (by_d[c] * d + constant[c]);
       }
     }
   });
 }
 
-template <typename S>
-void forward_block(const Block<S>& block, const ForwardArguments<S>& args) {
-  Arrays<Arithmetic<S>> rows(block.channels, kFirstFree + 4);
-  const S* const input = block.pixels(args.input);
-  statistics_of<S>(block, input, rows);
-  group_statistics<S>(
+template <typename T>
+void forward_block(const Block<T>& block, const ForwardArguments<T>& args) {
+  Arrays<T> rows(block.channels, kFirstFree + 4);
+  const T* const input = block.pixels(args.input);
+  statistics_of<T>(block, input, rows);
+  group_statistics<T>(
       block, rows[kFirstFree], rows[kFirstFree + 1], args.eps, args.mean, args.rstd);
-  fill_affine<S>(block, args, args.mean, args.rstd, rows);
-  write_forward<S>(block, input, block.out_pixels(args.out), rows);
+  fill_affine<T>(block, args, args.mean, args.rstd, rows);
+  write_forward<T>(block, input, block.out_pixels(args.out), rows);
 }
 
-template <typename S>
-void backward_block(const Block<S>& block, const BackwardArguments<S>& args) {
-  using T = Arithmetic<S>;
+template <typename T>
+void backward_block(const Block<T>& block, const BackwardArguments<T>& args) {
   const PoolShape& shape = block.shape;
   Arrays<T> rows(block.channels, kFirstRows);
   Arrays<double> sums(block.channels, 2);
   const double *const g = sums[0], *const gd = sums[1];
-  const S *const input = block.pixels(args.input), *const upstream =
+  const T *const input = block.pixels(args.input), *const upstream =
                                                        block.out_pixels(args.grad_out);
-  fill_affine<S>(block, args, args.mean, args.rstd, rows);
-  sum_first<S>(block, input, upstream, rows, sums);
+  fill_affine<T>(block, args, args.mean, args.rstd, rows);
+  sum_first<T>(block, input, upstream, rows, sums);
   const int64_t channels = shape.group_channels();
   for (int64_t group = 0; group < block.groups(); ++group) {
     const int64_t first = group * channels, of_sample = block.sample * shape.channels + block.first;
@@ -249,21 +243,21 @@ void backward_block(const Block<S>& block, const BackwardArguments<S>& args) {
     }
   }
   if (args.grad_input == nullptr) return;
-  write_first<S>(block, input, upstream, block.pixels(args.grad_input), rows);
+  write_first<T>(block, input, upstream, block.pixels(args.grad_input), rows);
 }
 
 }  // namespace pixels
 
-template <typename S>
-void forward_pixels(const PoolShape& shape, const ForwardArguments<S>& args) {
-  pixels::for_each_block<S>(
-      shape, [&](const pixels::Block<S>& block) { pixels::forward_block(block, args); });
+template <typename T>
+void forward_pixels(const PoolShape& shape, const ForwardArguments<T>& args) {
+  pixels::for_each_block<T>(
+      shape, [&](const pixels::Block<T>& block) { pixels::forward_block(block, args); });
 }
 
-template <typename S>
-void backward_pixels(const PoolShape& shape, const BackwardArguments<S>& args) {
-  pixels::for_each_block<S>(
-      shape, [&](const pixels::Block<S>& block) { pixels::backward_block(block, args); });
+template <typename T>
+void backward_pixels(const PoolShape& shape, const BackwardArguments<T>& args) {
+  pixels::for_each_block<T>(
+      shape, [&](const pixels::Block<T>& block) { pixels::backward_block(block, args); });
 }
 
 }  // namespace MIM4DD_ISA

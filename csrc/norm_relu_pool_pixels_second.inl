@@ -24,12 +24,12 @@ enum SecondRow {
   kSecondRows
 };
 
-template <bool kTangent, typename S, typename T = Arithmetic<S>>
+template <bool kTangent, typename T>
 MIM4DD_INLINE void sum_second_as(
-    const Block<S>& block,
-    const S* __restrict input,
-    const S* __restrict tangent,
-    const S* __restrict grad_out,
+    const Block<T>& block,
+    const T* __restrict input,
+    const T* __restrict tangent,
+    const T* __restrict grad_out,
     Arrays<T>& rows,
     Arrays<double>& sums) {
   const int64_t n = block.channels, stride = block.shape.channels;
@@ -40,18 +40,18 @@ MIM4DD_INLINE void sum_second_as(
   visit_pixels(
       block.shape,
       [&](const auto& pixels, int64_t at, bool, bool) MIM4DD_INLINE_LAMBDA {
-        const S* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
+        const T* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) {
-          const T g = at < 0 ? T(0) : static_cast<T>(upstream[c]) * share;
+          const T g = at < 0 ? T(0) : upstream[c] * share;
           T sum_g = 0, sum_gd = 0, sum_u = 0, sum_ud = 0, sum_gu = 0;
           for (const int64_t pixel : pixels) {
-            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            const T d = input[pixel * stride + c] - mean[c];
             const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
             sum_g += gated;
             sum_gd += gated * d;
             if constexpr (kTangent) {
-              const T u = static_cast<T>(tangent[pixel * stride + c]);
+              const T u = tangent[pixel * stride + c];
               sum_u += u;
               sum_ud += u * d;
               sum_gu += u * gated;
@@ -72,29 +72,29 @@ MIM4DD_INLINE void sum_second_as(
       });
 }
 
-template <typename S>
+template <typename T>
 void sum_second(
-    const Block<S>& block,
-    const S* input,
-    const S* tangent,
-    const S* grad_out,
-    Arrays<Arithmetic<S>>& rows,
+    const Block<T>& block,
+    const T* input,
+    const T* tangent,
+    const T* grad_out,
+    Arrays<T>& rows,
     Arrays<double>& sums) {
   if (tangent == nullptr) {
-    sum_second_as<false, S>(block, input, tangent, grad_out, rows, sums);
+    sum_second_as<false, T>(block, input, tangent, grad_out, rows, sums);
   } else {
-    sum_second_as<true, S>(block, input, tangent, grad_out, rows, sums);
+    sum_second_as<true, T>(block, input, tangent, grad_out, rows, sums);
   }
 }
 
-template <bool kTangent, typename S, typename T = Arithmetic<S>>
+template <bool kTangent, typename T>
 MIM4DD_INLINE void write_second_as(
-    const Block<S>& block,
-    const S* __restrict input,
-    const S* __restrict tangent,
-    const S* __restrict grad_out,
-    S* __restrict grad_grad_out,
-    S* __restrict grad_input,
+    const Block<T>& block,
+    const T* __restrict input,
+    const T* __restrict tangent,
+    const T* __restrict grad_out,
+    T* __restrict grad_grad_out,
+    T* __restrict grad_input,
     Arrays<T>& rows) {
   const int64_t n = block.channels, stride = block.shape.channels;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
@@ -105,19 +105,19 @@ MIM4DD_INLINE void write_second_as(
   visit_pixels(
       block.shape,
       [&](const auto& pixels, int64_t at, bool is_first, bool is_last) MIM4DD_INLINE_LAMBDA {
-        const S* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
+        const T* const upstream = grad_out + std::max<int64_t>(at, 0) * stride;
         if (grad_input != nullptr) {
 #pragma omp simd
           for (int64_t c = 0; c < n; ++c) {
-            const T g = at < 0 ? T(0) : static_cast<T>(upstream[c]) * share;
+            const T g = at < 0 ? T(0) : upstream[c] * share;
             for (const int64_t pixel : pixels) {
-              const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+              const T d = input[pixel * stride + c] - mean[c];
               const T gated = d * scale[c] + shift[c] <= T(0) ? T(0) : g;
               T value = by_g[c] * gated + (by_d[c] * d + constant[c]);
               if constexpr (kTangent) {
-                value += by_u[c] * static_cast<T>(tangent[pixel * stride + c]);
+                value += by_u[c] * tangent[pixel * stride + c];
               }
-              grad_input[pixel * stride + c] = static_cast<S>(value);
+              grad_input[pixel * stride + c] = value;
             }
           }
         }
@@ -127,42 +127,42 @@ MIM4DD_INLINE void write_second_as(
         for (int64_t c = 0; c < n; ++c) {
           T sum = 0;
           for (const int64_t pixel : pixels) {
-            const T d = static_cast<T>(input[pixel * stride + c]) - mean[c];
+            const T d = input[pixel * stride + c] - mean[c];
             T value = out_d[c] * d + out[c];
             if constexpr (kTangent) {
-              value += scale[c] * static_cast<T>(tangent[pixel * stride + c]);
+              value += scale[c] * tangent[pixel * stride + c];
             }
             sum += d * scale[c] + shift[c] <= T(0) ? T(0) : value;
           }
           held[c] += sum;
         }
         if (!is_last) return;
-        S* const to = grad_grad_out + at * stride;
+        T* const to = grad_grad_out + at * stride;
 #pragma omp simd
-        for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(held[c] * share);
+        for (int64_t c = 0; c < n; ++c) to[c] = held[c] * share;
       });
 }
 
-template <typename S>
+template <typename T>
 void write_second(
-    const Block<S>& block,
-    const S* input,
-    const S* tangent,
-    const S* grad_out,
-    S* grad_grad_out,
-    S* grad_input,
-    Arrays<Arithmetic<S>>& rows) {
+    const Block<T>& block,
+    const T* input,
+    const T* tangent,
+    const T* grad_out,
+    T* grad_grad_out,
+    T* grad_input,
+    Arrays<T>& rows) {
   if (tangent == nullptr) {
-    write_second_as<false, S>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
+    write_second_as<false, T>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
   } else {
-    write_second_as<true, S>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
+    write_second_as<true, T>(block, input, tangent, grad_out, grad_grad_out, grad_input, rows);
   }
 }
 
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 void fill_second(
-    const Block<S>& block,
-    const SecondArguments<S>& args,
+    const Block<T>& block,
+    const SecondArguments<T>& args,
     Arrays<double>& by_channel,
     Arrays<T>& rows) {
   const PoolShape& shape = block.shape;
@@ -195,26 +195,26 @@ void fill_second(
   }
 }
 
-template <typename S>
-void second_block(const Block<S>& block, const SecondArguments<S>& args) {
-  Arrays<Arithmetic<S>> rows(block.channels, kSecondRows);
+template <typename T>
+void second_block(const Block<T>& block, const SecondArguments<T>& args) {
+  Arrays<T> rows(block.channels, kSecondRows);
   Arrays<double> sums(block.channels, 5);
-  const S *const input = block.pixels(args.input), *const tangent = block.pixels(args.tangent);
-  const S* const upstream = block.out_pixels(args.grad_out);
-  fill_affine<S>(block, args, args.mean, args.rstd, rows);
-  sum_second<S>(block, input, tangent, upstream, rows, sums);
-  fill_second<S>(block, args, sums, rows);
-  write_second<S>(
+  const T *const input = block.pixels(args.input), *const tangent = block.pixels(args.tangent);
+  const T* const upstream = block.out_pixels(args.grad_out);
+  fill_affine<T>(block, args, args.mean, args.rstd, rows);
+  sum_second<T>(block, input, tangent, upstream, rows, sums);
+  fill_second<T>(block, args, sums, rows);
+  write_second<T>(
       block, input, tangent, upstream, block.out_pixels(args.grad_grad_out),
       block.pixels(args.grad_input), rows);
 }
 
 }  // namespace pixels
 
-template <typename S>
-void second_pixels(const PoolShape& shape, const SecondArguments<S>& args) {
-  pixels::for_each_block<S>(
-      shape, [&](const pixels::Block<S>& block) { pixels::second_block(block, args); });
+template <typename T>
+void second_pixels(const PoolShape& shape, const SecondArguments<T>& args) {
+  pixels::for_each_block<T>(
+      shape, [&](const pixels::Block<T>& block) { pixels::second_block(block, args); });
 }
 
 }  // namespace MIM4DD_ISA

@@ -82,20 +82,18 @@ MIM4DD_INLINE void in_parts(int64_t n, const Body& body) {
   for (int part = 0; part < rest; ++part) body(i + part, part);
 }
 
-template <typename T, typename S>
-MIM4DD_INLINE T sum_of(const S* values, int64_t n) {
+template <typename T>
+MIM4DD_INLINE T sum_of(const T* values, int64_t n) {
   PartialSums<T, 64> sum;
-  in_parts<64>(n, [&](int64_t i, int part) MIM4DD_INLINE_LAMBDA {
-    sum.parts[part] += static_cast<T>(values[i]);
-  });
+  in_parts<64>(n, [&](int64_t i, int part) MIM4DD_INLINE_LAMBDA { sum.parts[part] += values[i]; });
   return sum.total();
 }
 
-template <typename T, typename S>
-MIM4DD_INLINE T square_sum_of(const S* values, T mean, int64_t n) {
+template <typename T>
+MIM4DD_INLINE T square_sum_of(const T* values, T mean, int64_t n) {
   PartialSums<T, 64> sum;
   in_parts<64>(n, [&](int64_t i, int part) MIM4DD_INLINE_LAMBDA {
-    const T deviation = static_cast<T>(values[i]) - mean;
+    const T deviation = values[i] - mean;
     sum.parts[part] += deviation * deviation;
   });
   return sum.total();
@@ -118,23 +116,23 @@ MIM4DD_INLINE void with_width(int64_t width, const Body& body) {
 }
 
 // The average over windows of 2 of `count` pairs of rows.
-template <typename S, typename T, typename Width>
+template <typename T, typename Width>
 MIM4DD_INLINE void
-pool_pairs(Width width, int64_t count, const T* __restrict rows, S* __restrict out) {
+pool_pairs(Width width, int64_t count, const T* __restrict rows, T* __restrict out) {
   const int64_t out_width = width / 2;
   for (int64_t y = 0; y < count; ++y) {
     const T *const upper = rows + 2 * y * width, *const lower = upper + width;
 #pragma omp simd
     for (int64_t x = 0; x < out_width; ++x) {
       const T sum = (upper[2 * x] + upper[2 * x + 1]) + (lower[2 * x] + lower[2 * x + 1]);
-      out[y * out_width + x] = static_cast<S>(sum * T(0.25));
+      out[y * out_width + x] = sum * T(0.25);
     }
   }
 }
 
 // The average over windows of the rows of a chunk.
-template <typename S, typename T>
-MIM4DD_INLINE void pool_rows(const PoolShape& shape, const Chunk& chunk, const T* rows, S* out) {
+template <typename T>
+MIM4DD_INLINE void pool_rows(const PoolShape& shape, const Chunk& chunk, const T* rows, T* out) {
   const int64_t width = shape.width, out_width = shape.out_width(), pool = shape.pool;
   out += chunk.out_begin * out_width;
   if (pool == 2) {
@@ -150,21 +148,21 @@ MIM4DD_INLINE void pool_rows(const PoolShape& shape, const Chunk& chunk, const T
       for (int64_t i = 0; i < pool; ++i) {
         for (int64_t j = 0; j < pool; ++j) sum += rows[i * width + x * pool + j];
       }
-      *out++ = static_cast<S>(sum * share);
+      *out++ = sum * share;
     }
   }
 }
 
 // The transpose of pool_pairs.
-template <typename S, typename T, typename Width>
+template <typename T, typename Width>
 MIM4DD_INLINE void
-spread_pairs(Width width, int64_t count, const S* __restrict out, T* __restrict rows) {
+spread_pairs(Width width, int64_t count, const T* __restrict out, T* __restrict rows) {
   const int64_t out_width = width / 2;
   for (int64_t y = 0; y < count; ++y) {
     T *const upper = rows + 2 * y * width, *const lower = upper + width;
 #pragma omp simd
     for (int64_t x = 0; x < out_width; ++x) {
-      const T value = static_cast<T>(out[y * out_width + x]) * T(0.25);
+      const T value = out[y * out_width + x] * T(0.25);
       upper[2 * x] = value;
       upper[2 * x + 1] = value;
       lower[2 * x] = value;
@@ -175,8 +173,8 @@ spread_pairs(Width width, int64_t count, const S* __restrict out, T* __restrict 
 }
 
 // The transpose of pool_rows: what each pixel of a chunk has of the gradient of the output.
-template <typename S, typename T>
-MIM4DD_INLINE void spread_rows(const PoolShape& shape, const Chunk& chunk, const S* out, T* rows) {
+template <typename T>
+MIM4DD_INLINE void spread_rows(const PoolShape& shape, const Chunk& chunk, const T* out, T* rows) {
   const int64_t width = shape.width, out_width = shape.out_width(), pool = shape.pool;
   const int64_t count = chunk.out_end - chunk.out_begin;
   out += chunk.out_begin * out_width;
@@ -189,7 +187,7 @@ MIM4DD_INLINE void spread_rows(const PoolShape& shape, const Chunk& chunk, const
       T* const row = rows + y * pool * width;
       for (int64_t x = 0; x < width; ++x) {
         const bool covered = x < out_width * pool;
-        row[x] = covered ? static_cast<T>(out[y * out_width + x / pool]) * share : T(0);
+        row[x] = covered ? out[y * out_width + x / pool] * share : T(0);
       }
       for (int64_t i = 1; i < pool; ++i) std::copy_n(row, width, row + i * width);
     }
@@ -205,25 +203,25 @@ struct Affine {
   MIM4DD_INLINE T operator()(T d) const { return d * scale + shift; }
 };
 
-template <typename S, typename T = Arithmetic<S>>
-MIM4DD_INLINE Affine<T> affine_of(const NormInputs<S>& args, int64_t channel, T mean, T rstd) {
+template <typename T>
+MIM4DD_INLINE Affine<T> affine_of(const NormInputs<T>& args, int64_t channel, T mean, T rstd) {
   return {mean, args.weight_of(channel) * rstd, args.bias_of(channel)};
 }
 
 // The upstream gradient behind the ReLU, of the pixels of a chunk.
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 MIM4DD_INLINE void load_gradient(
     const PoolShape& shape,
     const Chunk& chunk,
     const Affine<T>& affine,
-    const S* __restrict input,
-    const S* __restrict grad_out,
+    const T* __restrict input,
+    const T* __restrict grad_out,
     T* __restrict g) {
   spread_rows(shape, chunk, grad_out, g);
-  const S* const x = input + chunk.first();
+  const T* const x = input + chunk.first();
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size(); ++i) {
-    g[i] = affine(static_cast<T>(x[i]) - affine.mean) <= T(0) ? T(0) : g[i];
+    g[i] = affine(x[i] - affine.mean) <= T(0) ? T(0) : g[i];
   }
 }
 

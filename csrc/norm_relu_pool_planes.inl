@@ -8,78 +8,76 @@ namespace mim4dd {
 namespace MIM4DD_ISA {
 namespace planes {
 
-template <typename S, typename T = Arithmetic<S>>
+template <typename T>
 MIM4DD_INLINE void write_forward(
     const PoolShape& shape,
     const Affine<T>& affine,
-    const S* __restrict input,
-    S* __restrict out,
+    const T* __restrict input,
+    T* __restrict out,
     T* __restrict scratch) {
   for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
-    const S* const x = input + chunk.first();
+    const T* const x = input + chunk.first();
     const int64_t n = chunk.size();
     if (shape.pool == 1) {
-      S* const to = out + chunk.first();
+      T* const to = out + chunk.first();
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        const T z = affine(static_cast<T>(x[i]) - affine.mean);
-        to[i] = static_cast<S>(z <= T(0) ? T(0) : z);
+        const T z = affine(x[i] - affine.mean);
+        to[i] = z <= T(0) ? T(0) : z;
       }
       return;
     }
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const T z = affine(static_cast<T>(x[i]) - affine.mean);
+      const T z = affine(x[i] - affine.mean);
       scratch[i] = z <= T(0) ? T(0) : z;
     }
     pool_rows(shape, chunk, scratch, out);
   });
 }
 
-template <typename S>
+template <typename T>
 void forward_group(
     const PoolShape& shape,
-    const ForwardArguments<S>& args,
+    const ForwardArguments<T>& args,
     int64_t unit,
-    Arithmetic<S>* scratch) {
-  using T = Arithmetic<S>;
+    T* scratch) {
   const int64_t channels = shape.group_channels(), n = shape.group_size();
   const int64_t first = unit * channels;
-  const S* const input = args.input + first * shape.pixels();
+  const T* const input = args.input + first * shape.pixels();
   const T mean = sum_of<T>(input, n) / static_cast<T>(n);
   const T variance = square_sum_of<T>(input, mean, n) / static_cast<T>(n);
   const T rstd = T(1) / std::sqrt(variance + static_cast<T>(args.eps));
   args.mean[unit] = mean;
   args.rstd[unit] = rstd;
   for (int64_t i = 0; i < channels; ++i) {
-    const Affine<T> affine = affine_of<S>(args, (first + i) % shape.channels, mean, rstd);
-    S* const out = args.out + (first + i) * shape.out_pixels();
-    write_forward<S>(shape, affine, input + i * shape.pixels(), out, scratch);
+    const Affine<T> affine = affine_of<T>(args, (first + i) % shape.channels, mean, rstd);
+    T* const out = args.out + (first + i) * shape.out_pixels();
+    write_forward<T>(shape, affine, input + i * shape.pixels(), out, scratch);
   }
 }
 
-template <typename S>
+template <typename T>
 void backward_group(
     const PoolShape& shape,
-    const BackwardArguments<S>& args,
+    const BackwardArguments<T>& args,
     int64_t unit,
-    FirstSums<Arithmetic<S>>* sums,
-    Arithmetic<S>* g) {
-  using T = Arithmetic<S>;
+    FirstSums<T>* sums,
+    T* g) {
   const int64_t channels = shape.group_channels(), first = unit * channels;
   const T rstd = args.rstd[unit];
   for (int64_t i = 0; i < channels; ++i) {
     const Affine<T> affine =
-        affine_of<S>(args, (first + i) % shape.channels, args.mean[unit], rstd);
-    const S* const input = args.input + (first + i) * shape.pixels();
-    const S* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
+        affine_of<T>(args, (first + i) % shape.channels, args.mean[unit], rstd);
+    const T* const input = args.input + (first + i) * shape.pixels();
+    const T* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
     T g_sum = 0, gd_sum = 0;
     for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
       spread_rows(shape, chunk, grad_out, g);
-      const S* const x = input + chunk.first();
+      const T* const x = input + chunk.first();
       PartialSums<T, 32> a, b;
       in_parts<32>(chunk.size(), [&](int64_t j, int part) MIM4DD_INLINE_LAMBDA {
-        const T d = static_cast<T>(x[j]) - affine.mean;
+        const T d = x[j] - affine.mean;
         g[j] = affine(d) <= T(0) ? T(0) : g[j];
         a.parts[part] += g[j];
         b.parts[part] += g[j] * d;
@@ -97,18 +95,18 @@ void backward_group(
       [&](int64_t i) { return args.weight_of((first + i) % shape.channels); });
   for (int64_t i = 0; i < channels; ++i) {
     const Affine<T> affine =
-        affine_of<S>(args, (first + i) % shape.channels, args.mean[unit], rstd);
-    const S* const input = args.input + (first + i) * shape.pixels();
-    const S* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
-    S* const grad_input = args.grad_input + (first + i) * shape.pixels();
+        affine_of<T>(args, (first + i) % shape.channels, args.mean[unit], rstd);
+    const T* const input = args.input + (first + i) * shape.pixels();
+    const T* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
+    T* const grad_input = args.grad_input + (first + i) * shape.pixels();
     for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
-      if (!kept(shape)) load_gradient<S>(shape, chunk, affine, input, grad_out, g);
-      const S* const x = input + chunk.first();
-      S* const to = grad_input + chunk.first();
+      if (!kept(shape)) load_gradient<T>(shape, chunk, affine, input, grad_out, g);
+      const T* const x = input + chunk.first();
+      T* const to = grad_input + chunk.first();
 #pragma omp simd
       for (int64_t j = 0; j < chunk.size(); ++j) {
-        const T d = static_cast<T>(x[j]) - affine.mean;
-        to[j] = static_cast<S>(affine.scale * g[j] + (factors.by_d * d + factors.constant));
+        const T d = x[j] - affine.mean;
+        to[j] = affine.scale * g[j] + (factors.by_d * d + factors.constant);
       }
     });
   }
@@ -116,18 +114,18 @@ void backward_group(
 
 }  // namespace planes
 
-template <typename S>
-void forward_planes(const PoolShape& shape, const ForwardArguments<S>& args) {
-  planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
-    planes::forward_group<S>(shape, args, unit, scratch);
+template <typename T>
+void forward_planes(const PoolShape& shape, const ForwardArguments<T>& args) {
+  planes::for_each_group<T>(shape, [&](int64_t unit, T* scratch) {
+    planes::forward_group<T>(shape, args, unit, scratch);
   });
 }
 
-template <typename S>
-void backward_planes(const PoolShape& shape, const BackwardArguments<S>& args) {
-  planes::for_each_group<Arithmetic<S>>(shape, [&](int64_t unit, Arithmetic<S>* scratch) {
-    const Workspace<FirstSums<Arithmetic<S>>> sums(shape.group_channels());
-    planes::backward_group<S>(shape, args, unit, sums.data(), scratch);
+template <typename T>
+void backward_planes(const PoolShape& shape, const BackwardArguments<T>& args) {
+  planes::for_each_group<T>(shape, [&](int64_t unit, T* scratch) {
+    const Workspace<FirstSums<T>> sums(shape.group_channels());
+    planes::backward_group<T>(shape, args, unit, sums.data(), scratch);
   });
 }
 
