@@ -24,7 +24,7 @@ def make(name, device):
     """The network, θ_0, images, labels and step size."""
     model = NETWORKS[name].build().to(device, torch.float64)
     for module in model.modules():  # else all of so few units may be dead
-        if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and module.bias is not None:
             torch.nn.init.constant_(module.bias, 0.5)
     size = NETWORKS[name].size
     images = torch.randn(3, 3, size, size, dtype=torch.float64, device=device, requires_grad=True)
