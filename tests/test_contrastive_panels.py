@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tolerance import assert_no_worse
 
-from mim4dd import info_nce, log_sum_exp
+from mim4dd import _C, info_nce, log_sum_exp
 
 # (N, M, D): a panel is left over, a block of keys, a run of the depth, of queries; and nothing is.
 SHAPES = [(128, 256, 32), (150, 301, 19), (333, 129, 130), (260, 70, 259), (129, 5, 3)]
@@ -68,6 +68,8 @@ def test_log_sum_exp(shape, device):
     judge(lambda q, k, backend: log_sum_exp(q, k, backend=backend), shape, torch.float32, device)
 
 
+# A library's products, and ours of a few rows, add in an order that depends on the size of a tile.
+@pytest.mark.skipif(_C.instruction_set != "avx2", reason="other CPUs have no panels")
 @pytest.mark.parametrize("shape", SHAPES[1:4])
 def test_threads_do_not_change_a_bit(shape):
     """Nor do they change the error: a query's sums and a key's have one order."""
