@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "flat_pass.h"
+#include "flat_pass_operands.h"
 
 namespace mim4dd {
 
