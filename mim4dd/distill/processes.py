@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -43,12 +42,6 @@ _PRELOADED = [
 
 class WorkerError(RuntimeError):
     """A worker died, or what happened in it: the cause of the exception that is raised here."""
-
-
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
 
 
 def run_parallel(
@@ -175,7 +168,8 @@ class _Worker:
     def __init__(self, number: int, work: Callable[[int, Connection], None]) -> None:
         self.number, self.index = number, -1
         self.busy = False
-        context = _context()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(number, theirs), daemon=True)
         try:
