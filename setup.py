@@ -96,15 +96,14 @@ def num_jobs() -> int:
     """How many files to compile at a time: one per core, as far as the memory goes."""
     if "MAX_JOBS" in os.environ:
         return int(os.environ["MAX_JOBS"])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    jobs = len(allowed(0)) if allowed else os.cpu_count() or 1
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if meminfo.exists() and (line := re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())):
-        free = int(line.group(1)) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
+        jobs = min(jobs, int(line.group(1)) * 1024 // BYTES_PER_JOB)
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, free // BYTES_PER_JOB))
+        jobs = min(jobs, int(text) // BYTES_PER_JOB)
+    return max(1, jobs)
 
 
 def cpu_sources() -> dict[Path, list[str]]:
@@ -199,7 +198,7 @@ def extensions() -> list[Extension]:
                 sorted(str(path) for path in Path("csrc").glob("*.cu")),
                 define_macros=[ABI, ("USE_CUDA", None)],
                 extra_compile_args={
-                    "cxx": ["-O3", "-std=c++17", "-fvisibility=hidden"],
+                    "cxx": CXX_FLAGS,
                     "nvcc": ["-O3", "-std=c++17", "-lineinfo"],
                 },
                 py_limited_api=True,
