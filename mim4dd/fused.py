@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from mim4dd._checks import check_positive
 from mim4dd._layout import is_channels_last, laid_out_as, planes
@@ -74,6 +75,12 @@ class NormReLUPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H // pool, W // pool) of (B, C, H, W), in the strides that GroupNorm returns."""
+        if has_torch_function_unary(input):
+            # One call for the mode of an unroll, in place of one for each attribute looked at.
+            return handle_torch_function(self._run, (input,), input)
+        return self._run(input)
+
+    def _run(self, input: Tensor) -> Tensor:
         maps = input
         if self.pool == 1 and input.dim() != 4 and input.dim() >= 2:
             maps = input.reshape(*input.shape[:2], -1, 1)

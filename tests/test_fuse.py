@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_convolution import LAYOUTS, SHAPES
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mim4dd import NormReLUPool2d, flatten_parameters, fuse, unroll_sgd
 
@@ -237,6 +238,23 @@ def test_volumes_keep_their_layout(device):
     if device == "cpu":
         assert fused(maps).stride() == plain(maps).stride()
     torch.testing.assert_close(fused(maps), plain(maps))
+
+
+def test_a_function_mode_sees_one_call():
+    """An unroll calls its mode in every step: for each attribute that a layer looks at, or once."""
+
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    layer, maps = NormReLUPool2d(3, 6), torch.randn(2, 6, 4, 4)
+    with Counting() as counting:
+        output = layer(maps)
+    assert counting.calls == 1
+    assert torch.equal(output, layer(maps))
 
 
 def test_state_of_a_group_norm_fits():
