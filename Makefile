@@ -7,7 +7,9 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 
 BIN := $(VENV)/bin
-# Byte code is written when a module is first imported; of all modules it is most of an install.
+# Byte code is written when a module is first imported; of all modules it is most of an install. What
+# images of containers often set would have every process compile torch anew, for four seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 RESULTS := runs/bench
 CSRC := $(shell find csrc -type f)
