@@ -31,6 +31,11 @@ def scaled(factor, worker):
     return function
 
 
+def parent(worker):
+    """Which process the worker was forked from."""
+    return lambda task: os.getppid()
+
+
 def threads(worker):
     """How many it has, and takes for the smallest work."""
     return lambda task: (torch.get_num_threads(), threads_for(1))

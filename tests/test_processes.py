@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import jobs
 import pytest
 import torch
 
-from mim4dd.distill.processes import WorkerError, run_parallel
+from mim4dd.distill.processes import WorkerError, run_parallel, start_worker_server
 
 
 def alive(pid):
@@ -58,6 +59,14 @@ def test_workers_run_every_task_once_and_share_the_threads():
         assert pid != os.getpid()
         assert threads == 2
     assert {worker for _, (_, worker, _, _) in results} == {0, 1}
+
+
+def test_workers_come_from_the_server_that_was_started_ahead():
+    start_worker_server()
+    server = forkserver._forkserver._forkserver_pid
+    assert alive(server)
+    results = run_parallel(jobs.parent, [0, 1], workers=2)
+    assert [parent for _, parent in results] == [server, server]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,11 +4,13 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from mim4dd._threads import process_threads
 from mim4dd.distill.compare_work import distill_all, judge_all, workers_at
 from mim4dd.distill.config import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
@@ -17,11 +19,15 @@ from mim4dd.distill.experts import train_experts
 from mim4dd.distill.interruption import stopping_at_once
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
+from mim4dd.distill.processes import start_worker_server
 from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.show import draw_run
 from mim4dd.distill.storage import require_writable, write_json
 
 __all__ = ["accuracy_table", "compare", "comparison_table"]
+
+_Runs = dict[str, list[tuple[DistillConfig, RunDirectory]]]  # by method
 
 
 def compare(
@@ -62,6 +68,8 @@ def _compare(
     config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
+    if (workers or process_threads()) > 1:
+        start_worker_server()
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
     require_writable(out / "summary.json")
@@ -78,14 +86,8 @@ def _compare(
         )
         expert_seconds = experts.seconds
     runs = _runs(config, out, folder)
-    num_syn = config.ipc * data.num_classes
-    every_run = [each for group in runs.values() for each in group]
-    distill_all(every_run, data, workers_at(config, data, num_syn, workers))
-    sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
-    accuracies, evaluate_seconds = judge_all(
-        config, data, sets, workers_at(config, data, config.eval_batch, workers)
-    )
-    pictures = _draw(config, data, sets, runs, out / "pictures")
+    done = _distil_and_judge(config, data, runs, workers, out / "pictures")
+    accuracies = done.accuracies
     summary = {
         "dataset": data.name,
         "method": config.method,
@@ -93,8 +95,10 @@ def _compare(
         "seconds": {
             "install": install_seconds,
             "experts": expert_seconds,
-            "distill": sum(run.load_checkpoint()[1]["seconds"] for _, run in every_run),
-            "evaluate": evaluate_seconds,
+            "distill": sum(
+                run.load_checkpoint()[1]["seconds"] for group in runs.values() for _, run in group
+            ),
+            "evaluate": done.evaluate_seconds,
         },
         "elapsed_seconds": time.perf_counter() - started,
         "accuracy": {
@@ -115,15 +119,47 @@ def _compare(
             "log_num_classes": math.log(data.num_classes),
         },
         "num_distill": config.num_distill,
-        "pictures": [str(picture) for picture in pictures],
+        "pictures": [str(picture) for picture in done.pictures],
     }
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _runs(
-    config: CompareConfig, out: Path, experts: str
-) -> dict[str, list[tuple[DistillConfig, RunDirectory]]]:
+class _Done(NamedTuple):
+    """What the distilled sets are worth, and how they look."""
+
+    accuracies: dict[str, Accuracy]
+    evaluate_seconds: float
+    pictures: list[Path]
+
+
+def _distil_and_judge(
+    config: CompareConfig, data: ImageData, runs: _Runs, workers: int | None, folder: Path
+) -> _Done:
+    """Pictures take seconds of one core: they are drawn while the workers are at work."""
+    num_syn = config.ipc * data.num_classes
+    drawing = ThreadPoolExecutor(max_workers=1)
+    drawn: list[Future[Any]] = []
+    try:
+        distill_all(
+            [each for group in runs.values() for each in group],
+            data,
+            workers_at(config, data, num_syn, workers),
+            lambda run: drawn.append(drawing.submit(draw_run, run, data.name)),
+        )
+        sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
+        pictures = drawing.submit(_draw, config, data, sets, runs, folder)
+        accuracies, seconds = judge_all(
+            config, data, sets, workers_at(config, data, config.eval_batch, workers)
+        )
+        for each in drawn:
+            each.result()
+        return _Done(accuracies, seconds, pictures.result())
+    finally:
+        drawing.shutdown(cancel_futures=True)
+
+
+def _runs(config: CompareConfig, out: Path, experts: str) -> _Runs:
     """Options and directories of all distillations, by method."""
     return {
         name: [
@@ -152,7 +188,7 @@ def _draw(
     config: CompareConfig,
     data: ImageData,
     sets: dict[str, list[SyntheticSet]],
-    runs: dict[str, list[tuple[DistillConfig, RunDirectory]]],
+    runs: _Runs,
     folder: Path,
 ) -> list[Path]:
     """Draw what each set looks like and all curves over each other."""

@@ -18,7 +18,6 @@ from mim4dd.distill.evaluate import Accuracy
 from mim4dd.distill.processes import run_parallel
 from mim4dd.distill.progress import progress_bar
 from mim4dd.distill.run import RunDirectory, SyntheticSet
-from mim4dd.distill.show import draw_run
 from mim4dd.distill.threads import workers_for
 from mim4dd.distill.training import seeded_network
 
@@ -36,9 +35,12 @@ def workers_at(config: CompareConfig, data: ImageData, batch: int, asked: int | 
 
 
 def distill_all(
-    runs: Sequence[tuple[DistillConfig, RunDirectory]], data: ImageData, workers: int
+    runs: Sequence[tuple[DistillConfig, RunDirectory]],
+    data: ImageData,
+    workers: int,
+    finished: Callable[[RunDirectory], object],
 ) -> None:
-    """Distil into every directory, and draw what came out.
+    """Distil into every directory, and call ``finished`` with each that is done.
 
     With one worker each distillation shows its own progress; with several a bar stands for all.
     """
@@ -52,7 +54,7 @@ def distill_all(
         for index, _ in run_parallel(
             partial(_distiller, data), tasks, workers, poll=lambda: bar.update(done() - bar.n)
         ):
-            draw_run(runs[index][1], data.name)
+            finished(runs[index][1])
 
 
 def _distiller(data: ImageData, _worker: int) -> Callable[[tuple[DistillConfig, Path]], None]:

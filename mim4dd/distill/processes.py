@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -21,7 +22,7 @@ import torch.multiprocessing  # teaches the pickler of processes to share memory
 from mim4dd._threads import adopt_threads, process_threads, user_threads
 from mim4dd.distill.heap import keep_freed_memory
 
-__all__ = ["WorkerError", "run_parallel"]
+__all__ = ["WorkerError", "run_parallel", "start_worker_server"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -162,14 +163,33 @@ def _interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def start_worker_server() -> None:
+    """Let the server that workers are forked from import, while this process does other work.
+
+    The first worker would start it, and wait for seconds.
+
+    Example:
+        >>> from mim4dd.distill.processes import start_worker_server
+        >>> start_worker_server()
+    """
+    with _interrupts_wait():
+        _context()
+        forkserver.ensure_running()
+
+
 class _Worker:
     """A process, this end of the pipe to it, and the task it is at."""
 
     def __init__(self, number: int, work: Callable[[int, Connection], None]) -> None:
         self.number, self.index = number, -1
         self.busy = False
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = _context()
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(number, theirs), daemon=True)
         try:
