@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_no_worse, assert_sum_no_worse
+from tolerance import assert_no_worse, sum_rounding
 
 from mim4dd import log_sum_exp
 
@@ -44,7 +44,9 @@ def test_values_and_gradients(shape, dtype, device):
     logits = (exact[0] @ exact[1].T / exact[2]).detach()
     terms = upstream.double()[:, None] * logits.softmax(1) * -logits / exact[2].detach()
     torch.testing.assert_close(terms.sum(), true[3])
-    assert_sum_no_worse(ours[3], plain[3], terms)  # of both signs, over all pairs
+    # A query's part is rounded more than once: by chance in 1 % of all draws, more than their norm.
+    rounding = sum_rounding(terms.sum(1), (0,), dtype)
+    assert_no_worse(ours[3], plain[3], true[3], rounding)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
