@@ -100,8 +100,10 @@ study: $(INSTALLED)
 	$(SWEEP) --vary ipc=5,10 --vary weight=0,0.1,1 --against weight=0 --seeds 3 --out $(STUDY)/ipc
 	$(SWEEP) --vary critic=nce --vary weight=0.001,0.01 --seeds 3 --out $(STUDY)/nce
 
+# Threads of several processes share the cores: those that wait must not spin.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 \
+		--dist=worksteal $(TESTS)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
