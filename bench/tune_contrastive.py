@@ -17,8 +17,7 @@ from triton.runtime.errors import OutOfResources
 from mim4dd.kernels import contrastive
 from mim4dd.kernels._inputs import capability
 from mim4dd.kernels._tiles import RESIDENT_D, TILES, Tiles, entry
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Critic
+from mim4dd.reference import Critic, Reduce
 
 BLOCKS = (32, 64, 128)
 WARPS = (4, 8)

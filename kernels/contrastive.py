@@ -19,8 +19,7 @@ from mim4dd.kernels._gradient import fused_backward
 from mim4dd.kernels._inputs import Found, packed, prepare
 from mim4dd.kernels._tangent import tangent_pass
 from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
-from mim4dd.ops._reduction import Reduce, count_queries, reduce_queries
-from mim4dd.reference import Critic, Kind
+from mim4dd.reference import Critic, Kind, Reduce, count_queries, reduce_queries
 
 SMALL = 2**27  # multiply-adds that cost less than the launches of the chunked back-end
 

@@ -8,9 +8,9 @@ import torch
 from torch.library import opcheck
 
 from mim4dd import clip_loss, info_nce, reference
-from mim4dd.ops._reduction import Reduce, reduced_loss
+from mim4dd.ops._reduction import reduced_loss
 from mim4dd.ops.contrastive import contrastive, reduced_contrastive
-from mim4dd.reference import Contrast, Critic, Kind
+from mim4dd.reference import Contrast, Critic, Kind, Reduce
 
 SOFTMAX = [Critic(kind, decoupled) for kind in (Kind.OUT, Kind.IN) for decoupled in (False, True)]
 CRITICS = [*SOFTMAX, Critic(Kind.NCE)]

@@ -6,8 +6,7 @@ import torch
 from tolerance import TOLERANCE, assert_no_worse
 
 from mim4dd import reference
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Critic, Kind
+from mim4dd.reference import Critic, Kind, Reduce
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # With the number of keys that each query leaves out.

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import mim4dd  # noqa: F401  registers the ops
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Critic, Kind
+from mim4dd.reference import Critic, Kind, Reduce
 
 CALLS, ROUNDS = 250, 4
 SMALLEST = 24  # bytes that glibc hands out for one byte, on any 64-bit machine

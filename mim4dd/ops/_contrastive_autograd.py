@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._transforms import is_batched
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Critic
+from mim4dd.reference import Critic, Reduce
 
 NO_THIRD_DERIVATIVE = (
     "the contrastive kernels have two derivatives, and a third was asked for: "

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd.ops._contrastive_autograd import NO_FORWARD_OVER_FORWARD, NO_THIRD_DERIVATIVE
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Contrast, Critic
+from mim4dd.reference import Contrast, Critic, Reduce
 
 _NONE = [False] * 4
 

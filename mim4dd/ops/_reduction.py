@@ -1,19 +1,9 @@
 """From the losses of queries to the loss that is returned."""
 
-from enum import IntEnum
-
 from torch import Tensor
 
 from mim4dd._checks import Reduction, can_look_at
-from mim4dd.reference import Contrast
-
-
-class Reduce(IntEnum):
-    """A reduction's number, as ops take it: those of at::Reduction and csrc/contrastive.h."""
-
-    NONE = 0
-    MEAN = 1
-    SUM = 2
+from mim4dd.reference import Contrast, Reduce, count_queries, reduce_queries
 
 
 def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
@@ -21,11 +11,6 @@ def reduce_all(loss: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def count_queries(positive_weight: Tensor) -> Tensor:
-    """How many queries have a positive: what a mean is divided by."""
-    return (positive_weight > 0).sum(dtype=positive_weight.dtype)
 
 
 def check_count(count: Tensor, num_queries: int) -> None:
@@ -36,12 +21,6 @@ def check_count(count: Tensor, num_queries: int) -> None:
             "positive and a negative one), so there is nothing to reduce; "
             "do labels and key_labels share no class, or are the positives among the keys left out?"
         )
-
-
-def reduce_queries(loss: Tensor, count: Tensor, how: Reduce) -> Tensor:
-    """Reduce over the last axis, where the loss of a query without a positive is 0."""
-    total = loss.sum(-1)
-    return total / count if how == Reduce.MEAN else total
 
 
 def reduced_loss(contrast: Contrast, reduction: Reduction) -> Tensor:

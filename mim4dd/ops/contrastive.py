@@ -16,8 +16,8 @@ from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd._transforms import active, register_vmap
 from mim4dd.ops import _contrastive_autograd as autograd
 from mim4dd.ops import _contrastive_transforms as transforms
-from mim4dd.ops._reduction import Reduce, check_count, reduced_loss
-from mim4dd.reference import Contrast, Critic
+from mim4dd.ops._reduction import check_count, reduced_loss
+from mim4dd.reference import Contrast, Critic, Reduce
 
 _PAIRS = (
     "Tensor[] query, Tensor[] key, Tensor labels, Tensor? key_labels, Tensor? excluded, "

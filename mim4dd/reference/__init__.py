@@ -18,6 +18,7 @@ from mim4dd.reference._contrastive import (
     unit_rows_bwd,
 )
 from mim4dd.reference._norm_relu_pool import norm_relu_pool
+from mim4dd.reference._reduction import Reduce, count_queries, reduce_queries
 from mim4dd.reference._steps import adam_adjoint, adam_step, sgd_adjoint, sgd_step
 from mim4dd.reference._trajectory import (
     scatter_add_rows,
@@ -32,12 +33,15 @@ __all__ = [
     "Contrast",
     "Critic",
     "Kind",
+    "Reduce",
     "adam_adjoint",
     "adam_step",
     "contrastive",
+    "count_queries",
     "log_sum_exp",
     "mi_lower_bound",
     "norm_relu_pool",
+    "reduce_queries",
     "scatter_add_rows",
     "sgd_adjoint",
     "sgd_step",
