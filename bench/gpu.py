@@ -21,6 +21,7 @@ from pathlib import Path
 
 import report
 import torch
+from rows import load_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -108,7 +109,7 @@ def summary(name: str, results: dict) -> str:
         "",
         "Seconds: " + ", ".join(f"{part} {value:.0f}" for part, value in seconds.items()) + ".",
         "",
-        report.markdown(report.load_rows([results])) if results["benchmarks"] else "No benchmarks.",
+        report.markdown(load_rows([results])) if results["benchmarks"] else "No benchmarks.",
         report.not_timed([results]),
         f"Left to `make bench-unroll`, for it takes minutes to compile: {TOO_LONG}.",
     ]

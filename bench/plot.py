@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from report import FLOORS, OURS, Row
+from rows import FLOORS, OURS, Row
 
 _TAB10 = matplotlib.colormaps["tab10"].colors  # its eighth is grey, which is the floors'
 _PALETTE = [*_TAB10[:7], *_TAB10[8:], *matplotlib.colormaps["Set2"].colors]
