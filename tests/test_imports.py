@@ -1,0 +1,70 @@
+"""The line of CONTRIBUTING.md that says which room imports which, against what modules import."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"_unroll": "unroll"}  # a package that belongs to a module
+PACKAGES = {"mim4dd": ROOT / "mim4dd", "mim4dd.kernels": ROOT / "kernels"}
+
+
+def levels() -> dict[str, int]:
+    """How far left each room stands."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^`(cli → .*)`\.$", text, re.MULTILINE)
+    return {
+        room: -place for place, rooms in enumerate(line.split(" → ")) for room in rooms.split(", ")
+    }
+
+
+def modules() -> dict[str, Path]:
+    """Every module but the package's own face, which shows all rooms."""
+    found = {
+        ".".join((name, *path.relative_to(folder).with_suffix("").parts)): path
+        for name, folder in PACKAGES.items()
+        for path in folder.rglob("*.py")
+    }
+    return {name: path for name, path in found.items() if room_of(name)[:2] != "__"}
+
+
+def room_of(module: str) -> str:
+    """The part of mim4dd that a module belongs to."""
+    room = module.split(".")[1]
+    return ROOMS.get(room, room)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module of mim4dd that a file imports, within functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names if each.name.startswith("mim4dd."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "mim4dd":
+            yield from (f"mim4dd.{each.name}" for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mim4dd."):
+            yield str(node.module)
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_one_way(name):
+    level, room = levels(), room_of(name)
+    for module in imported(MODULES[name]):
+        other = room_of(module)
+        private = other not in level and other.startswith("_")
+        if private or other in {room, "doctor"}:
+            continue
+        assert room in level, f"{name} serves every room, and imports {module}"
+        assert level[other] < level[room], f"{name} imports {module}"
+
+
+def test_every_room_is_named():
+    rooms = {room_of(name) for name in modules()} - {
+        "doctor"
+    }  # it looks at the package from outside
+    assert {room for room in rooms if room[0] != "_"} == set(levels())
