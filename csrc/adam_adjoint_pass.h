@@ -10,6 +10,9 @@ namespace mim4dd {
 template <typename T, bool kPerParameter>
 struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
   using V = Arithmetic<T>;
+  using Base = typename AdamAdjoint::AdjointPass;
+  enum { kTheta = Base::kOwnInputs, kGradient, kMean, kSquare, kLr, kMeanAdjoint, kSquareAdjoint };
+  enum { kNewAdjoint, kNewMeanAdjoint, kNewSquareAdjoint, kCotangent, kLrGradient };
 
   Adam<V> adam;
   Switch<V> has_moment_adjoints;
@@ -18,8 +21,9 @@ struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
 
   MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
     const V adjoint = this->adjoint_of(in);
-    const V theta = in[2], gradient = adam.decayed(in[3], theta), mean = in[4], square = in[5];
-    const V lr = kPerParameter ? in[6] : shared;
+    const V theta = in[kTheta], gradient = adam.decayed(in[kGradient], theta), mean = in[kMean],
+            square = in[kSquare];
+    const V lr = kPerParameter ? in[kLr] : shared;
     const V root = adam.root(square), denominator = root + adam.eps;
     const V scale = V(1) / (adam.correction1 * denominator), direction = mean * scale;
     const V of_direction = -lr * adjoint;
@@ -27,17 +31,17 @@ struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
     const V curvature = V(2) * denominator * root * adam.correction2;
     const V mean_term = of_direction * scale;
     const V square_term = root == V(0) ? V(0) : -of_direction * direction / curvature;
-    const V of_mean = has_moment_adjoints.choose(mean_term + in[7], mean_term);
-    const V of_square = has_moment_adjoints.choose(square_term + in[8], square_term);
+    const V of_mean = has_moment_adjoints.choose(mean_term + in[kMeanAdjoint], mean_term);
+    const V of_square = has_moment_adjoints.choose(square_term + in[kSquareAdjoint], square_term);
     const V cotangent =
         adam.one_minus_beta1 * of_mean + V(2) * adam.one_minus_beta2 * of_square * gradient;
     const V decayed = adam.decays_theta.choose(of_direction, cotangent);
-    out[0] = adam.decays.choose(adjoint + adam.weight_decay * decayed, adjoint);
-    out[1] = adam.beta1 * of_mean;
-    out[2] = adam.beta2 * of_square;
-    out[3] = cotangent;
+    out[kNewAdjoint] = adam.decays.choose(adjoint + adam.weight_decay * decayed, adjoint);
+    out[kNewMeanAdjoint] = adam.beta1 * of_mean;
+    out[kNewSquareAdjoint] = adam.beta2 * of_square;
+    out[kCotangent] = cotangent;
     const V taken = adam.decays_theta.choose(direction + adam.weight_decay * theta, direction);
-    this->add_terms(adjoint, taken, out + 4, sums);
+    this->add_terms(adjoint, taken, out + kLrGradient, sums);
   }
 };
 

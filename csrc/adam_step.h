@@ -36,16 +36,17 @@ std::tuple<Tensor, Tensor, Tensor> adam_step(
   MIM4DD_DISPATCH_FLOATING_AND_HALF(theta.scalar_type(), "adam_step", [&] {
     const bool per_parameter = lr.numel() != 1;
     const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
-    AdamStep<scalar_t> pass(
+    using Pass = AdamStep<scalar_t>;
+    Pass pass(
         {step_sizes, per_parameter}, {step, beta1, beta2, eps, eps_root, weight_decay, decoupled});
-    pass.in[0] = theta_c.const_data_ptr<scalar_t>();
-    pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
-    pass.in[2] = mean_c.const_data_ptr<scalar_t>();
-    pass.in[3] = square_c.const_data_ptr<scalar_t>();
-    pass.in[4] = per_parameter ? step_sizes : pass.in[0];
-    pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
-    pass.out[1] = new_mean.mutable_data_ptr<scalar_t>();
-    pass.out[2] = new_square.mutable_data_ptr<scalar_t>();
+    pass.in[Pass::kTheta] = theta_c.const_data_ptr<scalar_t>();
+    pass.in[Pass::kGradient] = gradient_c.const_data_ptr<scalar_t>();
+    pass.in[Pass::kMean] = mean_c.const_data_ptr<scalar_t>();
+    pass.in[Pass::kSquare] = square_c.const_data_ptr<scalar_t>();
+    pass.in[Pass::kLr] = per_parameter ? step_sizes : pass.in[Pass::kTheta];
+    pass.out[Pass::kNewTheta] = new_theta.mutable_data_ptr<scalar_t>();
+    pass.out[Pass::kNewMean] = new_mean.mutable_data_ptr<scalar_t>();
+    pass.out[Pass::kNewSquare] = new_square.mutable_data_ptr<scalar_t>();
     Runner()(pass, 1, theta.numel(), theta);
   });
   return {new_theta, new_mean, new_square};

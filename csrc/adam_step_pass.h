@@ -47,6 +47,8 @@ template <typename T>
 struct AdamStep : FlatPass<T, 5, 3, 0> {
   using V = Arithmetic<T>;
   using Row = V;
+  enum { kTheta, kGradient, kMean, kSquare, kLr };
+  enum { kNewTheta, kNewMean, kNewSquare };
 
   StepSize<T> step_size;
   Adam<V> adam;
@@ -56,15 +58,16 @@ struct AdamStep : FlatPass<T, 5, 3, 0> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V lr = step_size.per_parameter.choose(in[4], shared);
-    const V gradient = adam.decayed(in[1], in[0]);
-    const V mean = adam.beta1 * in[2] + adam.one_minus_beta1 * gradient;
-    const V square = adam.beta2 * in[3] + adam.one_minus_beta2 * gradient * gradient;
+    const V lr = step_size.per_parameter.choose(in[kLr], shared);
+    const V gradient = adam.decayed(in[kGradient], in[kTheta]);
+    const V mean = adam.beta1 * in[kMean] + adam.one_minus_beta1 * gradient;
+    const V square = adam.beta2 * in[kSquare] + adam.one_minus_beta2 * gradient * gradient;
     const V direction = mean / (adam.correction1 * (adam.root(square) + adam.eps));
-    const V theta = adam.decays_theta.choose(in[0] * (V(1) - lr * adam.weight_decay), in[0]);
-    out[0] = theta - lr * direction;
-    out[1] = mean;
-    out[2] = square;
+    const V theta =
+        adam.decays_theta.choose(in[kTheta] * (V(1) - lr * adam.weight_decay), in[kTheta]);
+    out[kNewTheta] = theta - lr * direction;
+    out[kNewMean] = mean;
+    out[kNewSquare] = square;
   }
 };
 

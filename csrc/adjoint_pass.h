@@ -10,6 +10,7 @@ template <typename T, int inputs, int outputs, bool kPerParameter>
 struct AdjointPass : FlatPass<T, inputs, outputs, 2> {
   using V = Arithmetic<T>;
   using Row = V;
+  enum { kAdjoint, kProduct, kOwnInputs };  // those of both come first
 
   StepSize<T> step_size;
   Switch<V> has_product;
@@ -19,7 +20,7 @@ struct AdjointPass : FlatPass<T, inputs, outputs, 2> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE V adjoint_of(const V* in) const {
-    return has_product.choose(in[0] + in[1], in[0]);
+    return has_product.choose(in[kAdjoint] + in[kProduct], in[kAdjoint]);
   }
 
   // `of_lr` is that of the parameter, where each has its own step size.

@@ -4,7 +4,7 @@
 // (flat_pass_cuda.h). Its vectors are (rows, numel), one after the other, all of one dtype. It has
 //
 //   scalar_t, kInputs, kOutputs, kSums      the dtype of its vectors, how many, how many sums
-//   in, out                                 pointers to them
+//   in, out                                 pointers to them, which the pass names by an enum
 //   Row load(row)                           what all elements of a row share, read from memory
 //   element(row, in, out, sums)             one element: values in, values and terms of sums out
 //   finish(row, sums)                       what is made of the sums of a row

@@ -49,23 +49,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sgd_adjoint(
         const auto* adjoint = adjoint_c.const_data_ptr<scalar_t>();
         const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
         auto* of_lr = lr_gradient.mutable_data_ptr<scalar_t>();
-        SgdAdjoint<scalar_t, kMomentum, kPerParameter> pass;
-        pass.in[0] = adjoint;
-        pass.in[1] = pointer_or(product_c, adjoint);
+        using Pass = SgdAdjoint<scalar_t, kMomentum, kPerParameter>;
+        Pass pass;
+        pass.in[Pass::kAdjoint] = adjoint;
+        pass.in[Pass::kProduct] = pointer_or(product_c, adjoint);
         // Neither is read where the velocity alone is the direction.
         const bool needs_gradient = !kMomentum || nesterov;
-        pass.in[3] = needs_gradient ? gradient_c.const_data_ptr<scalar_t>() : adjoint;
-        pass.in[2] =
-            needs_gradient && weight_decay != 0 ? theta_c.const_data_ptr<scalar_t>() : pass.in[3];
-        pass.in[4] = kPerParameter ? step_sizes : adjoint;
-        pass.out[0] = new_adjoint.mutable_data_ptr<scalar_t>();
-        pass.out[1] = cotangent.mutable_data_ptr<scalar_t>();
+        pass.in[Pass::kGradient] = needs_gradient ? gradient_c.const_data_ptr<scalar_t>() : adjoint;
+        pass.in[Pass::kTheta] = needs_gradient && weight_decay != 0
+                                    ? theta_c.const_data_ptr<scalar_t>()
+                                    : pass.in[Pass::kGradient];
+        pass.in[Pass::kLr] = kPerParameter ? step_sizes : adjoint;
+        pass.out[Pass::kNewAdjoint] = new_adjoint.mutable_data_ptr<scalar_t>();
+        pass.out[Pass::kCotangent] = cotangent.mutable_data_ptr<scalar_t>();
         if constexpr (kMomentum) {
-          pass.in[5] = velocity_c->template const_data_ptr<scalar_t>();
-          pass.in[6] = pointer_or(velocity_adjoint_c, adjoint);
-          pass.out[2] = new_velocity_adjoint.mutable_data_ptr<scalar_t>();
+          pass.in[Pass::kVelocity] = velocity_c->template const_data_ptr<scalar_t>();
+          pass.in[Pass::kVelocityAdjoint] = pointer_or(velocity_adjoint_c, adjoint);
+          pass.out[Pass::kNewVelocityAdjoint] = new_velocity_adjoint.mutable_data_ptr<scalar_t>();
         }
-        if constexpr (kPerParameter) pass.out[kMomentum ? 3 : 2] = of_lr;
+        if constexpr (kPerParameter) pass.out[Pass::kLrGradient] = of_lr;
         pass.step_size = {step_sizes, kPerParameter};
         using Choice = Switch<Arithmetic<scalar_t>>;
         pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);

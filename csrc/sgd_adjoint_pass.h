@@ -13,26 +13,29 @@ struct SgdAdjoint : AdjointPass<
                         2 + (kMomentum ? 1 : 0) + (kPerParameter ? 1 : 0),
                         kPerParameter> {
   using V = Arithmetic<T>;
+  using Base = typename SgdAdjoint::AdjointPass;
+  enum { kTheta = Base::kOwnInputs, kGradient, kLr, kVelocity, kVelocityAdjoint };
+  enum { kNewAdjoint, kCotangent, kNewVelocityAdjoint, kLrGradient = kMomentum ? 3 : 2 };
 
   V momentum, weight_decay;
   Switch<V> decays, nesterov, has_velocity_adjoint;
 
   MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
     const V adjoint = this->adjoint_of(in);
-    V direction = decays.choose(in[3] + weight_decay * in[2], in[3]);
-    const V lr = kPerParameter ? in[4] : shared;
+    V direction = decays.choose(in[kGradient] + weight_decay * in[kTheta], in[kGradient]);
+    const V lr = kPerParameter ? in[kLr] : shared;
     const V of_direction = -lr * adjoint;
     V cotangent = of_direction;
     if constexpr (kMomentum) {
-      direction = nesterov.choose(direction + momentum * in[5], in[5]);
+      direction = nesterov.choose(direction + momentum * in[kVelocity], in[kVelocity]);
       V of_velocity = nesterov.choose(momentum * of_direction, of_direction);
-      of_velocity = has_velocity_adjoint.choose(of_velocity + in[6], of_velocity);
-      out[2] = momentum * of_velocity;
+      of_velocity = has_velocity_adjoint.choose(of_velocity + in[kVelocityAdjoint], of_velocity);
+      out[kNewVelocityAdjoint] = momentum * of_velocity;
       cotangent = nesterov.choose(of_velocity + of_direction, of_velocity);
     }
-    out[0] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
-    out[1] = cotangent;
-    this->add_terms(adjoint, direction, out + (kMomentum ? 3 : 2), sums);
+    out[kNewAdjoint] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
+    out[kCotangent] = cotangent;
+    this->add_terms(adjoint, direction, out + kLrGradient, sums);
   }
 };
 

@@ -34,14 +34,15 @@ std::tuple<Tensor, Tensor> sgd_step(
       constexpr bool kMomentum = decltype(with_momentum)::value;
       const bool per_parameter = lr.numel() != 1;
       const auto* step_sizes = lr_c.const_data_ptr<scalar_t>();
-      SgdStep<scalar_t, kMomentum> pass;
-      pass.in[0] = theta_c.const_data_ptr<scalar_t>();
-      pass.in[1] = gradient_c.const_data_ptr<scalar_t>();
-      pass.in[2] = per_parameter ? step_sizes : pass.in[0];
-      pass.out[0] = new_theta.mutable_data_ptr<scalar_t>();
+      using Pass = SgdStep<scalar_t, kMomentum>;
+      Pass pass;
+      pass.in[Pass::kTheta] = theta_c.const_data_ptr<scalar_t>();
+      pass.in[Pass::kGradient] = gradient_c.const_data_ptr<scalar_t>();
+      pass.in[Pass::kLr] = per_parameter ? step_sizes : pass.in[Pass::kTheta];
+      pass.out[Pass::kNewTheta] = new_theta.mutable_data_ptr<scalar_t>();
       if constexpr (kMomentum) {
-        pass.in[3] = velocity_c->template const_data_ptr<scalar_t>();
-        pass.out[1] = new_velocity.mutable_data_ptr<scalar_t>();
+        pass.in[Pass::kVelocity] = velocity_c->template const_data_ptr<scalar_t>();
+        pass.out[Pass::kNewVelocity] = new_velocity.mutable_data_ptr<scalar_t>();
       }
       pass.step_size = {step_sizes, per_parameter};
       pass.momentum = static_cast<Arithmetic<scalar_t>>(momentum);

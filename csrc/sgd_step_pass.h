@@ -10,6 +10,8 @@ template <typename T, bool kMomentum>
 struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
   using V = Arithmetic<T>;
   using Row = V;  // the step size, unless each parameter has its own
+  enum { kTheta, kGradient, kLr, kVelocity };
+  enum { kNewTheta, kNewVelocity };
 
   StepSize<T> step_size;
   V momentum, weight_decay;
@@ -18,14 +20,14 @@ struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
   MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V theta = in[0], lr = step_size.per_parameter.choose(in[2], shared);
-    V direction = decays.choose(in[1] + weight_decay * theta, in[1]);
+    const V theta = in[kTheta], lr = step_size.per_parameter.choose(in[kLr], shared);
+    V direction = decays.choose(in[kGradient] + weight_decay * theta, in[kGradient]);
     if constexpr (kMomentum) {
-      const V velocity = momentum * in[3] + direction;
-      out[1] = velocity;
+      const V velocity = momentum * in[kVelocity] + direction;
+      out[kNewVelocity] = velocity;
       direction = nesterov.choose(direction + momentum * velocity, velocity);
     }
-    out[0] = theta - lr * direction;
+    out[kNewTheta] = theta - lr * direction;
   }
 };
 

@@ -35,10 +35,11 @@ trajectory_loss(const Tensor& theta_T, const Tensor& theta_0, const Tensor& thet
   Tensor loss = torch::stable::new_empty(theta_T, shape);
   Tensor numerator = new_doubles(theta_T, shape), denominator = new_doubles(theta_T, shape);
   MIM4DD_DISPATCH_FLOATING_AND_HALF(theta_T.scalar_type(), "trajectory_loss", [&] {
-    TrajectoryLoss<scalar_t> pass;
-    pass.in[0] = end.const_data_ptr<scalar_t>();
-    pass.in[1] = start.const_data_ptr<scalar_t>();
-    pass.in[2] = target.const_data_ptr<scalar_t>();
+    using Pass = TrajectoryLoss<scalar_t>;
+    Pass pass;
+    pass.in[Pass::kEnd] = end.const_data_ptr<scalar_t>();
+    pass.in[Pass::kStart] = start.const_data_ptr<scalar_t>();
+    pass.in[Pass::kTarget] = target.const_data_ptr<scalar_t>();
     pass.loss = loss.mutable_data_ptr<scalar_t>();
     pass.numerator = numerator.mutable_data_ptr<double>();
     pass.denominator = denominator.mutable_data_ptr<double>();
@@ -76,10 +77,11 @@ std::tuple<Tensor, Tensor, Tensor> trajectory_loss_bwd(
   MIM4DD_DISPATCH_FLOATING_AND_HALF(theta_T.scalar_type(), "trajectory_loss_bwd", [&] {
     const auto run = [&](auto of_count) {
       constexpr int kCount = decltype(of_count)::value;
-      TrajectoryGradient<scalar_t, kCount> pass;
-      pass.in[0] = end.const_data_ptr<scalar_t>();
-      pass.in[1] = target.const_data_ptr<scalar_t>();
-      if constexpr (kCount > 1) pass.in[2] = start.const_data_ptr<scalar_t>();
+      using Pass = TrajectoryGradient<scalar_t, kCount>;
+      Pass pass;
+      pass.in[Pass::kEnd] = end.const_data_ptr<scalar_t>();
+      pass.in[Pass::kTarget] = target.const_data_ptr<scalar_t>();
+      if constexpr (kCount > 1) pass.in[Pass::kStart] = start.const_data_ptr<scalar_t>();
       for (int k = 0; k < kCount; ++k) pass.out[k] = gradients[k].mutable_data_ptr<scalar_t>();
       pass.upstream = upstream_c.const_data_ptr<scalar_t>();
       pass.numerator = numerator_c.const_data_ptr<double>();

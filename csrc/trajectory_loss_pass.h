@@ -10,6 +10,7 @@ template <typename T>
 struct TrajectoryLoss : FlatPass<T, 3, 0, 2> {
   using V = Arithmetic<T>;
   struct Row {};
+  enum { kEnd, kStart, kTarget };
 
   T* loss;
   double *numerator, *denominator;
@@ -17,7 +18,7 @@ struct TrajectoryLoss : FlatPass<T, 3, 0, 2> {
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return {}; }
 
   MIM4DD_HOST_DEVICE void element(const Row&, const V* in, V*, double* sums) const {
-    const double left = in[0] - in[2], gone = in[1] - in[2];
+    const double left = in[kEnd] - in[kTarget], gone = in[kStart] - in[kTarget];
     sums[0] = left * left;
     sums[1] = gone * gone;
   }
@@ -36,6 +37,8 @@ struct TrajectoryGradient : FlatPass<T, kCount == 1 ? 2 : 3, kCount, 0> {
   struct Row {
     V end, start;  // factors of theta_T − theta_target and of theta_0 − theta_target
   };
+  enum { kEnd, kTarget, kStart };
+  enum { kOfEnd, kOfStart, kOfTarget };
 
   const T* upstream;
   const double *numerator, *denominator;
@@ -46,12 +49,12 @@ struct TrajectoryGradient : FlatPass<T, kCount == 1 ? 2 : 3, kCount, 0> {
   }
 
   MIM4DD_HOST_DEVICE void element(const Row& row, const V* in, V* out, double*) const {
-    const V of_end = row.end * (in[0] - in[1]);
-    out[0] = of_end;
+    const V of_end = row.end * (in[kEnd] - in[kTarget]);
+    out[kOfEnd] = of_end;
     if constexpr (kCount > 1) {
-      const V of_start = row.start * (in[2] - in[1]);
-      out[1] = of_start;
-      if constexpr (kCount > 2) out[2] = -(of_end + of_start);
+      const V of_start = row.start * (in[kStart] - in[kTarget]);
+      out[kOfStart] = of_start;
+      if constexpr (kCount > 2) out[kOfTarget] = -(of_end + of_start);
     }
   }
 };
