@@ -1,5 +1,6 @@
 // Products of small packed matrices at the peak of the CPU: a tile of the result stays in registers
-// while both operands stream by. Vectors are those of GCC and Clang, so any CPU is served.
+// while both operands stream by. Vectors are those of GCC and Clang, as wide as the instruction set
+// that a file is compiled for (isa.h).
 #pragma once
 
 #include <cstdint>
@@ -95,8 +96,8 @@ struct Micro {
       for (int n = 0; n < kVectors; ++n) load(right[n], b + k * kColumns + n * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
-        // Subtracting a zero vector is how a number becomes a vector; it costs nothing. In a
-        // function of its own GCC would fill the lanes one by one, before it knows for which CPU.
+        // Subtracting a zero vector is how a number becomes a vector. It changes no number, -0
+        // neither, so compilers leave nothing of it but the copy into all lanes.
         const Vector left = a[m * kRowStride + k * kDepthStride] - Vector{};
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sum[m][n] += left * right[n];

@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-// What is called in a hot loop must become part of it, or the loop is no vector code.
+// What is called in a hot loop must become part of it, or the loop is no vector code; and what
+// several instruction sets call must, or the linker would keep the code of one of them (isa.h).
 #if defined(__GNUC__)
 #define MIM4DD_INLINE inline __attribute__((always_inline))
 #define MIM4DD_INLINE_LAMBDA __attribute__((always_inline))
@@ -30,7 +31,7 @@ MIM4DD_INLINE To bit_cast(From from) {
 // for NaN. No branch and no call, so that the loops around it become vector code.
 //
 // x = n ln 2 + r, exp(x) = 2^n exp(r). Adding 1.5·2^(mantissa bits) rounds to an integer and leaves
-// it in the low bits.
+// it in the low bits. They are moved as unsigned numbers: n is negative where x is.
 MIM4DD_INLINE float vector_exp(float x) {
   const float shifted = x * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
@@ -43,7 +44,7 @@ MIM4DD_INLINE float vector_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const int32_t exponent = (bit_cast<int32_t>(shifted) - 0x4B400000 + 127) << 23;
+  const uint32_t exponent = (bit_cast<uint32_t>(shifted) - 0x4B400000 + 127) << 23;
   return x < -87.3f ? 0.0f : p * bit_cast<float>(exponent);
 }
 
@@ -65,7 +66,7 @@ MIM4DD_INLINE double vector_exp(double x) {
   p = p * r + 1.0 / 6.0;
   p = p * r + 0.5;
   p = p * (r * r) + r + 1.0;
-  const int64_t exponent = (bit_cast<int64_t>(shifted) - 0x4338000000000000 + 1023) << 52;
+  const uint64_t exponent = (bit_cast<uint64_t>(shifted) - 0x4338000000000000 + 1023) << 52;
   return x < -708.3 ? 0.0 : p * bit_cast<double>(exponent);
 }
 
