@@ -20,15 +20,24 @@ Tensor zeros(const std::array<int64_t, kRank>& sizes) {
   return tensor;
 }
 
+// 1 / |P| of every query that has a loss. No layer changes it, so no task of one writes it.
+template <typename T>
+void write_positive_weights(const Problem<T>& problem, T* weights) {
+  const Pairs& pairs = problem.pairs;
+  for (int64_t row = 0; row < pairs.rows(); ++row) {
+    if (problem.counts(row)) weights[pairs.queries[row]] = 1 / T(pairs.num_positives[row]);
+  }
+}
+
 // The mean or the sum of the losses of every layer, (layers,), and over how many queries, ().
 template <typename T>
 std::tuple<Tensor, Tensor>
-reduce(Reduction reduction, const Outputs<T>& outputs, int64_t layers, int64_t n) {
-  const int64_t count = n - std::count(outputs.positive_weight, outputs.positive_weight + n, T(0));
+reduce(Reduction reduction, const T* losses, const T* weights, int64_t layers, int64_t n) {
+  const int64_t count = n - std::count(weights, weights + n, T(0));
   const bool reduced = reduction != Reduction::kNone;
   Tensor values = empty_tensor<T, 1>({reduced ? layers : 0});
   for (int64_t layer = 0; layer < layers && reduced; ++layer) {
-    const T* loss = outputs.loss + layer * n;
+    const T* loss = losses + layer * n;
     const double sum = std::accumulate(loss, loss + n, 0.0);
     values.mutable_data_ptr<T>()[layer] =
         T(reduction == Reduction::kMean ? sum / double(count) : sum);
@@ -65,12 +74,12 @@ Contrast contrastive_cpu(
     Tensor positive_weight = zeros<scalar_t, 1>({n});
     const auto problem =
         make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
+    auto* const losses = loss.mutable_data_ptr<scalar_t>();
+    auto* const weights = positive_weight.mutable_data_ptr<scalar_t>();
+    write_positive_weights(problem, weights);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
-    const Outputs<scalar_t> outputs{
-        loss.mutable_data_ptr<scalar_t>(), lse.mutable_data_ptr<scalar_t>(),
-        positive_weight.mutable_data_ptr<scalar_t>()};
-    pass.run({nullptr, nullptr}, nullptr, outputs);
-    const auto [reduced, count] = reduce(how, outputs, layers, n);
+    pass.run({nullptr, nullptr}, nullptr, {losses, lse.mutable_data_ptr<scalar_t>()});
+    const auto [reduced, count] = reduce(how, losses, weights, layers, n);
     result = {reduced, count, loss, lse, positive_weight, pass.gradients(false)};
   });
   return result;
@@ -106,7 +115,7 @@ std::vector<Tensor> contrastive_bwd_cpu(
     pass.run(
         {on_loss.const_data_ptr<scalar_t>(),
          grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr},
-        known.const_data_ptr<scalar_t>(), {nullptr, nullptr, nullptr});
+        known.const_data_ptr<scalar_t>(), {nullptr, nullptr});
     result = pass.gradients(true);
   });
   return result;

@@ -18,7 +18,7 @@ struct Upstream {
 
 template <typename T>
 struct Outputs {
-  T *loss, *lse, *positive_weight;  // (L, N), (L, N), (N); null where only gradients are asked for
+  T *loss, *lse;  // (L, N); null where only gradients are asked for
 };
 
 template <typename T>
@@ -52,7 +52,6 @@ void write_outputs(AnyTile& tile, const Outputs<T>& outputs, int64_t layer_offse
     outputs.loss[layer_offset + query] = counts ? loss : none;
     outputs.lse[layer_offset + query] =
         problem.critic.kind == Kind::kNce ? T(0) : sums.shift + std::log(sums.denominator());
-    outputs.positive_weight[query] = counts ? 1 / T(problem.pairs.num_positives[row]) : T(0);
   }
 }
 
