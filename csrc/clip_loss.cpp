@@ -121,8 +121,8 @@ class ClipPairs {
     *grad_scale.mutable_data_ptr<T>() =
         static_cast<T>(std::accumulate(scale_terms.begin(), scale_terms.end(), 0.0));
     return {
-        gradient_of_input(*query_, grad_query, true), gradient_of_input(*key_, grad_key, true),
-        grad_scale};
+        gradient_of_input(*query_, every_, grad_query, true),
+        gradient_of_input(*key_, every_, grad_key, true), grad_scale};
   }
 
  private:

@@ -209,10 +209,12 @@ std::vector<Tensor> wanted_gradients(
   const int64_t layers = problem.layers.size(), rows = problem.pairs.rows();
   std::vector<Tensor> result;
   for (int64_t i = 0; i < layers && wanted.query; ++i) {
-    result.push_back(gradient_of_input(problem.layers[i].query, of_rows[i], rounded));
+    result.push_back(
+        gradient_of_input(problem.layers[i].query, problem.pairs.queries, of_rows[i], rounded));
   }
   for (int64_t i = 0; i < layers && wanted.key; ++i) {
-    result.push_back(gradient_of_input(problem.layers[i].key, of_columns[i], rounded));
+    result.push_back(
+        gradient_of_input(problem.layers[i].key, problem.pairs.keys, of_columns[i], rounded));
   }
   if (wanted.logit_scale) result.push_back(sum_by_layer(scale_terms, layers, rows));
   if (wanted.bias) result.push_back(sum_by_layer(bias_terms, layers, rows));

@@ -26,7 +26,6 @@ constexpr double kSafeLogit = sizeof(T) == 4 ? 40 : 300;
 
 template <typename T>
 struct Features {
-  const int64_t* kept;  // of each row, its index in the input
   int64_t num_inputs;
   torch::headeronly::ScalarType dtype;  // of the input
   Matrix<T> rows;
@@ -108,7 +107,7 @@ make_features(const Tensor& input, const std::vector<int64_t>& kept, Normalize n
   const Matrix<T> all = as_matrix<T>(source);
   const bool usable = n == input.size(0) && (all.column_stride == 1 || dimension == 1) &&
                       all.row_stride >= dimension;
-  Features<T> features{kept.data(), input.size(0), input.scalar_type(), all, source, {}, {}};
+  Features<T> features{input.size(0), input.scalar_type(), all, source, {}, {}};
   features.rows.column_stride = 1;  // D = 1 may come with any
   if (usable && normalize == Normalize::kFactors && take_factors(features)) return features;
   const bool copied = !usable || normalize != Normalize::kNot;
@@ -153,18 +152,22 @@ void undo_factor(T* gradient, const T* row, int64_t dimension, T factor) {
   feature_rows<T>().combine(gradient, row, dimension, T(1), -along * factor);
 }
 
-// The gradient of the rows, times their factors, as that of the input; 0 for what was left out. It
-// is rounded to the input's dtype where nothing is left to multiply it by: before, it could
-// overflow float16 or vanish there.
+// The gradient of the rows, times their factors, as that of the input, of which these were kept; 0
+// for what was left out. It is rounded to the input's dtype where nothing is left to multiply it
+// by: before, it could overflow float16 or vanish there.
 template <typename T>
-Tensor gradient_of_input(const Features<T>& features, const Tensor& gradient, bool rounded) {
+Tensor gradient_of_input(
+    const Features<T>& features,
+    const std::vector<int64_t>& kept,
+    const Tensor& gradient,
+    bool rounded) {
   const int64_t n = features.rows.rows, dimension = features.dimension();
   const bool in_place = n == features.num_inputs;
   Tensor result = in_place ? gradient : empty_matrix<T>(features.num_inputs, dimension);
   if (!in_place) torch::stable::zero_(result);
   const Matrix<T> from = as_matrix<T>(gradient), out = as_matrix<T>(result);
   for_rows(in_place && features.norms.empty() ? 0 : n, dimension, [&](int64_t i) {
-    T* gradient_row = out.row(features.kept[i]);
+    T* gradient_row = out.row(kept[i]);
     const T* row = features.rows.row(i);
     if (!in_place) feature_rows<T>().scaled_copy(from.row(i), gradient_row, dimension, T(1));
     if (!features.factors.empty()) {
