@@ -9,6 +9,7 @@
 
 #include "feature_rows.h"
 #include "gemm.h"
+#include "parallel.h"
 
 namespace mim4dd {
 
@@ -62,7 +63,7 @@ double length_of(const T* row, int64_t dimension) {
 template <typename Body>
 void for_rows(int64_t rows, int64_t dimension, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kGrain / dimension);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i);
   });
 }

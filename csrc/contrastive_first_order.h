@@ -125,9 +125,7 @@ class FirstOrder {
       if (wanted.key) {
         key_.push_back(empty_matrix<T>(problem.pairs.columns(), dimension));
         scaled_query_.push_back(
-            empty_matrix<T>(
-                problem.pairs.rows(),
-                (dimension + kRowsTogether - 1) / kRowsTogether * kRowsTogether));
+            empty_matrix<T>(problem.pairs.rows(), round_up(dimension, kRowsTogether)));
       }
     }
     scale_terms_.resize(problem.layers.size() * problem.pairs.rows());

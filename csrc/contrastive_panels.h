@@ -23,10 +23,10 @@ class PackedKeys {
       : dimension_(keys.dimension()),
         for_logits_(empty_workspace<T>(keys.rows.rows, dimension_)),
         for_gradient_(empty_workspace<T>(gradient ? keys.rows.rows : 0, dimension_)) {
-    const int64_t count = keys.rows.rows, blocks = (count + kPanelKeys - 1) / kPanelKeys;
+    const int64_t count = keys.rows.rows, blocks = divide_up(count, kPanelKeys);
     T* const logits = for_logits_.template mutable_data_ptr<T>();
     T* const gradients = for_gradient_.template mutable_data_ptr<T>();
-    run_tasks(torch::stable::get_num_threads(), blocks, [&](int64_t i) {
+    run_tasks(num_threads(), blocks, [&](int64_t, int64_t i) {
       const int64_t left = i * kPanelKeys, right = std::min(count, left + kPanelKeys);
       Matrix<T> block = keys.rows.middle_rows(left, right);
       std::vector<T> scaled(keys.factors.empty() ? 0 : block.rows * dimension_);
@@ -97,7 +97,7 @@ class PanelTile {
   // null, its sum of keys by these weights.
   void exponentiate(const T* lse, const Matrix<T>* gradient) {
     const int64_t rows = last - first, dimension = layer.query.dimension();
-    const int64_t padded = (rows + width_ - 1) / width_ * width_;
+    const int64_t padded = round_up(rows, width_);
     std::vector<T> shifts(padded), negative(padded);
     for (int64_t row = first; row < last && lse != nullptr; ++row) {
       sums(row).set_shift(lse[problem.pairs.queries[row]]);
@@ -151,7 +151,7 @@ class PanelTile {
     const int64_t dimension = layer.query.dimension(), place = row - segment_.begin;
     const int64_t begin = place / kPanelRun * kPanelRun;
     const int64_t run = std::min(kPanelRun, segment_.rows() - begin);
-    const int64_t padded = (dimension + width_ - 1) / width_ * width_;
+    const int64_t padded = round_up(dimension, width_);
     T* to = packed + begin * padded + (place - begin) * width_;
     const T* query = layer.query.rows.row(row);
     for (int64_t d = 0; d < dimension; d += width_, to += run * width_) {

@@ -1,13 +1,13 @@
 // A pass over flat vectors on a CPU: threads over chunks, vector code inside.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "flat_pass_chunk.h"
+#include "parallel.h"
 
 namespace mim4dd {
 
@@ -21,9 +21,9 @@ struct CpuRunner {
   template <typename Pass>
   void operator()(const Pass& pass, int64_t rows, int64_t numel, const torch::stable::Tensor&)
       const {
-    const int64_t chunks = (numel + kChunk - 1) / kChunk;
+    const int64_t chunks = divide_up(numel, kChunk);
     std::vector<double> sums(Pass::kSums * rows * chunks);
-    torch::stable::parallel_for(0, rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(rows * chunks, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t row = chunk / chunks, start = row * numel + chunk % chunks * kChunk;
         const int64_t stop = std::min(start + kChunk, (row + 1) * numel);

@@ -39,7 +39,7 @@ template <typename T>
 class Arrays {
  public:
   Arrays(int64_t channels, int64_t count)
-      : stride_((channels + 15) / 16 * 16), values_(stride_ * count, T(0)) {}
+      : stride_(round_up(channels, 16)), values_(stride_ * count, T(0)) {}
   T* operator[](int64_t i) { return values_.data() + i * stride_; }
 
  private:
@@ -129,17 +129,17 @@ void for_each_block(const PoolShape& shape, const Body& body) {
   const int64_t channels = shape.group_channels();
   const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(T)));
   const int64_t group_bytes = shape.group_size() * static_cast<int64_t>(sizeof(T));
-  const int64_t line_groups = (least + channels - 1) / channels;
+  const int64_t line_groups = divide_up(least, channels);
   int64_t groups = std::max(line_groups, kBlockBytes / group_bytes / line_groups * line_groups);
   // Samples alone may be too few for all threads.
   const int64_t threads = num_threads();
-  const int64_t blocks = std::max<int64_t>(1, (2 * threads + shape.batch - 1) / shape.batch);
+  const int64_t blocks = std::max<int64_t>(1, divide_up(2 * threads, shape.batch));
   if (threads > 1 && shape.batch % threads != 0) {
-    const int64_t share = (shape.groups + blocks - 1) / blocks;
-    groups = std::min(groups, (share + line_groups - 1) / line_groups * line_groups);
+    const int64_t share = divide_up(shape.groups, blocks);
+    groups = std::min(groups, round_up(share, line_groups));
   }
   groups = std::min(groups, shape.groups);
-  const int64_t per_sample = (shape.groups + groups - 1) / groups;
+  const int64_t per_sample = divide_up(shape.groups, groups);
   parallel_for(shape.batch * per_sample, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % per_sample * groups;

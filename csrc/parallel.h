@@ -18,12 +18,22 @@ void parallel_for(
     void (*body)(const void* context, int64_t begin, int64_t end),
     const void* context);
 
+// task(context, worker, i) for every i in [0, count), the next one always by the worker that is
+// free, of as many as there are workers or tasks.
+void run_tasks(
+    int64_t workers,
+    int64_t count,
+    void (*task)(const void* context, int64_t worker, int64_t i),
+    const void* context);
+
 // Aligned to a line of the cache.
 void* allocate(size_t bytes);
 void release(void* memory);
 
+// The same for anything that can be called; each instruction set has its own (isa.h).
 #if defined(MIM4DD_ISA)
 namespace MIM4DD_ISA {
+#endif
 
 template <typename Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
@@ -33,6 +43,16 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
         (*static_cast<const Body*>(context))(begin, end);
       },
       &body);
+}
+
+template <typename Task>
+void run_tasks(int64_t workers, int64_t count, const Task& task) {
+  mim4dd::run_tasks(
+      workers, count,
+      [](const void* context, int64_t worker, int64_t i) {
+        (*static_cast<const Task*>(context))(worker, i);
+      },
+      &task);
 }
 
 // Numbers for as long as this lives.
@@ -54,6 +74,7 @@ class Workspace {
   T* data_;
 };
 
+#if defined(MIM4DD_ISA)
 }  // namespace MIM4DD_ISA
 #endif
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "parallel.h"
 #include "scatter_add_row.h"
 
 namespace mim4dd {
@@ -31,7 +32,7 @@ struct ByColumns {
           " rows of out, got ", rows[b]);
     }
     const int64_t grain = std::max(kMinColumns, kGrain / batch);
-    torch::stable::parallel_for(0, width, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(width, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = 0; b < batch; ++b) {
         kernels<AddRow<T>>().run(
             out + rows[b] * width + begin, source + b * width + begin, end - begin, scale);

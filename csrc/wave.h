@@ -5,18 +5,17 @@
 // to what another one writes, so that results do not depend on which thread did what.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
+#include "arithmetic.h"
 #include "gemm.h"
+#include "parallel.h"
 
 namespace mim4dd {
 
@@ -65,9 +64,7 @@ struct Sizes {
 };
 
 inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t row_bytes) {
-  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const auto round_up = [&](int64_t a, int64_t b) { return divide_up(a, b) * b; };
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t all_rows = round_up(rows, kRowsTogether) * layers;
   Sizes sizes{threads, kTileRows, kTileColumns, 0};
   if (threads > 1) {
@@ -82,17 +79,6 @@ inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t
       all_rows,
       round_up(std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes), kRowsTogether));
   return sizes;
-}
-
-// Run task(0) … task(count − 1), the next one always by the thread that is free.
-template <typename Task>
-void run_tasks(int64_t threads, int64_t count, const Task& task) {
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t i = next++; i < count; i = next++) task(i);
-    }
-  });
 }
 
 // row_task(segment, first row, last row) for all rows of all layers, wave by wave; after each wave
@@ -130,15 +116,15 @@ void run_waves(
         column_tasks.push_back(
             {segments.size() - 1, left, std::min(columns, left + sizes.tile_columns)});
       }
-      used += (end - row + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+      used += round_up(end - row, kRowsTogether);
       row = end < rows ? end : 0;
       if (row == 0) ++layer;
     }
-    run_tasks(sizes.threads, static_cast<int64_t>(row_tasks.size()), [&](int64_t i) {
+    run_tasks(sizes.threads, static_cast<int64_t>(row_tasks.size()), [&](int64_t, int64_t i) {
       const Task& task = row_tasks[i];
       row_task(segments[task.segment], task.begin, task.end, sizes.tile_columns);
     });
-    run_tasks(sizes.threads, static_cast<int64_t>(column_tasks.size()), [&](int64_t i) {
+    run_tasks(sizes.threads, static_cast<int64_t>(column_tasks.size()), [&](int64_t, int64_t i) {
       const Task& task = column_tasks[i];
       column_task(segments[task.segment], task.begin, task.end);
     });
