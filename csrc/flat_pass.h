@@ -31,7 +31,7 @@ struct FlatPass {
   static constexpr int kOutputSlots = outputs > 0 ? outputs : 1, kSumSlots = sums > 0 ? sums : 1;
 
   const T* in[inputs];
-  T* out[kOutputSlots];
+  T* out[kOutputSlots] = {};  // also where none is written: a pass is copied
 
   MIM4DD_HOST_DEVICE void finish(int64_t, const double*) const {}
 };

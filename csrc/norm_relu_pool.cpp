@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -35,11 +36,13 @@ bool is_channels_last(const Tensor& input) {
 
 PoolShape shape_of(const Tensor& input, int64_t groups, int64_t pool) {
   STD_TORCH_CHECK(input.dim() == 4, "norm_relu_pool: input must be 4-d, got ", input.dim(), "-d");
-  const PoolShape shape{input.size(0), input.size(1), input.size(2), input.size(3), groups, pool};
+  PoolShape shape{input.size(0), input.size(1), input.size(2), input.size(3), groups, pool};
   STD_TORCH_CHECK(
       groups > 0 && shape.channels % groups == 0, "norm_relu_pool: num_groups must divide ",
       shape.channels, " channels, got ", groups);
   STD_TORCH_CHECK(pool > 0, "norm_relu_pool: pool must be positive, got ", pool);
+  // A window that fits nowhere is like the smallest of its kind, whose area does not overflow.
+  shape.pool = std::min(pool, std::max(shape.height, shape.width) + 1);
   return shape;
 }
 

@@ -475,6 +475,16 @@ def test_the_bare_op_reads_nothing_out_of_bounds(device):
         OPS.norm_relu_pool_bwd_bwd(along.double(), None, None, *rest)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("pool", [5, 2**31, 2**62])
+def test_the_bare_op_with_a_window_that_fits_nowhere(pool, layout, device):
+    inputs, *_ = make(Case(2, 4, 4, 4, 2, 1), torch.float32, device, layout)
+    out, mean, rstd = OPS.norm_relu_pool(*inputs, 2, pool, 1e-5)
+    assert out.shape == (2, 4, 0, 0)
+    for gradient in OPS.norm_relu_pool_bwd(out, *inputs, mean, rstd, 2, pool, *(True,) * 3):
+        assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
