@@ -27,7 +27,7 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study test lint bench bench-contrastive bench-unroll bench-peers \
+.PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll bench-peers \
 	wheel sdist wheel-check aarch64-check gpu clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
@@ -104,6 +104,10 @@ study: $(INSTALLED)
 test: $(VENV)/.tested
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 \
 		--dist=worksteal $(TESTS)
+
+# Broken kernels, and whether the op tests notice: hours; MUTANTS="--files 'csrc/wave*' --limit 20".
+mutation: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

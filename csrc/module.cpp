@@ -7,6 +7,7 @@
 #include <string>
 
 #include "isa.h"
+#include "tile_sizes.h"
 
 namespace {
 
@@ -20,6 +21,30 @@ std::string names_of_runnable() {
   return names;
 }
 
+// set_tile_sizes(rows, columns, wave_bytes) -> the ones before.
+PyObject* set_tile_sizes(PyObject*, PyObject* arguments) {
+  long long rows, columns, wave_bytes;
+  if (!PyArg_ParseTuple(arguments, "LLL", &rows, &columns, &wave_bytes)) return nullptr;
+  if (rows <= 0 || rows % mim4dd::kRowsTogether != 0 || columns <= 0 || wave_bytes < 0) {
+    return PyErr_Format(
+        PyExc_ValueError,
+        "rows must be a positive multiple of %d, columns positive and wave_bytes not negative, "
+        "got %lld, %lld and %lld",
+        static_cast<int>(mim4dd::kRowsTogether), rows, columns, wave_bytes);
+  }
+  mim4dd::TileSizes& sizes = mim4dd::tile_sizes;
+  return Py_BuildValue(
+      "(LLL)", static_cast<long long>(sizes.rows.exchange(rows)),
+      static_cast<long long>(sizes.columns.exchange(columns)),
+      static_cast<long long>(sizes.wave_bytes.exchange(wave_bytes)));
+}
+
+PyMethodDef methods[] = {
+    {"set_tile_sizes", set_tile_sizes, METH_VARARGS,
+     "set_tile_sizes(rows, columns, wave_bytes): for tests, of all passes over logits that begin "
+     "after it; returns the sizes before."},
+    {nullptr, nullptr, 0, nullptr}};
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
@@ -32,7 +57,7 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
         runnable.c_str(), wanted);
   }
   static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* const module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
   // The instruction set that the kernels run on, and those that they could.

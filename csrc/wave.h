@@ -16,17 +16,11 @@
 #include "arithmetic.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "tile_sizes.h"
 
 namespace mim4dd {
 
-// A product packs its right side, a library both sides, at a cost that falls with the size of the
-// other one; a block of rows by columns in float32 is half of a second cache.
-constexpr int64_t kTileRows = 256;
-// Rows that a tile and a segment are multiples of, in memory: panels of rows fill them.
-constexpr int64_t kRowsTogether = 16;
-constexpr int64_t kTileColumns = 512;
-// What a wave holds where a tile per thread is less, and where it is more: then tiles shrink.
-constexpr int64_t kWaveBytes = int64_t{4} << 20;
+// What a wave holds where a tile per thread is more: then tiles shrink.
 constexpr int64_t kWorkspaceBytes = int64_t{96} << 20;
 
 // Rows [begin, end) of one layer, and for each `planes` matrices of (rows, columns) in column
@@ -66,7 +60,7 @@ struct Sizes {
 inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t row_bytes) {
   const int64_t threads = num_threads();
   const int64_t all_rows = round_up(rows, kRowsTogether) * layers;
-  Sizes sizes{threads, kTileRows, kTileColumns, 0};
+  Sizes sizes{threads, tile_sizes.rows, tile_sizes.columns, 0};
   if (threads > 1) {
     // Small problems: several tiles per thread, so that threads finish together.
     sizes.tile_rows =
@@ -77,7 +71,8 @@ inline Sizes choose_sizes(int64_t rows, int64_t columns, int64_t layers, int64_t
   sizes.tile_rows = std::min(sizes.tile_rows, std::max(kRowsTogether, most));
   sizes.wave_rows = std::min(
       all_rows,
-      round_up(std::max(threads * sizes.tile_rows, kWaveBytes / row_bytes), kRowsTogether));
+      round_up(
+          std::max(threads * sizes.tile_rows, tile_sizes.wave_bytes / row_bytes), kRowsTogether));
   return sizes;
 }
 

@@ -33,6 +33,19 @@ def kernel_device():
     return "cpu"
 
 
+# Rows, columns, and bytes of a wave: one tile in each, and several.
+@pytest.fixture(params=[(16, 24, 0), (16, 40, 2**14)], ids=["waves", "tiles"])
+def small_tiles(request):
+    """The CPU's passes over logits in small sizes: 40 queries are several tiles and waves."""
+    from mim4dd import _C
+
+    threads, sizes = torch.get_num_threads(), _C.set_tile_sizes(*request.param)
+    torch.set_num_threads(1)  # a wave has a tile for each
+    yield
+    torch.set_num_threads(threads)
+    _C.set_tile_sizes(*sizes)
+
+
 @pytest.fixture
 def narrow(monkeypatch):
     """Networks with the layers of the real ones, of a few thousand parameters."""
