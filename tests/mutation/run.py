@@ -78,7 +78,8 @@ def run(command: list[str], folder: Path, seed: int, seconds: float) -> tuple[in
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=limit_memory,
     )  # fmt: skip
     try:
-        return process.returncode, process.communicate(timeout=seconds)[0] or ""
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
     except subprocess.TimeoutExpired:
         return None, ""
     finally:  # on an interrupt too; its children go with it
