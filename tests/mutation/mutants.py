@@ -57,7 +57,7 @@ HIDDEN = re.compile(
 )
 CHECKS = re.compile(r"\b(?:static_assert|STD_TORCH_CHECK|TORCH_ERROR_CODE_CHECK|\w+\.reserve)\(")
 SWAP = re.compile(r"(?<= )(?:[<>=!]=|[-+*]=|&&|\|\||[-+*/<>])(?= )")
-CONSTANT = re.compile(r"(?<![\w.])(?:0|1|true|false)(?![\w.])")
+CONSTANT = re.compile(r"(?<![\w.])(?<!> )(?:0|1|true|false)(?![\w.])")
 TERM = re.compile(
     r" [-+*/] (?:[A-Za-z_][\w.:]*(?:->\w+)*|\d[\w.]*)(?:\([^()]*\)|\[[^\[\]]*\])*(?=\s*[;,)\]])"
 )

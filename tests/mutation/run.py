@@ -4,9 +4,10 @@
 
 Mutants are drawn by the seed and tried in a copy of the tree under ``build/mutation``. Each becomes
 a line of ``results.jsonl`` there: killed, survived, timeout, does not compile, or equivalent where
-the compiler made the same program. Tried again, the script goes on where it was stopped; a mutant
-of a file that has changed is a new one. Two runs at once need a ``--folder`` each. ``--report``
-prints what the lines say. `tests.txt` names the tests of each source.
+the compiler made the same program. Started again, the script goes on where it was stopped; a mutant
+of a file that has changed is a new one, and ``--again`` tries those that survived once more. Two
+runs at once need a ``--folder`` each. ``--report`` prints what the lines say. `tests.txt` names the
+tests of each source.
 """
 
 import argparse
@@ -146,9 +147,8 @@ class Trial:
 def drawn(patterns: list[str], seed: int, limit: int) -> list[tuple[Mutant, str]]:
     """So many mutants and the text of their file, by file: one compilation serves the next."""
     every = []
-    for path in sorted(
-        p for room in ("csrc", "kernels", "mim4dd/ops") for p in ROOT.rglob(f"{room}/*")
-    ):
+    rooms = ("csrc", "kernels", "mim4dd/ops")
+    for path in sorted(path for room in rooms for path in (ROOT / room).iterdir()):
         file = path.relative_to(ROOT).as_posix()
         fits = any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
         if fits and path.suffix in (".h", ".inl", ".cpp", ".py") and tests_of(file):
@@ -158,9 +158,19 @@ def drawn(patterns: list[str], seed: int, limit: int) -> list[tuple[Mutant, str]
     return sorted(every[:limit])
 
 
+def results_in(path: Path) -> list[dict[str, str]]:
+    """The last line of each mutant, without one that was being written when a run was killed."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return list({line["key"]: line for line in lines}.values())
+
+
 def report(path: Path) -> None:
     """Killed and hung mutants among those that changed the program, by folder; and who survived."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = results_in(path)
     for folder in sorted({line["file"].rpartition("/")[0] for line in lines}):
         found = Counter(x["outcome"] for x in lines if x["file"].rpartition("/")[0] == folder)
         caught = found["killed"] + found["timeout"]
@@ -179,6 +189,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of the tests")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation")
+    parser.add_argument("--again", action="store_true", help="try survivors once more")
     parser.add_argument("--report", action="store_true", help="print the results so far")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -186,9 +197,8 @@ def main() -> None:
     if arguments.report:
         return report(results)
     folder.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if results.exists():
-        done = {json.loads(line)["key"] for line in results.read_text().splitlines()}
+    lines = results_in(results)
+    done = {x["key"] for x in lines if not (arguments.again and x["outcome"] == "survived")}
     trial = Trial(folder / "tree", arguments.seed)
     for mutant, text in drawn(arguments.files, arguments.seed, arguments.limit):
         described = mutant.described(text)
