@@ -1,5 +1,7 @@
 """Random inputs of the contrastive op for every critic, and all derivatives to compare."""
 
+import copy
+
 import torch
 
 from mim4dd import reference
@@ -35,10 +37,27 @@ class Problem:
         self.bias = None
         if critic.kind == Kind.NCE and by_index:
             self.bias = torch.tensor(-0.7, **new, requires_grad=True)
-        shared = [self.logit_scale, *([] if self.bias is None else [self.bias])]
-        self.inputs = [*self.query, *self.key, *shared]
         self.upstream = [torch.randn(len(sizes), n, **new).requires_grad_() for _ in range(2)]
         self.tangents = [torch.randn_like(tensor) for tensor in self.inputs]
+
+    def to(self, dtype):
+        """The same problem of rounded numbers."""
+
+        def rounded(tensors):
+            return [each.detach().to(dtype).requires_grad_() for each in tensors]
+
+        other = copy.copy(self)
+        other.query, other.key, other.upstream, other.tangents = map(
+            rounded, (self.query, self.key, self.upstream, self.tangents)
+        )
+        (other.logit_scale,) = rounded([self.logit_scale])
+        other.bias = None if self.bias is None else rounded([self.bias])[0]
+        return other
+
+    @property
+    def inputs(self):
+        shared = [self.logit_scale, *([] if self.bias is None else [self.bias])]
+        return [*self.query, *self.key, *shared]
 
     @property
     def shared(self):
