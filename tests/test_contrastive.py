@@ -282,6 +282,16 @@ def test_negatives_that_outweigh_the_positives_by_more_than_a_float_holds(device
         torch.testing.assert_close(actual, exact.float(), rtol=1e-3, atol=1e-6)
 
 
+def test_hardness_counts_in_what_needs_no_shift(device):
+    """Logits of 36 that it raises to 108, of which float32 has no exponential."""
+    key_labels = torch.tensor([0, 1, 1], device=device)
+    rows = torch.full((1, 1), 72.0, device=device), torch.ones(3, 1, device=device)
+    scale = torch.tensor(0.5, device=device)
+    pairs = key_labels[:1], key_labels, None, scale, None, Critic(hardness=1.0)
+    loss = contrastive([rows[0]], [rows[1]], *pairs, uniform=False).loss
+    torch.testing.assert_close(loss[0, 0].item(), 72 + math.log(2), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype, normalize, device):
