@@ -4,8 +4,7 @@ import pytest
 import torch
 from contrastive_problem import CRITICS, Problem
 
-from mim4dd.ops._reduction import Reduce
-from mim4dd.reference import Kind
+from mim4dd.reference import Kind, Reduce
 
 OPS = torch.ops.mim4dd
 LENGTHS = {"query": 2, "key": 2, "logit_scale": 1, "bias": 1}  # of two layers
