@@ -162,3 +162,28 @@ def test_no_worker_outlives_its_parent(number, tmp_path):
     _, err = process.communicate(timeout=300)
     assert err.count("Traceback") == (1 if number == signal.SIGINT else 0)  # the parent's own
     wait_until(lambda: not alive(worker))
+
+
+def test_workers_run_the_package_that_their_parent_runs(tmp_path):
+    """Not the one in the working directory, where the workers' server looks first."""
+    (tmp_path / "checkout" / "mim4dd").mkdir(parents=True)
+    (tmp_path / "checkout" / "mim4dd" / "__init__.py").write_text("stands_here = True\n")
+    script = tmp_path / "installed.py"
+    script.write_text(
+        "import mim4dd\n"
+        "from mim4dd.distill.processes import run_parallel, start_worker_server\n\n"
+        "def package(worker):\n"
+        "    return lambda task: mim4dd.__file__\n\n"
+        "if __name__ == '__main__':\n"
+        "    start_worker_server()\n"
+        "    for _, path in run_parallel(package, [0, 1], workers=2):\n"
+        "        assert path == mim4dd.__file__, path\n"
+    )
+    roots = os.pathsep.join(sys.path)
+    subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path / "checkout",
+        env={**os.environ, "PYTHONPATH": roots},
+        check=True,
+        timeout=300,
+    )

@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.machinery import PathFinder
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -165,8 +167,28 @@ def _interrupts_wait() -> Iterator[None]:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload([] if _is_shadowed_here() else _PRELOADED)
     return context
+
+
+def _is_shadowed_here() -> bool:
+    """Whether the working directory holds another module by the name of an imported one.
+
+    The server looks there first, as ``python -c`` does, whatever this process's path. Workers take
+    over the path, but what the server has imported is there to stay: in a checkout beside an
+    installed wheel it would be the checkout's package, which has no kernels.
+    """
+    here = [os.getcwd()]
+    for name, module in list(sys.modules.items()):
+        origin = getattr(getattr(module, "__spec__", None), "origin", None)
+        if "." in name or origin is None:
+            continue
+        found = PathFinder.find_spec(name, here)
+        if found is None or found.origin is None:  # nothing, or a folder without a module
+            continue
+        if os.path.realpath(found.origin) != os.path.realpath(origin):
+            return True
+    return False
 
 
 def start_worker_server() -> None:
