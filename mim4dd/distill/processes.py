@@ -165,10 +165,27 @@ def _interrupts_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _context() -> ForkServerContext:
+def _server() -> ForkServerContext:
+    """What makes processes by a server that has imported what they need, once it is running."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([] if _is_shadowed_here() else _PRELOADED)
+    shadowed = _is_shadowed_here()
+    can_look_elsewhere = sys.version_info >= (3, 11)
+    context.set_forkserver_preload(_PRELOADED if can_look_elsewhere or not shadowed else [])
+    with _environment({"PYTHONSAFEPATH": "1"} if shadowed else {}):
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that what is started within has, unless they are set already."""
+    added = variables.keys() - os.environ.keys()
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _is_shadowed_here() -> bool:
@@ -201,8 +218,7 @@ def start_worker_server() -> None:
         >>> start_worker_server()
     """
     with _interrupts_wait():
-        _context()
-        forkserver.ensure_running()
+        _server()
 
 
 class _Worker:
@@ -211,7 +227,7 @@ class _Worker:
     def __init__(self, number: int, work: Callable[[int, Connection], None]) -> None:
         self.number, self.index = number, -1
         self.busy = False
-        context = _context()
+        context = _server()
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(number, theirs), daemon=True)
         try:
