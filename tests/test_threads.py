@@ -206,6 +206,32 @@ def test_by_default_small_work_is_spread_and_large_is_not(four):
     assert workers_at(config, data, 64, None) == 1
 
 
+def test_the_workers_server_starts_for_workers_alone(four, tmp_path, monkeypatch):
+    started = []
+    server = "mim4dd.distill.compare.start_worker_server"
+    monkeypatch.setattr(server, lambda: started.append(True))
+
+    def stop(config):
+        raise InterruptedError
+
+    monkeypatch.setattr(CompareConfig, "load_data", stop)  # what comes first of the work
+
+    def starts(out, workers):
+        started.clear()
+        with pytest.raises(InterruptedError):
+            compare(CompareConfig.resolve(**COMPARISON), tmp_path / out, workers=workers)
+        return bool(started)
+
+    assert starts("new", 2)
+    assert starts("new", None)
+    assert not starts("new", 1)
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "summary.json").write_text("{}")
+    assert not starts("done", 2)
+    torch.set_num_threads(3)  # of a user: all for one process
+    assert not starts("new", None)
+
+
 def command_of(**options):
     flags = (f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     return f"compare {' '.join(flags)} --workers 2 --out"

@@ -24,6 +24,7 @@ from mim4dd.distill.report import final_bound
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.show import draw_run
 from mim4dd.distill.storage import require_writable, write_json
+from mim4dd.distill.threads import threads_for
 
 __all__ = ["accuracy_table", "compare", "comparison_table"]
 
@@ -68,7 +69,7 @@ def _compare(
     config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    if (workers or process_threads()) > 1:
+    if (workers or _most_workers(config)) > 1 and not (out / "summary.json").exists():
         start_worker_server()
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
@@ -123,6 +124,11 @@ def _compare(
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _most_workers(config: CompareConfig) -> int:
+    """Those for the smallest work: how large it is, is known when the data is there."""
+    return process_threads() // threads_for(0) if config.device == "cpu" else 1
 
 
 class _Done(NamedTuple):
