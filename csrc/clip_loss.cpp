@@ -27,6 +27,19 @@ struct Direction {
   std::vector<T> negative;       // sum of exp(logit - shift) without that of the pair
 };
 
+// One direction, as the forward pass gives it to the backward: (N) each. The log-sum-exp is in two,
+// the shift and the sum of exp(logit - shift), since their sum has no digits for a large shift.
+template <typename T>
+struct Softmax {
+  T *loss, *shift, *sum;
+};
+
+// The same in the backward, with the upstream gradient of the loss.
+template <typename T>
+struct KnownSoftmax {
+  const T *loss, *shift, *sum, *grad_loss;
+};
+
 // The logit of a pair while its block is summed: exp gives 0, and no extreme changes.
 template <typename T>
 constexpr T kLeftOut = std::numeric_limits<T>::lowest();
@@ -48,9 +61,7 @@ class ClipPairs {
     bounded_ = query_->longest * key_->longest * std::abs(double(scale_)) <= kSafeLogit<T>;
   }
 
-  // Of both directions, each (N): the loss; the shift and the sum of exp(logit - shift), together
-  // the log-sum-exp, apart since their sum has no digits for a large shift.
-  void forward(T* query_loss, T* key_loss, T* query_shift, T* key_shift, T* query_sum, T* key_sum) {
+  void forward(const Softmax<T>& by_query, const Softmax<T>& by_key) {
     Direction<T> rows(n_), columns(n_);
     std::vector<T> pair(n_);
     run_waves<T>(
@@ -61,25 +72,17 @@ class ClipPairs {
         [&](const Segment<T>& segment, int64_t left, int64_t right) {
           sum_columns(segment, left, right, columns);
         });
-    finish(rows, pair, query_loss, query_shift, query_sum);
-    finish(columns, pair, key_loss, key_shift, key_sum);
+    finish(rows, pair, by_query);
+    finish(columns, pair, by_key);
   }
 
   // Gradients of query, key and logit_scale for any upstream gradient of both losses.
-  std::vector<Tensor> backward(
-      const T* query_loss,
-      const T* key_loss,
-      const T* query_shift,
-      const T* key_shift,
-      const T* query_sum,
-      const T* key_sum,
-      const T* grad_query_loss,
-      const T* grad_key_loss) {
+  std::vector<Tensor> backward(const KnownSoftmax<T>& by_query, const KnownSoftmax<T>& by_key) {
     const Tensor grad_query = empty_matrix<T>(n_, query_->dimension());
     const Tensor grad_key = empty_matrix<T>(n_, query_->dimension());
     const Matrix<T> of_query = as_matrix<T>(grad_query), of_key = as_matrix<T>(grad_key);
     std::vector<T> column_factors(n_), scale_terms(n_);
-    for (int64_t j = 0; j < n_; ++j) column_factors[j] = grad_key_loss[j] / key_sum[j];
+    for (int64_t j = 0; j < n_; ++j) column_factors[j] = by_key.grad_loss[j] / by_key.sum[j];
     run_waves<T>(
         n_, n_, {0}, 1,
         [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
@@ -89,18 +92,19 @@ class ClipPairs {
             const Matrix<T> block = form_logits(segment, first, last, left, right);
             for (int64_t row = first; row < last; ++row) {
               T* logits = block.row(row - first);
-              const T g = grad_query_loss[row], factor = g / query_sum[row];
+              const T g = by_query.grad_loss[row], factor = g / by_query.sum[row];
               const T* of_columns = column_factors.data() + left;
               if (bounded_) {
                 logit_rows<T>().bounded_symmetric_weights(logits, right - left, factor, of_columns);
               } else {
                 logit_rows<T>().symmetric_weights(
-                    logits, right - left, factor, query_shift[row], of_columns, key_shift + left);
+                    logits, right - left, factor, by_query.shift[row], of_columns,
+                    by_key.shift + left);
               }
               if (left <= row && row < right) {
                 // p - 1 is expm1 of minus the loss: at p = 1 the difference has no digits left.
-                logits[row - left] = g * std::expm1(-query_loss[row]) +
-                                     grad_key_loss[row] * std::expm1(-key_loss[row]);
+                logits[row - left] = g * std::expm1(-by_query.loss[row]) +
+                                     by_key.grad_loss[row] * std::expm1(-by_key.loss[row]);
               }
             }
             multiply(gradient, block, key_->rows.middle_rows(left, right), left > 0, scale_);
@@ -207,12 +211,8 @@ class ClipPairs {
     return std::isinf(highest) ? kLeftOut<T> : highest;
   }
 
-  void finish(
-      const Direction<T>& direction,
-      const std::vector<T>& pair,
-      T* loss,
-      T* shifts,
-      T* sums) const {
+  void finish(const Direction<T>& direction, const std::vector<T>& pair, const Softmax<T>& softmax)
+      const {
     for (int64_t i = 0; i < n_; ++i) {
       T shift = bounded_ ? T(0) : direction.shift[i], negative = direction.negative[i];
       if (pair[i] > shift && !bounded_) {
@@ -220,11 +220,13 @@ class ClipPairs {
         shift = pair[i];
       }
       const T positive = std::exp(pair[i] - shift), log_sum = std::log(negative + positive);
-      shifts[i] = shift;
-      sums[i] = negative + positive;
+      softmax.shift[i] = shift;
+      softmax.sum[i] = negative + positive;
       // Near p = 1 the logarithm of the sum has no digits left.
-      loss[i] = positive > negative ? std::log1p(negative / positive) : log_sum - (pair[i] - shift);
-      if (!std::isfinite(pair[i])) loss[i] = sums[i] = std::numeric_limits<T>::quiet_NaN();
+      softmax.loss[i] =
+          positive > negative ? std::log1p(negative / positive) : log_sum - (pair[i] - shift);
+      if (!std::isfinite(pair[i]))
+        softmax.loss[i] = softmax.sum[i] = std::numeric_limits<T>::quiet_NaN();
     }
   }
 
@@ -258,7 +260,7 @@ clip_loss_cpu(Tensor query, Tensor key, Tensor logit_scale, bool normalize) {
   MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "clip_loss", [&] {
     ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>(), normalize);
     const auto at = [&](int i) { return out[i].mutable_data_ptr<scalar_t>(); };
-    pairs.forward(at(0), at(1), at(2), at(3), at(4), at(5));
+    pairs.forward({at(0), at(2), at(4)}, {at(1), at(3), at(5)});
   });
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
@@ -288,7 +290,7 @@ std::tuple<Tensor, Tensor, Tensor> clip_loss_bwd_cpu(
     }
     const auto at = [&](int i) { return rows[i].const_data_ptr<scalar_t>(); };
     ClipPairs<scalar_t> pairs(query, key, *logit_scale.const_data_ptr<scalar_t>(), normalize);
-    result = pairs.backward(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+    result = pairs.backward({at(0), at(2), at(4), at(6)}, {at(1), at(3), at(5), at(7)});
   });
   return {result[0], result[1], result[2]};
 }

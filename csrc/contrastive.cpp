@@ -63,22 +63,22 @@ Contrast contrastive_cpu(
     bool normalize,
     int64_t reduction,
     std::vector<bool> gradients) {
-  const Critic critic = make_critic(kind, decoupled, hardness, normalize);
+  const Inputs inputs = checked(
+      {make_critic(kind, decoupled, hardness, normalize), query, key, labels, key_labels, excluded,
+       logit_scale, bias});
   const Reduction how = checked(reduction, Reduction::kSum, "reduction");
-  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
-  const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
+  const int64_t layers = inputs.layers(), n = inputs.queries();
   Contrast result;
-  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive", [&] {
+  MIM4DD_DISPATCH_FLOATING(inputs.wide(), "contrastive", [&] {
     // What is ignored keeps its 0.
     Tensor loss = zeros<scalar_t, 2>({layers, n}), lse = zeros<scalar_t, 2>({layers, n});
     Tensor positive_weight = zeros<scalar_t, 1>({n});
-    const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
+    const auto problem = make_problem<scalar_t>(inputs);
     auto* const losses = loss.mutable_data_ptr<scalar_t>();
     auto* const weights = positive_weight.mutable_data_ptr<scalar_t>();
     write_positive_weights(problem, weights);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
-    pass.run({nullptr, nullptr}, nullptr, {losses, lse.mutable_data_ptr<scalar_t>()});
+    pass.run({}, {losses, lse.mutable_data_ptr<scalar_t>()});
     const auto [reduced, count] = reduce(how, losses, weights, layers, n);
     result = {reduced, count, loss, lse, positive_weight, pass.gradients(false)};
   });
@@ -102,20 +102,15 @@ std::vector<Tensor> contrastive_bwd_cpu(
     Tensor grad_loss,
     std::optional<Tensor> grad_lse,
     std::vector<bool> gradients) {
-  const Critic critic = make_critic(kind, decoupled, hardness, normalize);
-  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
-  check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
+  const Inputs inputs = checked(
+      {make_critic(kind, decoupled, hardness, normalize), query, key, labels, key_labels, excluded,
+       logit_scale, bias});
   std::vector<Tensor> result;
-  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd", [&] {
-    const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
-    const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
-    const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
-    FirstOrder<scalar_t> pass(problem, labels.numel(), make_wanted(gradients));
-    pass.run(
-        {on_loss.const_data_ptr<scalar_t>(),
-         grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr},
-        known.const_data_ptr<scalar_t>(), {nullptr, nullptr});
+  MIM4DD_DISPATCH_FLOATING(inputs.wide(), "contrastive_bwd", [&] {
+    const UpstreamTensors<scalar_t> upstream(inputs, lse, grad_loss, grad_lse);
+    const auto problem = make_problem<scalar_t>(inputs);
+    FirstOrder<scalar_t> pass(problem, inputs.queries(), make_wanted(gradients));
+    pass.run(upstream.pointers(), {});
     result = pass.gradients(true);
   });
   return result;

@@ -6,45 +6,12 @@
 #include <vector>
 
 #include "contrastive_features.h"
+#include "contrastive_inputs.h"
 #include "contrastive_pairs.h"
 #include "dispatch.h"
 #include "wave.h"
 
 namespace mim4dd {
-
-// The numbers of mim4dd/reference/_contrastive.py and mim4dd/ops/_reduction.py.
-enum class Kind : int64_t { kOut = 0, kIn = 1, kNce = 2 };
-enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
-
-// An enumerator from the number that an op was given; the last is the largest.
-template <typename Enum>
-Enum checked(int64_t number, Enum last, const char* name) {
-  STD_TORCH_CHECK(
-      number >= 0 && number <= static_cast<int64_t>(last), "contrastive: ", name,
-      " must lie in [0, ", static_cast<int64_t>(last), "], got ", number);
-  return static_cast<Enum>(number);
-}
-
-struct Critic {
-  Kind kind;
-  bool decoupled;
-  double hardness;
-  bool normalize;
-};
-
-inline Critic make_critic(int64_t kind, bool decoupled, double hardness, bool normalize) {
-  return {checked(kind, Kind::kNce, "kind"), decoupled, hardness, normalize};
-}
-
-// Which gradients are wanted.
-struct Wanted {
-  bool query = false, key = false, logit_scale = false, bias = false;
-};
-
-inline Wanted make_wanted(const std::vector<bool>& flags) {
-  STD_TORCH_CHECK(flags.size() == 4, "contrastive: gradients must be 4 flags, got ", flags.size());
-  return {flags[0], flags[1], flags[2], flags[3]};
-}
 
 // One layer. Only keys may have factors left.
 template <typename T>
@@ -94,68 +61,9 @@ struct Problem {
   }
 };
 
-// What memory safety needs; the messages for users are in mim4dd/ops/.
-inline void check_inputs(
-    const std::vector<Tensor>& query,
-    const std::vector<Tensor>& key,
-    const Tensor& labels,
-    const std::optional<Tensor>& key_labels,
-    const std::optional<Tensor>& excluded,
-    const Tensor& logit_scale,
-    const std::optional<Tensor>& bias) {
-  using torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(
-      !query.empty() && query.size() == key.size(),
-      "contrastive: query and key must hold the same layers, got ", query.size(), " and ",
-      key.size());
-  const ScalarType dtype = query[0].scalar_type();
-  const ScalarType wide = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  for (size_t i = 0; i < query.size(); ++i) {
-    STD_TORCH_CHECK(
-        query[i].dim() == 2 && key[i].dim() == 2 && query[i].size(1) == key[i].size(1) &&
-            query[i].size(1) > 0 && query[i].size(0) == labels.numel() &&
-            key[i].size(0) == key[0].size(0),
-        "contrastive: layer ", i, " must hold query (N, D) and key (M, D)");
-    STD_TORCH_CHECK(
-        query[i].scalar_type() == dtype && key[i].scalar_type() == dtype,
-        "contrastive: all features must share a dtype");
-  }
-  STD_TORCH_CHECK(
-      logit_scale.numel() == 1 && logit_scale.scalar_type() == wide &&
-          (!bias || (bias->numel() == 1 && bias->scalar_type() == wide)),
-      "contrastive: logit_scale and bias must be single numbers, float32 or wider");
-  STD_TORCH_CHECK(
-      labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
-          (!key_labels || (key_labels->scalar_type() == ScalarType::Long &&
-                           key_labels->dim() == 1 && key_labels->numel() == key[0].size(0))),
-      "contrastive: labels must be (N,) and key_labels (M,), int64");
-  STD_TORCH_CHECK(
-      !excluded || (excluded->scalar_type() == ScalarType::Long && excluded->dim() == 2 &&
-                    excluded->size(0) == labels.numel()),
-      "contrastive: excluded must be (N, K), int64");
-}
-
-inline void check_upstream(
-    const std::vector<Tensor>& query,
-    const Tensor& labels,
-    const std::vector<Tensor>& upstream) {
-  for (const Tensor& tensor : upstream) {
-    STD_TORCH_CHECK(
-        tensor.numel() == static_cast<int64_t>(query.size()) * labels.numel(),
-        "contrastive: upstream gradients and lse must be (layers, N)");
-  }
-}
-
 template <typename T>
-Problem<T> make_problem(
-    const Critic& critic,
-    const std::vector<Tensor>& query,
-    const std::vector<Tensor>& key,
-    const Tensor& labels,
-    const std::optional<Tensor>& key_labels,
-    const std::optional<Tensor>& excluded,
-    const Tensor& logit_scale,
-    const std::optional<Tensor>& bias) {
+Problem<T> make_problem(const Inputs& inputs) {
+  const auto& [critic, query, key, labels, key_labels, excluded, logit_scale, bias] = inputs;
   const Tensor labels_c = torch::stable::contiguous(labels);
   const Tensor key_labels_c = key_labels ? torch::stable::contiguous(*key_labels) : labels_c;
   const Tensor excluded_c = excluded ? torch::stable::contiguous(*excluded) : labels_c;

@@ -10,15 +10,9 @@
 
 namespace mim4dd {
 
-// Upstream gradients by layer and query; loss null: 1 everywhere, lse null: 0.
-template <typename T>
-struct Upstream {
-  const T *loss, *lse;
-};
-
 template <typename T>
 struct Outputs {
-  T *loss, *lse;  // (L, N); null where only gradients are asked for
+  T *loss = nullptr, *lse = nullptr;  // (L, N); null where only gradients are asked for
 };
 
 template <typename T>
@@ -132,13 +126,13 @@ class FirstOrder {
     bias_terms_.resize(scale_terms_.size());
   }
 
-  void run(const Upstream<T>& upstream, const T* lse, const Outputs<T>& outputs) {
+  void run(const Upstream<T>& upstream, const Outputs<T>& outputs) {
     const bool any = !query_.empty() || !key_.empty() || wanted_.bias;
     if (problem_.pairs.rows() == 0 || problem_.pairs.columns() == 0) {
       run_empty(outputs);
       return;
     }
-    if (PanelTile<T>::serves(problem_, lse != nullptr)) {
+    if (PanelTile<T>::serves(problem_, upstream.lse != nullptr)) {
       for (const Layer<T>& layer : problem_.layers)
         packed_.emplace_back(layer.key, !query_.empty());
     }
@@ -147,7 +141,7 @@ class FirstOrder {
         problem_.pairs.rows(), problem_.pairs.columns(), problem_.order(), planes,
         [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
           const int64_t layer = segment.layer, offset = layer * num_queries_;
-          const T* const known = lse == nullptr ? nullptr : lse + offset;
+          const T* const known = upstream.lse == nullptr ? nullptr : upstream.lse + offset;
           if (!packed_.empty()) {
             PanelTile<T> tile(problem_, packed_[layer], segment, first, last);
             const Matrix<T> gradient = query_.empty() ? Matrix<T>{} : query_gradient(tile, layer);
@@ -222,8 +216,8 @@ class FirstOrder {
     weights.reserve(tile.last - tile.first);
     for (int64_t row = tile.first; row < tile.last; ++row) {
       const int64_t place = layer * num_queries_ + problem_.pairs.queries[row];
-      const T g = upstream.loss == nullptr ? T(1) : upstream.loss[place];
-      const T h = upstream.lse == nullptr ? T(0) : upstream.lse[place];
+      const T g = upstream.grad_loss == nullptr ? T(1) : upstream.grad_loss[place];
+      const T h = upstream.grad_lse == nullptr ? T(0) : upstream.grad_lse[place];
       weights.push_back(row_weights(problem_, tile.sums(row), row, g, h));
     }
     return weights;

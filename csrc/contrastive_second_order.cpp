@@ -25,18 +25,14 @@ class SecondOrder {
   SecondOrder(
       const Problem<T>& problem,
       const std::vector<Tangents<T>>& tangents,
-      const T* lse,
-      const T* grad_loss,
-      const T* grad_lse,
+      const Upstream<T>& upstream,
       T* grad_grad_loss,
       T* grad_grad_lse,
       int64_t num_queries,
       const Wanted& wanted)
       : problem_(problem),
         tangents_(tangents),
-        lse_(lse),
-        grad_loss_(grad_loss),
-        grad_lse_(grad_lse),
+        upstream_(upstream),
         grad_grad_loss_(grad_grad_loss),
         grad_grad_lse_(grad_grad_lse),
         num_queries_(num_queries),
@@ -62,7 +58,7 @@ class SecondOrder {
         problem_.pairs.rows(), problem_.pairs.columns(), problem_.order(), planes_,
         [&](const Segment<T>& segment, int64_t first, int64_t last, int64_t width) {
           Tile<T> tile(problem_, segment, first, last, width);
-          tile.exponentiate(lse_ + segment.layer * num_queries_);
+          tile.exponentiate(upstream_.lse + segment.layer * num_queries_);
           form_tangents(tile, tangents_[segment.layer]);
           for (int64_t row = first; row < last; ++row) weigh_row(tile, segment.layer, row);
           if (wanted_.query || wanted_.logit_scale) sum_query(tile, segment.layer);
@@ -119,8 +115,8 @@ class SecondOrder {
     const RowSums<T>& sums = tile.sums(row);
     const int64_t place = layer * num_queries_ + pairs.queries[row];
     const bool counts = problem_.counts(row);
-    const T g = counts ? grad_loss_[place] : T(0);
-    const T h = grad_lse_ == nullptr ? T(0) : grad_lse_[place];
+    const T g = counts ? upstream_.grad_loss[place] : T(0);
+    const T h = upstream_.grad_lse == nullptr ? T(0) : upstream_.grad_lse[place];
     for (const int64_t column : pairs.excluded_of(row)) {
       *tile.at(Tile<T>::kWeights, row, column) = 0;
       *tile.at(tangent_plane(), row, column) = 0;
@@ -293,7 +289,7 @@ class SecondOrder {
 
   const Problem<T>& problem_;
   const std::vector<Tangents<T>>& tangents_;
-  const T *lse_, *grad_loss_, *grad_lse_;
+  const Upstream<T> upstream_;
   T *grad_grad_loss_, *grad_grad_lse_;
   const int64_t num_queries_;
   const Wanted wanted_;
@@ -327,10 +323,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
     std::vector<bool> gradients) {
   STD_TORCH_CHECK(!normalize, "contrastive_bwd_bwd: rows must be given as they are compared");
   const Critic critic = make_critic(kind, decoupled, hardness, normalize);
-  check_inputs(query, key, labels, key_labels, excluded, logit_scale, bias);
-  check_inputs(tangent_query, tangent_key, labels, key_labels, excluded, logit_scale, bias);
-  check_upstream(query, labels, {lse, grad_loss, grad_lse.value_or(grad_loss)});
-  const int64_t layers = static_cast<int64_t>(query.size()), n = labels.numel();
+  const Inputs inputs =
+      checked({critic, query, key, labels, key_labels, excluded, logit_scale, bias});
+  checked({critic, tangent_query, tangent_key, labels, key_labels, excluded, logit_scale, bias});
+  const int64_t layers = inputs.layers(), n = inputs.queries();
   STD_TORCH_CHECK(
       tangent_query.size() == query.size() && tangent_logit_scale.numel() == layers &&
           tangent_bias.numel() == layers,
@@ -343,9 +339,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
   Tensor grad_grad_loss = torch::stable::new_zeros(logit_scale, {layers, n});
   Tensor grad_grad_lse = torch::stable::new_zeros(logit_scale, {layers, n});
   std::vector<Tensor> result;
-  MIM4DD_DISPATCH_FLOATING(logit_scale.scalar_type(), "contrastive_bwd_bwd", [&] {
-    const auto problem =
-        make_problem<scalar_t>(critic, query, key, labels, key_labels, excluded, logit_scale, bias);
+  MIM4DD_DISPATCH_FLOATING(inputs.wide(), "contrastive_bwd_bwd", [&] {
+    const UpstreamTensors<scalar_t> upstream(inputs, lse, grad_loss, grad_lse);
+    const auto problem = make_problem<scalar_t>(inputs);
     const Tensor on_scale = as_type<scalar_t>(tangent_logit_scale);
     const Tensor on_bias = as_type<scalar_t>(tangent_bias);
     std::vector<Tangents<scalar_t>> tangents;
@@ -355,13 +351,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
            make_features<scalar_t>(tangent_key[i], problem.pairs.keys, Normalize::kNot),
            on_scale.const_data_ptr<scalar_t>()[i], on_bias.const_data_ptr<scalar_t>()[i]});
     }
-    const Tensor known = as_type<scalar_t>(lse), on_loss = as_type<scalar_t>(grad_loss);
-    const Tensor on_lse = grad_lse ? as_type<scalar_t>(*grad_lse) : on_loss;
     SecondOrder<scalar_t> pass(
-        problem, tangents, known.const_data_ptr<scalar_t>(), on_loss.const_data_ptr<scalar_t>(),
-        grad_lse ? on_lse.const_data_ptr<scalar_t>() : nullptr,
-        grad_grad_loss.mutable_data_ptr<scalar_t>(), grad_grad_lse.mutable_data_ptr<scalar_t>(), n,
-        make_wanted(gradients));
+        problem, tangents, upstream.pointers(), grad_grad_loss.mutable_data_ptr<scalar_t>(),
+        grad_grad_lse.mutable_data_ptr<scalar_t>(), n, make_wanted(gradients));
     pass.run();
     result = pass.gradients();
   });
