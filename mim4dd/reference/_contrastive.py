@@ -69,7 +69,9 @@ def contrastive(
 
     with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision
         similarity = query @ key.T
-    logits = logit_scale * similarity
+    # No temperature gives such a scale, and its loss would be a finite number that means nothing.
+    sound = (logit_scale > 0) & logit_scale.isfinite()
+    logits = logit_scale.where(sound, math.nan) * similarity
     # exp(-inf) = 0 would hide an infinite key behind a finite loss.
     logits = logits.masked_fill(~logits.isfinite(), math.nan)
     # Constant: it moves the weights of the negatives, as if they occurred more often.
