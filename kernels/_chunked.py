@@ -16,15 +16,16 @@ from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
+    keeps_rest,
     load_excluded,
     load_gradient_side,
     load_key_labels,
     load_scales,
-    log_sum,
     logits_of,
     loss_of,
-    lowest,
+    no_sums,
     pair,
+    pull_of,
     weights_of,
 )
 from mim4dd.kernels._inputs import (
@@ -87,6 +88,45 @@ def load_pairs(
 
 
 @triton.jit
+def sum_row(
+    similarity_ptr,
+    key_labels_ptr,
+    key_norms_ptr,
+    excluded_ptr,
+    labels,
+    offs_n,
+    excluded,
+    M,
+    needed,
+    stride_excluded,
+    num_excluded,
+    query_norm,
+    scale,
+    raised,
+    bias,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    HARD: tl.constexpr,
+    EXCLUDES: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_KEY_LABELS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """What the loss of one query is made of, over all keys; of none unless it is ``needed``."""
+    sums = no_sums(1, KIND, bias.dtype)
+    last = tl.where(tl.max(needed.to(tl.int32), axis=0) > 0, M, 0)
+    for start in range(0, last, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+        _, _, logits, valid, positive = load_pairs(
+            similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels[:, None],
+            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
+            query_norm[:, None], scale, raised, HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS,
+        )  # fmt: skip
+        sums = add_tile(sums, logits, bias[:, None], valid, positive, KIND, DECOUPLED)
+    return sums
+
+
+@triton.jit
 def chunk_kernel(
     similarity_ptr,  # (C, M)
     weights_ptr,  # (C, M), may be the same
@@ -139,118 +179,47 @@ def chunk_kernel(
     scale, raised = load_scales(scale_ptr, raised_ptr)
     if FORWARD:
         weight = tl.load(weight_ptr + offs_n)
-        bias = weight
+        on_loss = tl.where(weight > 0, UPSTREAM, 0.0).to(dtype)
+        on_lse = tl.zeros((1,), dtype)
+        lse, bias = weight, weight
         if KIND == "nce":
             bias = tl.load(bias_ptr + offs_n * stride_bias)
+        needed = labels == labels
     else:
-        _, gain, pull, lse, positive_lse, bias = load_gradient_side(
-            labels_ptr,
-            weight_ptr,
-            lse_ptr,
-            lse_ptr,
-            bias_ptr,
-            grad_loss_ptr,
-            grad_lse_ptr,
-            offs_n,
-            offs_n < N,
-            stride_bias,
-            stride_loss,
-            stride_lse,
-            KIND,
-            HAS_GRAD_LSE,
-        )
+        _, on_loss, on_lse, weight, lse, bias = load_gradient_side(
+            labels_ptr, weight_ptr, lse_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr, offs_n,
+            offs_n < N, stride_bias, stride_loss, stride_lse, KIND, HAS_GRAD_LSE,
+        )  # fmt: skip
+        needed = keeps_rest(weight, KIND, DECOUPLED)
 
-    if FORWARD or KIND == "in":
-        maximum = tl.full((1,), lowest(dtype), dtype)
-        positive_maximum = maximum
-        total = tl.zeros((1,), dtype)
-        positive_total = total
-        for start in range(0, M, BLOCK_M):
-            offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-            _, _, logits, valid, positive = load_pairs(
-                similarity_ptr,
-                key_labels_ptr,
-                key_norms_ptr,
-                excluded_ptr,
-                labels[:, None],
-                offs_n[:, None],
-                excluded[:, None],
-                offs_m,
-                M,
-                stride_excluded,
-                num_excluded,
-                query_norm[:, None],
-                scale,
-                raised,
-                HARD,
-                EXCLUDES,
-                NORMALIZE,
-                HAS_KEY_LABELS,
-            )
-            maximum, total, positive_maximum, positive_total = add_tile(
-                logits,
-                bias[:, None],
-                valid,
-                positive,
-                maximum,
-                total,
-                positive_maximum,
-                positive_total,
-                KIND,
-                DECOUPLED,
-            )
-        if KIND == "in":
-            positive_lse = log_sum(positive_maximum, positive_total)
+    sums = sum_row(
+        similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels, offs_n, excluded, M,
+        needed, stride_excluded, num_excluded, query_norm, scale, raised, bias, KIND, DECOUPLED,
+        HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS, BLOCK_M,
+    )  # fmt: skip
+    loss, found_lse, positive_lse, rest = loss_of(sums, weight, KIND, DECOUPLED)
     if FORWARD:
-        loss, lse, _ = loss_of(maximum, total, positive_maximum, positive_total, weight, KIND)
         used = labels != IGNORE
         tl.store(loss_ptr + offs_n, tl.where(used, loss, 0.0))
-        tl.store(lse_ptr + offs_n, tl.where(used, lse, 0.0))
-        lse = log_sum(maximum, total)
-        gain = tl.where(weight > 0, UPSTREAM, 0.0).to(dtype)
-        pull = gain
-        if KIND == "out":
-            pull = weight * UPSTREAM
-        if KIND != "in":
-            positive_lse = lse
+        tl.store(lse_ptr + offs_n, tl.where(used, found_lse, 0.0))
+        lse = found_lse
 
     if WANT_WEIGHTS:
+        pull = pull_of(weight, rest, KIND, DECOUPLED)
         grad_scale = tl.zeros((1,), dtype)
         grad_bias = grad_scale
         for start in range(0, M, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
             similarity, norms, logits, valid, positive = load_pairs(
-                similarity_ptr,
-                key_labels_ptr,
-                key_norms_ptr,
-                excluded_ptr,
-                labels[:, None],
-                offs_n[:, None],
-                excluded[:, None],
-                offs_m,
-                M,
-                stride_excluded,
-                num_excluded,
-                query_norm[:, None],
-                scale,
-                raised,
-                HARD,
-                EXCLUDES,
-                NORMALIZE,
-                HAS_KEY_LABELS,
-            )
+                similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels[:, None],
+                offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
+                query_norm[:, None], scale, raised, HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS,
+            )  # fmt: skip
             weights = weights_of(
-                logits,
-                valid & (labels != IGNORE)[:, None],
-                positive,
-                gain[:, None],
-                pull[:, None],
-                lse[:, None],
-                positive_lse[:, None],
-                bias[:, None],
-                KIND,
-                DECOUPLED,
-            )
+                logits, valid & (labels != IGNORE)[:, None], positive, on_loss[:, None],
+                on_lse[:, None], pull[:, None], lse[:, None], positive_lse[:, None],
+                bias[:, None], KIND, DECOUPLED, HAS_GRAD_LSE,
+            )  # fmt: skip
             grad_scale += tl.sum(weights * similarity, axis=1)
             grad_bias += tl.sum(weights, axis=1)
             if NORMALIZE:

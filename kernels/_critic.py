@@ -105,35 +105,62 @@ def merge(maximum, total, part_maximum, part_total):
 
 
 @triton.jit
-def add_tile(
-    logits,
-    bias,
-    valid,
-    positive,
-    maximum,
-    total,
-    positive_maximum,
-    positive_total,
-    KIND: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-):
-    """Add a tile to what the loss of its rows is made of; see :func:`loss_of`."""
+def no_sums(BLOCK: tl.constexpr, KIND: tl.constexpr, dtype: tl.constexpr):
+    """What the losses of BLOCK rows are made of, of no key yet: four numbers of each.
+
+    The largest logit and the sum of exp(logit - largest) over the negatives; then of the positives.
+    "in" has a largest logit of their own and their exponentials below it. "out" has the sum of
+    their logits and their exponentials below the largest of all. "nce" takes the second number.
+    """
+    maximum = tl.full((BLOCK,), lowest(dtype), dtype)
+    zero = tl.zeros((BLOCK,), dtype)
+    return maximum, zero, maximum if KIND == "in" else zero, zero
+
+
+@triton.jit
+def add_tile(sums, logits, bias, valid, positive, KIND: tl.constexpr, DECOUPLED: tl.constexpr):
+    """Add a tile to the sums of its rows."""
+    maximum, negative, positive_logits, positive_total = sums
     if KIND == "nce":
         signed = tl.where(positive, -(logits + bias), logits + bias)
         small = tl.exp(-tl.abs(signed))
         # To the last digit, for many keys have a tiny share.
         softplus = log_of_one_plus(small) + tl.maximum(signed, 0.0)
-        total += tl.sum(tl.where(valid, softplus, 0.0), axis=1)
+        negative += tl.sum(tl.where(valid, softplus, 0.0), axis=1)
+    elif KIND == "in":
+        others = tl.where(valid & ~positive, logits, float("-inf"))
+        maximum, negative = add_exponentials(others, maximum, negative)
+        own = tl.where(positive, logits, float("-inf"))
+        positive_logits, positive_total = add_exponentials(own, positive_logits, positive_total)
     else:
         inside = (valid & ~positive) if DECOUPLED else valid
-        maximum, total = add_exponentials(tl.where(inside, logits, float("-inf")), maximum, total)
-        if KIND == "in":
-            positive_maximum, positive_total = add_exponentials(
-                tl.where(positive, logits, float("-inf")), positive_maximum, positive_total
-            )
-        else:
-            positive_total += tl.sum(tl.where(positive, logits, 0.0), axis=1)
-    return maximum, total, positive_maximum, positive_total
+        logits_inside = tl.where(inside, logits, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(logits_inside, axis=1))
+        exps = tl.exp(logits_inside - new_maximum[:, None])
+        before = tl.exp(maximum - new_maximum)
+        maximum = new_maximum
+        negative = negative * before + tl.sum(tl.where(positive, 0.0, exps), axis=1)
+        if not DECOUPLED:
+            exps = tl.where(positive, exps, 0.0)
+            positive_total = positive_total * before + tl.sum(exps, axis=1)
+        positive_logits += tl.sum(tl.where(positive, logits, 0.0), axis=1)
+    return maximum, negative, positive_logits, positive_total
+
+
+@triton.jit
+def merge_sums(sums, part, KIND: tl.constexpr):
+    """The sums of two parts of the keys together."""
+    maximum, negative, positive_logits, positive_total = sums
+    part_maximum, part_negative, part_logits, part_total = part
+    new_maximum, negative = merge(maximum, negative, part_maximum, part_negative)
+    if KIND == "in":
+        positive_logits, positive_total = merge(
+            positive_logits, positive_total, part_logits, part_total
+        )
+    else:
+        _, positive_total = merge(maximum, positive_total, part_maximum, part_total)
+        positive_logits += part_logits
+    return new_maximum, negative, positive_logits, positive_total
 
 
 @triton.jit
@@ -143,22 +170,49 @@ def log_sum(maximum, total):
 
 
 @triton.jit
-def loss_of(maximum, total, positive_maximum, positive_total, weight, KIND: tl.constexpr):
-    """Loss, log-sum-exp, and the log-sum-exp of the positives ("in")."""
-    positive_lse = positive_total
-    if KIND == "nce":
-        loss = total
-        lse = total * 0
+def keeps_rest(weight, KIND: tl.constexpr, DECOUPLED: tl.constexpr):
+    """Of which queries p - y is formed from the negatives: there all positives are as one key."""
+    if KIND == "in":
+        apart = weight > 0
+    elif KIND == "out" and not DECOUPLED:
+        apart = weight == 1
     else:
-        lse = log_sum(maximum, total)
-        if KIND == "in":
-            positive_lse = log_sum(positive_maximum, positive_total)
-            loss = lse - positive_lse - tl.log(weight)
-        else:
-            loss = lse - positive_total * weight
+        apart = weight < 0
+    return apart
+
+
+@triton.jit
+def loss_of(sums, weight, KIND: tl.constexpr, DECOUPLED: tl.constexpr):
+    """Loss and log-sum-exp; that of the positives ("in"), and the negatives' share of the sum."""
+    maximum, negative, positive_logits, positive = sums
     # Not plain 0, so that a NaN survives in a row that is left out.
-    loss = tl.where(weight > 0, loss, (total + positive_total) * 0)
-    return loss, lse, positive_lse
+    none = (negative + positive + positive_logits) * 0
+    shift, own, positive_lse = maximum, positive, none
+    if KIND == "in":
+        # Above all logits where there is no loss, so that y is 0.
+        positive_lse = tl.where(weight > 0, log_sum(positive_logits, positive), float("inf"))
+        if DECOUPLED:
+            own = none
+        else:
+            shift = tl.maximum(maximum, positive_logits)
+            negative *= tl.exp(maximum - shift)
+            own = positive * tl.exp(positive_logits - shift)
+    total = negative + own
+    lse = log_sum(shift, total)
+    if KIND == "nce":
+        loss, lse, rest = negative, none, none
+    else:
+        if KIND == "in":
+            loss = tl.log(total) - tl.log(positive) + (shift - positive_logits)
+        else:
+            loss = tl.log(total) + (shift - positive_logits * weight)
+        # Near p = 1 the logarithm of the sum has no digits left.
+        near = keeps_rest(weight, KIND, DECOUPLED) & (own > negative)
+        loss = tl.where(near, log_of_one_plus(negative / own), loss)
+        if KIND == "in":
+            loss -= tl.log(weight)
+        rest = tl.where(weight > 0, negative / total, 0.0)
+    return tl.where(weight > 0, loss, none), lse, positive_lse, rest
 
 
 @triton.jit
@@ -166,7 +220,6 @@ def load_gradient_side(
     labels_ptr,
     weight_ptr,
     lse_ptr,
-    positive_lse_ptr,
     bias_ptr,
     grad_loss_ptr,
     grad_lse_ptr,
@@ -178,29 +231,34 @@ def load_gradient_side(
     KIND: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr,
 ):
-    """What :func:`weights_of` takes of each query: labels, gain, pull, lse, positive lse, bias.
+    """Of each query: labels, upstream gradients of loss and lse, weight, lse and bias.
 
-    Of a query that takes no part, gain and pull are 0.
+    Of a query that takes no part, the gradients are 0.
     """
     labels = tl.load(labels_ptr + offs_n, mask=mask_n, other=IGNORE)
     mask = labels != IGNORE
     weight = tl.load(weight_ptr + offs_n, mask=mask, other=0.0)
-    pull = tl.load(grad_loss_ptr + offs_n * stride_loss, mask=mask & (weight > 0), other=0.0)
-    gain = pull
-    positive_lse = weight
+    on_loss = tl.load(grad_loss_ptr + offs_n * stride_loss, mask=mask & (weight > 0), other=0.0)
+    on_lse = tl.zeros_like(on_loss)
     bias = weight
     lse = weight
     if KIND == "nce":
         bias = tl.load(bias_ptr + offs_n * stride_bias, mask=mask, other=0.0)
     else:
         if HAS_GRAD_LSE:
-            gain += tl.load(grad_lse_ptr + offs_n * stride_lse, mask=mask, other=0.0)
+            on_lse = tl.load(grad_lse_ptr + offs_n * stride_lse, mask=mask, other=0.0)
         lse = tl.load(lse_ptr + offs_n, mask=mask, other=0.0)
-        if KIND == "in":
-            positive_lse = tl.load(positive_lse_ptr + offs_n, mask=mask, other=0.0)
-        else:
-            pull *= weight
-    return labels, gain, pull, lse, positive_lse, bias
+    return labels, on_loss, on_lse, weight, lse, bias
+
+
+@triton.jit
+def pull_of(weight, rest, KIND: tl.constexpr, DECOUPLED: tl.constexpr):
+    """What multiplies y, for :func:`weights_of`: 1/|P|, or minus the share of the negatives.
+
+    The sign tells where all positives are as one key: there p - y = -rest·y, for near p = 1 the
+    difference has no digits left. A flag of its own would take registers in every tile.
+    """
+    return tl.where(keeps_rest(weight, KIND, DECOUPLED), -rest, weight)
 
 
 @triton.jit
@@ -208,26 +266,37 @@ def weights_of(
     logits,
     valid,
     positive,
-    gain,
+    on_loss,
+    on_lse,
     pull,
     lse,
     positive_lse,
     bias,
     KIND: tl.constexpr,
     DECOUPLED: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
 ):
-    """Derivative of the losses by each logit: gain·p - pull·y, in full precision."""
+    """Derivative of the losses by each logit, W of docs/math.md, in full precision.
+
+    y is 1 here, or the softmax of the positives ("in").
+    """
+    gain = on_loss + on_lse
     if KIND == "nce":
         signed = tl.where(positive, -(logits + bias), logits + bias)
         small = tl.exp(-tl.abs(signed))
         weights = gain * tl.where(signed < 0, small, 1.0) / (1 + small)
         weights = tl.where(positive, -weights, weights)
     else:
-        weights = gain * tl.exp(logits - lse)
+        p = tl.exp(logits - lse)
+        weights = gain * p
+        attraction = on_loss * tl.abs(pull)
         if KIND == "in":
-            pull = pull * tl.exp(logits - positive_lse)
+            attraction = attraction * tl.exp(logits - positive_lse)
         if DECOUPLED:  # no p of a positive, but its NaN
-            weights = tl.where(positive, logits * 0 - pull, weights)
+            of_positive = logits * 0 - attraction
+        elif HAS_GRAD_LSE:
+            of_positive = tl.where(pull <= 0, on_lse, gain) * p - attraction
         else:
-            weights = tl.where(positive, weights - pull, weights)
+            of_positive = weights * tl.where(pull <= 0, 0.0, 1.0) - attraction
+        weights = tl.where(positive, of_positive, weights)
     return tl.where(valid, weights, 0.0)

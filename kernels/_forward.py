@@ -15,20 +15,21 @@ from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._critic import (
     IGNORE,
     add_tile,
+    keeps_rest,
     load_excluded,
     load_key_labels,
     load_scales,
     logits_of,
     loss_of,
-    lowest,
-    merge,
+    merge_sums,
+    no_sums,
     pair,
 )
 from mim4dd.kernels._dots import load_tile, multiply_rows
 from mim4dd.kernels._inputs import Layers, Queries, kind_of, options_of, split
 from mim4dd.kernels._rows import locate
 from mim4dd.kernels._tiles import entries
-from mim4dd.reference import Critic
+from mim4dd.reference import Critic, Kind
 
 
 @triton.jit
@@ -45,9 +46,9 @@ def forward_kernel(
     scale_ptr,  # ()
     raised_ptr,  # (): scale of the negatives
     bias_ptr,  # () or (N,)
-    loss_ptr,  # (L, N)
-    lse_ptr,  # (L, N)
-    positive_lse_ptr,  # (L, N)
+    loss_ptr,  # (L, N), or None: only what the gradients need of those queries that need it
+    lse_ptr,  # (L, N), or None
+    positives_ptr,  # (L, 2, N): log-sum-exp of the positives ("in"), share of the negatives
     partial_ptr,  # (splits, 4, L, N)
     N,
     M,
@@ -71,7 +72,7 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Losses of BLOCK_OWN queries of a layer against all keys, or their parts from a split."""
-    dtype: tl.constexpr = loss_ptr.dtype.element_ty
+    dtype: tl.constexpr = positives_ptr.dtype.element_ty
     layer, D, before, stride_q, stride_k, _ = locate(table_ptr, tl.program_id(1), DIVISOR)
     # 64-bit, because rows times stride passes 2**31 long before memory runs out.
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
@@ -90,12 +91,14 @@ def forward_kernel(
         query_norms = tl.load(query_norms_ptr + layer * N + offs_n, mask=mask_n, other=0.0)
 
     excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
-    maximum = tl.full((BLOCK_OWN,), lowest(dtype), dtype)
-    positive_maximum = maximum
-    total = tl.zeros((BLOCK_OWN,), dtype)
-    positive_total = total
+    sums = no_sums(BLOCK_OWN, KIND, dtype)
     first = tl.program_id(2) * per_split
-    for start in range(first, tl.minimum(first + per_split, M), BLOCK_STREAM):
+    last = tl.minimum(first + per_split, M)
+    if loss_ptr is None:
+        weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
+        needed = keeps_rest(weight, KIND, DECOUPLED).to(tl.int32)
+        last = tl.where(tl.max(needed, axis=0) > 0, last, first)
+    for start in range(first, last, BLOCK_STREAM):
         offs_m = start + tl.arange(0, BLOCK_STREAM).to(tl.int64)
         key_labels, mask_m = load_key_labels(key_labels_ptr, offs_m, offs_m < M, HAS_KEY_LABELS)
         if RESIDENT:
@@ -103,66 +106,56 @@ def forward_kernel(
             similarity = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=dtype)
         else:
             similarity = multiply_rows(
-                query_ptr,
-                offs_n,
-                mask_n,
-                stride_q,
-                key_ptr,
-                offs_m,
-                mask_m,
-                stride_k,
-                D,
-                BLOCK_OWN,
-                BLOCK_STREAM,
-                BLOCK_K,
-                PRECISION,
-                INTERPRETED,
-                dtype,
-            )
+                query_ptr, offs_n, mask_n, stride_q, key_ptr, offs_m, mask_m, stride_k, D,
+                BLOCK_OWN, BLOCK_STREAM, BLOCK_K, PRECISION, INTERPRETED, dtype,
+            )  # fmt: skip
         if NORMALIZE:
             key_norms = tl.load(key_norms_ptr + layer * M + offs_m, mask=mask_m, other=0.0)
             similarity = similarity * query_norms[:, None] * key_norms[None, :]
         valid, positive = pair(
-            labels[:, None],
-            offs_n[:, None],
-            excluded[:, None],
-            key_labels[None, :],
-            offs_m[None, :],
-            mask_m[None, :],
-            excluded_ptr,
-            stride_excluded,
-            num_excluded,
-            EXCLUDES,
-        )
-        maximum, total, positive_maximum, positive_total = add_tile(
-            logits_of(similarity, positive, scale, raised, HARD),
-            bias[:, None],
-            valid,
-            positive,
-            maximum,
-            total,
-            positive_maximum,
-            positive_total,
-            KIND,
-            DECOUPLED,
-        )
+            labels[:, None], offs_n[:, None], excluded[:, None], key_labels[None, :],
+            offs_m[None, :], mask_m[None, :], excluded_ptr, stride_excluded, num_excluded, EXCLUDES,
+        )  # fmt: skip
+        logits = logits_of(similarity, positive, scale, raised, HARD)
+        sums = add_tile(sums, logits, bias[:, None], valid, positive, KIND, DECOUPLED)
 
-    out = layer * N + offs_n
     if SPLIT:
         size = tl.num_programs(1).to(tl.int64) * N
+        out = layer * N + offs_n
         partial_ptr += tl.program_id(2) * 4 * size + out
-        tl.store(partial_ptr, maximum, mask=offs_n < N)
-        tl.store(partial_ptr + size, total, mask=offs_n < N)
-        tl.store(partial_ptr + 2 * size, positive_maximum, mask=offs_n < N)
-        tl.store(partial_ptr + 3 * size, positive_total, mask=offs_n < N)
+        for part in tl.static_range(4):
+            tl.store(partial_ptr + part * size, sums[part], mask=offs_n < N)
     else:
-        weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
-        loss, lse, positive_lse = loss_of(
-            maximum, total, positive_maximum, positive_total, weight, KIND
-        )
-        tl.store(loss_ptr + out, tl.where(mask_n, loss, 0.0), mask=offs_n < N)
-        tl.store(lse_ptr + out, tl.where(mask_n, lse, 0.0), mask=offs_n < N)
-        tl.store(positive_lse_ptr + out, positive_lse, mask=offs_n < N)
+        store_losses(
+            sums, loss_ptr, lse_ptr, positives_ptr, weight_ptr, layer, offs_n, offs_n < N, mask_n,
+            N, KIND, DECOUPLED,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_losses(
+    sums,
+    loss_ptr,
+    lse_ptr,
+    positives_ptr,
+    weight_ptr,
+    layer,
+    offs_n,
+    mask_n,
+    used,
+    N,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+):
+    """What the sums come to; of queries that take no part losses of 0."""
+    weight = tl.load(weight_ptr + offs_n, mask=used, other=0.0)
+    loss, lse, positive_lse, rest = loss_of(sums, weight, KIND, DECOUPLED)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + layer * N + offs_n, tl.where(used, loss, 0.0), mask=mask_n)
+        tl.store(lse_ptr + layer * N + offs_n, tl.where(used, lse, 0.0), mask=mask_n)
+    positives_ptr += layer * 2 * N + offs_n
+    tl.store(positives_ptr, positive_lse, mask=mask_n)
+    tl.store(positives_ptr + N, rest, mask=mask_n)
 
 
 @triton.jit
@@ -172,57 +165,75 @@ def combine_kernel(
     weight_ptr,  # (N,)
     loss_ptr,  # (L, N)
     lse_ptr,  # (L, N)
-    positive_lse_ptr,  # (L, N)
+    positives_ptr,  # (L, 2, N)
     N,
     splits,
     KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """What forward_kernel gives, from its parts."""
-    dtype: tl.constexpr = loss_ptr.dtype.element_ty
+    dtype: tl.constexpr = positives_ptr.dtype.element_ty
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    out = tl.program_id(1).to(tl.int64) * N + offs_n
+    layer = tl.program_id(1).to(tl.int64)
     size = tl.num_programs(1).to(tl.int64) * N
-    maximum = tl.full((BLOCK_N,), lowest(dtype), dtype)
-    positive_maximum = maximum
-    total = tl.zeros((BLOCK_N,), dtype)
-    positive_total = total
-    partial_ptr += out
+    sums = no_sums(BLOCK_N, KIND, dtype)
+    partial_ptr += layer * N + offs_n
     for _ in range(0, splits):
-        maximum, total = merge(
-            maximum,
-            total,
+        part = (
             tl.load(partial_ptr, mask=mask_n, other=0.0),
             tl.load(partial_ptr + size, mask=mask_n, other=0.0),
-        )
-        positive_maximum, positive_total = merge(
-            positive_maximum,
-            positive_total,
             tl.load(partial_ptr + 2 * size, mask=mask_n, other=0.0),
             tl.load(partial_ptr + 3 * size, mask=mask_n, other=0.0),
         )
+        sums = merge_sums(sums, part, KIND)
         partial_ptr += 4 * size
     used = tl.load(labels_ptr + offs_n, mask=mask_n, other=IGNORE) != IGNORE
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
-    loss, lse, positive_lse = loss_of(
-        maximum, total, positive_maximum, positive_total, weight, KIND
-    )
-    tl.store(loss_ptr + out, tl.where(used, loss, 0.0), mask=mask_n)
-    tl.store(lse_ptr + out, tl.where(used, lse, 0.0), mask=mask_n)
-    tl.store(positive_lse_ptr + out, positive_lse, mask=mask_n)
+    store_losses(
+        sums, loss_ptr, lse_ptr, positives_ptr, weight_ptr, layer, offs_n, mask_n, used, N, KIND,
+        DECOUPLED,
+    )  # fmt: skip
 
 
-def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Tensor, ...]:
-    """Launch: loss, lse and the positives' lse ("in" only), each (L, N)."""
+def fused_forward(
+    layers: Layers, queries: Queries, critic: Critic
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch: loss and lse, each (L, N), and what :func:`fused_positives` gives."""
+    loss, lse = queries.weight.new_empty(2, len(layers.sizes), layers.N)
+    positives = queries.weight.new_empty(len(layers.sizes), 2, layers.N)
+    _launch(layers, queries, critic, loss, lse, positives)
+    return loss, lse, positives
+
+
+def fused_positives(layers: Layers, queries: Queries, critic: Critic) -> Tensor | None:
+    """Launch: what gradients need beside the lse, (L, 2, N): see the kernel; None for nothing.
+
+    Programs whose queries need nothing, as where each has several positives ("out"), multiply
+    nothing.
+    """
+    if critic.kind == Kind.NCE or (critic.kind == Kind.OUT and critic.decoupled):
+        return None
+    positives = queries.weight.new_empty(len(layers.sizes), 2, layers.N)
+    _launch(layers, queries, critic, None, None, positives)
+    return positives
+
+
+def _launch(
+    layers: Layers,
+    queries: Queries,
+    critic: Critic,
+    loss: Tensor | None,
+    lse: Tensor | None,
+    positives: Tensor,
+) -> None:
     N, M, L = layers.N, layers.M, len(layers.sizes)
-    loss, lse, positive_lse = queries.weight.new_empty(3, L, N)
     options, blocks = layers.options("forward", queries.num_excluded > 1)
     table = layers.table(max(layers.sizes))
     row_tiles = triton.cdiv(N, blocks["BLOCK_OWN"])
-    splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], loss.device)
-    partial = loss.new_empty(splits, 4, L, N) if splits > 1 else None
-    with torch.cuda.device_of(loss):
+    splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], positives.device)
+    partial = positives.new_empty(splits, 4, L, N) if splits > 1 else None
+    with torch.cuda.device_of(positives):
         forward_kernel[(row_tiles, L, splits)](
             layers.query,
             layers.key,
@@ -238,7 +249,7 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
             queries.bias,
             loss,
             lse,
-            positive_lse,
+            positives,
             partial,
             N,
             M,
@@ -260,14 +271,14 @@ def fused_forward(layers: Layers, queries: Queries, critic: Critic) -> tuple[Ten
                 queries.weight,
                 loss,
                 lse,
-                positive_lse,
+                positives,
                 N,
                 splits,
                 KIND=kind_of(critic),
+                DECOUPLED=critic.decoupled,
                 BLOCK_N=128,
                 enable_fp_fusion=True,
             )
-    return loss, lse, positive_lse
 
 
 def compilations() -> Iterator[Compilation]:
@@ -302,5 +313,5 @@ def compilations() -> Iterator[Compilation]:
             name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
     for dtype in (torch.float32, torch.float64):
-        constants = {"KIND": "in", "BLOCK_N": 128, "enable_fp_fusion": True}
+        constants = {"KIND": "in", "DECOUPLED": False, "BLOCK_N": 128, "enable_fp_fusion": True}
         yield compilation("combine in", combine_kernel, dtype, (), constants)

@@ -20,14 +20,109 @@ from mim4dd.kernels._critic import (
     load_scales,
     logits_of,
     pair,
+    pull_of,
     weights_of,
 )
 from mim4dd.kernels._dots import load_tile, multiply_rows
-from mim4dd.kernels._forward import fused_forward
+from mim4dd.kernels._forward import fused_positives
 from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, options_of, split
 from mim4dd.kernels._rows import finish, locate
 from mim4dd.kernels._tiles import entries
-from mim4dd.reference import Critic, Kind
+from mim4dd.reference import Critic
+
+
+@triton.jit
+def load_queries(
+    labels_ptr,
+    weight_ptr,
+    lse_ptr,
+    positives_ptr,
+    bias_ptr,
+    grad_loss_ptr,
+    grad_lse_ptr,
+    excluded_ptr,
+    offs_n,
+    mask_n,
+    N,
+    stride_bias,
+    stride_loss,
+    stride_lse,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EXCLUDES: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
+):
+    """Labels and first excluded key of queries, and what :func:`weights_of` takes of each."""
+    labels, on_loss, on_lse, weight, lse, bias = load_gradient_side(
+        labels_ptr, weight_ptr, lse_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr, offs_n, mask_n,
+        stride_bias, stride_loss, stride_lse, KIND, HAS_GRAD_LSE,
+    )  # fmt: skip
+    rest, positive_lse = weight, weight
+    if KIND == "in":
+        positive_lse = tl.load(positives_ptr + offs_n, mask=labels != IGNORE, other=0.0)
+    if positives_ptr is not None:
+        rest = tl.load(positives_ptr + N + offs_n, mask=labels != IGNORE, other=0.0)
+    pull = pull_of(weight, rest, KIND, DECOUPLED)
+    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
+    return labels, excluded, (on_loss, on_lse, pull, lse, positive_lse, bias)
+
+
+@triton.jit
+def broadcast(values, BY_ROW: tl.constexpr):
+    """One value for each row of a tile, or for each column."""
+    return values[:, None] if BY_ROW else values[None, :]
+
+
+@triton.jit
+def tile_weights(
+    similarity,
+    labels,
+    offs_n,
+    excluded,
+    side,
+    key_labels,
+    offs_m,
+    mask_m,
+    excluded_ptr,
+    stride_excluded,
+    num_excluded,
+    scale,
+    raised,
+    OWN_QUERIES: tl.constexpr,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    EXCLUDES: tl.constexpr,
+    HARD: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
+):
+    """Derivative of the losses by each logit of a tile, whichever side owns its rows."""
+    on_loss, on_lse, pull, lse, positive_lse, bias = side
+    valid, positive = pair(
+        broadcast(labels, OWN_QUERIES),
+        broadcast(offs_n, OWN_QUERIES),
+        broadcast(excluded, OWN_QUERIES),
+        broadcast(key_labels, not OWN_QUERIES),
+        broadcast(offs_m, not OWN_QUERIES),
+        broadcast(mask_m, not OWN_QUERIES),
+        excluded_ptr,
+        stride_excluded,
+        num_excluded,
+        EXCLUDES,
+    )
+    return weights_of(
+        logits_of(similarity, positive, scale, raised, HARD),
+        valid,
+        positive,
+        broadcast(on_loss, OWN_QUERIES),
+        broadcast(on_lse, OWN_QUERIES),
+        broadcast(pull, OWN_QUERIES),
+        broadcast(lse, OWN_QUERIES),
+        broadcast(positive_lse, OWN_QUERIES),
+        broadcast(bias, OWN_QUERIES),
+        KIND,
+        DECOUPLED,
+        HAS_GRAD_LSE,
+    )
 
 
 @triton.jit
@@ -46,7 +141,7 @@ def gradient_kernel(
     factor_ptr,  # (): scale over what the upstream gradients were multiplied by
     bias_ptr,  # () or (N,)
     lse_ptr,  # (L, N)
-    positive_lse_ptr,  # (L, N)
+    positives_ptr,  # (L, 2, N): log-sum-exp of the positives ("in"), share of the negatives
     grad_loss_ptr,  # (L, N)
     grad_lse_ptr,  # (L, N)
     grad_ptr,  # (splits, layers of (N, D) or (M, D))
@@ -87,52 +182,37 @@ def gradient_kernel(
     """Gradient of BLOCK_OWN rows of a layer, in BLOCK_D columns, and their part of the scalars'."""
     dtype: tl.constexpr = lse_ptr.dtype.element_ty
     layer, D, before, stride_q, stride_k, start_d = locate(table_ptr, tl.program_id(1), DIVISOR)
-    query_ptr += before * N
-    key_ptr += before * M
     lse_ptr += layer * N
-    if KIND == "in":
-        positive_lse_ptr += layer * N
     grad_loss_ptr += layer * stride_loss_l
+    if positives_ptr is not None:
+        positives_ptr += layer * 2 * N
     if HAS_GRAD_LSE:
         grad_lse_ptr += layer * stride_lse_l
-    if NORMALIZE:
-        query_norms_ptr += layer * N
-        key_norms_ptr += layer * M
+    own_ptr, own_stride, num_own = query_ptr + before * N, stride_q, N
+    stream_ptr, stream_stride, num_stream = key_ptr + before * M, stride_k, M
+    own_norms_ptr, stream_norms_ptr = query_norms_ptr, key_norms_ptr
+    if not OWN_QUERIES:
+        own_ptr, own_stride, num_own, stream_ptr, stream_stride, num_stream = (
+            stream_ptr, stream_stride, num_stream, own_ptr, own_stride, num_own,
+        )  # fmt: skip
+        own_norms_ptr, stream_norms_ptr = key_norms_ptr, query_norms_ptr
     offs_own = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
     if OWN_QUERIES:
-        own_ptr, own_stride, num_own = query_ptr, stride_q, N
-        stream_ptr, stream_stride, num_stream = key_ptr, stride_k, M
-        labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
-            labels_ptr,
-            weight_ptr,
-            lse_ptr,
-            positive_lse_ptr,
-            bias_ptr,
-            grad_loss_ptr,
-            grad_lse_ptr,
-            offs_own,
-            offs_own < N,
-            stride_bias,
-            stride_loss_n,
-            stride_lse_n,
-            KIND,
-            HAS_GRAD_LSE,
-        )
+        labels, excluded, side = load_queries(
+            labels_ptr, weight_ptr, lse_ptr, positives_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr,
+            excluded_ptr, offs_own, offs_own < N, N, stride_bias, stride_loss_n,
+            stride_lse_n, KIND, DECOUPLED, EXCLUDES, HAS_GRAD_LSE,
+        )  # fmt: skip
         mask_own = labels != IGNORE
-        excluded = load_excluded(excluded_ptr, offs_own, EXCLUDES)
-        own_norms_ptr, stream_norms_ptr = query_norms_ptr, key_norms_ptr
     else:
-        own_ptr, own_stride, num_own = key_ptr, stride_k, M
-        stream_ptr, stream_stride, num_stream = query_ptr, stride_q, N
         key_labels, mask_own = load_key_labels(
             key_labels_ptr, offs_own, offs_own < M, HAS_KEY_LABELS
         )
-        own_norms_ptr, stream_norms_ptr = key_norms_ptr, query_norms_ptr
     offs_d = start_d + tl.arange(0, BLOCK_D)
     if RESIDENT:
         own = load_tile(own_ptr, offs_own, mask_own, own_stride, offs_d, D, INTERPRETED)
     if NORMALIZE:
-        own_norms = tl.load(own_norms_ptr + offs_own, mask=mask_own, other=0.0)
+        own_norms = tl.load(own_norms_ptr + layer * num_own + offs_own, mask=mask_own, other=0.0)
     scale, raised = load_scales(scale_ptr, raised_ptr)
 
     grad = tl.zeros((BLOCK_OWN, BLOCK_D), dtype)
@@ -145,25 +225,15 @@ def gradient_kernel(
             key_labels, mask_stream = load_key_labels(
                 key_labels_ptr, offs_stream, offs_stream < M, HAS_KEY_LABELS
             )
+            offs_n, offs_m, mask_m = offs_own, offs_stream, mask_stream
         else:
-            labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
-                labels_ptr,
-                weight_ptr,
-                lse_ptr,
-                positive_lse_ptr,
-                bias_ptr,
-                grad_loss_ptr,
-                grad_lse_ptr,
-                offs_stream,
-                offs_stream < N,
-                stride_bias,
-                stride_loss_n,
-                stride_lse_n,
-                KIND,
-                HAS_GRAD_LSE,
-            )
+            labels, excluded, side = load_queries(
+                labels_ptr, weight_ptr, lse_ptr, positives_ptr, bias_ptr, grad_loss_ptr,
+                grad_lse_ptr, excluded_ptr, offs_stream, offs_stream < N, N,
+                stride_bias, stride_loss_n, stride_lse_n, KIND, DECOUPLED, EXCLUDES, HAS_GRAD_LSE,
+            )  # fmt: skip
             mask_stream = labels != IGNORE
-            excluded = load_excluded(excluded_ptr, offs_stream, EXCLUDES)
+            offs_n, offs_m, mask_m = offs_stream, offs_own, mask_own
         stream = load_tile(
             stream_ptr, offs_stream, mask_stream, stream_stride, offs_d, D, INTERPRETED
         )
@@ -171,76 +241,19 @@ def gradient_kernel(
             similarity = tl.dot(own, tl.trans(stream), input_precision=PRECISION, out_dtype=dtype)
         else:
             similarity = multiply_rows(
-                own_ptr,
-                offs_own,
-                mask_own,
-                own_stride,
-                stream_ptr,
-                offs_stream,
-                mask_stream,
-                stream_stride,
-                D,
-                BLOCK_OWN,
-                BLOCK_STREAM,
-                BLOCK_K,
-                PRECISION,
-                INTERPRETED,
-                dtype,
-            )
+                own_ptr, offs_own, mask_own, own_stride, stream_ptr, offs_stream, mask_stream,
+                stream_stride, D, BLOCK_OWN, BLOCK_STREAM, BLOCK_K, PRECISION, INTERPRETED, dtype,
+            )  # fmt: skip
         if NORMALIZE:
-            stream_norms = tl.load(stream_norms_ptr + offs_stream, mask=mask_stream, other=0.0)
+            stream_norms_of = stream_norms_ptr + layer * num_stream + offs_stream
+            stream_norms = tl.load(stream_norms_of, mask=mask_stream, other=0.0)
             norms = own_norms[:, None] * stream_norms[None, :]
             similarity *= norms
-        if OWN_QUERIES:
-            valid, positive = pair(
-                labels[:, None],
-                offs_own[:, None],
-                excluded[:, None],
-                key_labels[None, :],
-                offs_stream[None, :],
-                mask_stream[None, :],
-                excluded_ptr,
-                stride_excluded,
-                num_excluded,
-                EXCLUDES,
-            )
-            weights = weights_of(
-                logits_of(similarity, positive, scale, raised, HARD),
-                valid,
-                positive,
-                gain[:, None],
-                pull[:, None],
-                lse[:, None],
-                positive_lse[:, None],
-                bias[:, None],
-                KIND,
-                DECOUPLED,
-            )
-        else:
-            valid, positive = pair(
-                labels[None, :],
-                offs_stream[None, :],
-                excluded[None, :],
-                key_labels[:, None],
-                offs_own[:, None],
-                mask_own[:, None],
-                excluded_ptr,
-                stride_excluded,
-                num_excluded,
-                EXCLUDES,
-            )
-            weights = weights_of(
-                logits_of(similarity, positive, scale, raised, HARD),
-                valid,
-                positive,
-                gain[None, :],
-                pull[None, :],
-                lse[None, :],
-                positive_lse[None, :],
-                bias[None, :],
-                KIND,
-                DECOUPLED,
-            )
+        weights = tile_weights(
+            similarity, labels, offs_n, excluded, side, key_labels, offs_m, mask_m, excluded_ptr,
+            stride_excluded, num_excluded, scale, raised, OWN_QUERIES, KIND, DECOUPLED, EXCLUDES,
+            HARD, HAS_GRAD_LSE,
+        )  # fmt: skip
         if WANT_SCALE:
             grad_scale += tl.sum(weights * similarity, axis=1)
         if WANT_BIAS:
@@ -252,6 +265,7 @@ def gradient_kernel(
                 weights.to(stream.dtype), stream, grad, input_precision=PRECISION, out_dtype=dtype
             )
 
+    out = (tl.program_id(2).to(tl.int64) * num_layers + layer) * num_own + offs_own
     if WANT_ROWS:
         grad *= tl.load(factor_ptr)
         pointers = before * num_own + offs_own[:, None] * D + offs_d[None, :]
@@ -259,7 +273,6 @@ def gradient_kernel(
         mask = (offs_own < num_own)[:, None] & (offs_d < D)[None, :]
         tl.store(grad_ptr + pointers, grad, mask=mask)
     if start_d == 0:  # every stretch of columns finds the same
-        out = (tl.program_id(2).to(tl.int64) * num_layers + layer) * num_own + offs_own
         if WANT_SCALE:
             tl.store(grad_scale_ptr + out, grad_scale, mask=offs_own < num_own)
         if WANT_BIAS:
@@ -275,16 +288,19 @@ def fused_backward(
     grad_lse: Tensor | None,
     gradients: Sequence[bool],
     dtype: torch.dtype,
+    positives: Tensor | None = None,
 ) -> list[Found]:
-    """Launch: the wanted gradients of each layer, those of rows in ``dtype``."""
+    """Launch: the wanted gradients of each layer, those of rows in ``dtype``.
+
+    ``positives`` are those of :func:`fused_forward`. The op saves lse alone: without them the
+    products of the logits are made once more, where a query needs it.
+    """
     want_query, want_key, want_scale, want_bias = gradients
-    positive_lse = None
-    if critic.kind == Kind.IN:
-        # The contract saves lse alone; what the positives' is takes the forward again.
-        _, _, positive_lse = fused_forward(layers, queries, critic)
+    if positives is None:
+        positives = fused_positives(layers, queries, critic)
     grad_loss, grad_lse, boost = boosted(layers.query, grad_loss, grad_lse)
     factor = queries.scale if boost is None else queries.scale / boost
-    upstream = (lse, positive_lse, grad_loss, grad_lse, factor, dtype)
+    upstream = (lse, positives, grad_loss, grad_lse, factor, dtype)
     query, key = None, None
     scale, bias = None, None
     if want_query or want_scale or want_bias:
@@ -309,7 +325,7 @@ def _launch(
     queries: Queries,
     critic: Critic,
     lse: Tensor,
-    positive_lse: Tensor | None,
+    positives: Tensor | None,
     grad_loss: Tensor,
     grad_lse: Tensor | None,
     factor: Tensor,
@@ -344,7 +360,7 @@ def _launch(
             factor,
             queries.bias,
             lse.contiguous(),
-            positive_lse,
+            positives,
             grad_loss,
             grad_lse,
             grad,

@@ -19,19 +19,63 @@ from mim4dd.kernels._chunked import (
     multiply,
     row_launch,
     rows_per_chunk,
+    sum_row,
 )
 from mim4dd.kernels._critic import (
     IGNORE,
-    add_tile,
+    keeps_rest,
     load_excluded,
     load_gradient_side,
     load_scales,
-    log_sum,
-    lowest,
+    loss_of,
+    pull_of,
     weights_of,
 )
 from mim4dd.kernels._inputs import Found, Queries, options_of
 from mim4dd.reference import Critic
+
+
+@triton.jit
+def change_of(
+    logits,
+    valid,
+    positive,
+    tangent,
+    on_loss,
+    on_lse,
+    means,
+    single,
+    lse,
+    positive_lse,
+    bias,
+    KIND: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+):
+    """V of docs/math.md, the derivative of the weights along the tangents.
+
+    Of positives that are as one key, t - mean is (t - positive_mean) + ahead: near p = 1 the plain
+    difference has no digits left.
+    """
+    mean, positive_mean, ahead, share, rest = means
+    gain = on_loss + on_lse
+    if KIND == "nce":
+        small = tl.exp(-tl.abs(logits + bias))
+        change = gain * small / ((1 + small) * (1 + small)) * tangent
+    else:
+        unit = gain * 0 + 1
+        p = weights_of(
+            logits, valid, positive, 0 * unit, unit, unit, lse, positive_lse, bias, KIND, DECOUPLED,
+            True,
+        )  # fmt: skip
+        change = gain * p * (tangent - mean)
+        if KIND == "in":
+            y = on_loss * tl.exp(logits - positive_lse)
+            beyond = tangent - positive_mean
+            of_positive = on_lse * p * (beyond + ahead) - y * (rest * beyond - share * ahead)
+            change = tl.where(positive, of_positive, change)
+        else:
+            change = tl.where(positive & single, gain * p * ahead, change)
+    return tl.where(valid, change, 0.0)
 
 
 @triton.jit
@@ -81,26 +125,13 @@ def tangent_kernel(
     products_ptr += row * M
     weights_ptr += row * M
     offs_n = first + row + tl.arange(0, 1)
-    labels, gain, pull, lse, positive_lse, bias = load_gradient_side(
-        labels_ptr,
-        weight_ptr,
-        lse_ptr,
-        lse_ptr,
-        bias_ptr,
-        grad_loss_ptr,
-        grad_lse_ptr,
-        offs_n,
-        offs_n < N,
-        stride_bias,
-        stride_loss,
-        stride_lse,
-        KIND,
-        HAS_GRAD_LSE,
-    )
+    labels, on_loss, on_lse, weight, lse, bias = load_gradient_side(
+        labels_ptr, weight_ptr, lse_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr, offs_n,
+        offs_n < N, stride_bias, stride_loss, stride_lse, KIND, HAS_GRAD_LSE,
+    )  # fmt: skip
     used = labels != IGNORE
     excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
-    weight = tl.load(weight_ptr + offs_n)
-    counted = tl.where(weight > 0, 1.0, 0.0).to(dtype)
+    single = keeps_rest(weight, KIND, DECOUPLED)
     scale, raised = load_scales(scale_ptr, raised_ptr)
     plain_scale = tl.load(scale_ptr)
     tangent_scale = tl.load(tangent_scale_ptr)
@@ -108,30 +139,19 @@ def tangent_kernel(
     if HAS_TANGENT_BIAS:
         tangent_bias = tl.load(tangent_bias_ptr)
     unit = tl.full((1,), 1.0, dtype)
-    # y is the pull's share of one positive.
-    share = weight if KIND == "out" else counted
-
+    positive_lse = lse
     if KIND == "in":
-        positive_maximum = tl.full((1,), lowest(dtype), dtype)
-        maximum = positive_maximum
-        positive_total = tl.zeros((1,), dtype)
-        total = positive_total
-        for start in range(0, M, BLOCK_M):
-            offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-            _, _, logits, valid, positive = load_pairs(
-                similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-                offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
-                unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
-            )  # fmt: skip
-            maximum, total, positive_maximum, positive_total = add_tile(
-                logits, bias[:, None], valid, positive, maximum, total, positive_maximum,
-                positive_total, KIND, DECOUPLED,
-            )  # fmt: skip
-        positive_lse = log_sum(positive_maximum, positive_total)
+        sums = sum_row(
+            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels, offs_n, excluded,
+            M, single, stride_excluded, num_excluded, unit, scale, raised, bias, KIND, DECOUPLED,
+            HARD, EXCLUDES, False, HAS_KEY_LABELS, BLOCK_M,
+        )  # fmt: skip
+        _loss, _lse, positive_lse, _rest = loss_of(sums, weight, KIND, DECOUPLED)
 
-    # Means of the tangent of the logits under p and under y; for "nce" under the weights.
-    mean = tl.zeros((1,), dtype)
-    positive_mean = mean
+    # Shares of the negatives and of the positives in p, the sums of p·t over them, the mean of t
+    # under y; for "nce" the sum of t under the weights.
+    rest = tl.zeros((1,), dtype)
+    share, along_rest, along, positive_mean = rest, rest, rest, rest
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
         similarity, _, logits, valid, positive = load_pairs(
@@ -142,19 +162,28 @@ def tangent_kernel(
         valid = valid & used[:, None]
         tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
         tangent = plain_scale * tangent + tangent_scale * similarity + tangent_bias
+        one = unit[:, None]
         p = weights_of(
-            logits, valid, positive, unit[:, None], (unit * 0)[:, None], lse[:, None],
-            positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+            logits, valid, positive, 0 * one, one, one, lse[:, None], positive_lse[:, None],
+            bias[:, None], KIND, DECOUPLED, True,
         )  # fmt: skip
-        mean += tl.sum(p * tangent, axis=1)
+        rest += tl.sum(tl.where(positive, 0.0, p), axis=1)
+        share += tl.sum(tl.where(positive, p, 0.0), axis=1)
+        along_rest += tl.sum(tl.where(positive, 0.0, p * tangent), axis=1)
+        along += tl.sum(tl.where(positive, p * tangent, 0.0), axis=1)
         if KIND != "nce":
-            y = share[:, None]
-            if KIND == "in":
-                y = y * tl.exp(logits - positive_lse[:, None])
+            y = tl.exp(logits - positive_lse[:, None]) if KIND == "in" else weight[:, None]
             positive_mean += tl.sum(tl.where(positive & valid, y * tangent, 0.0), axis=1)
-    tl.store(grad_grad_loss_ptr + offs_n, tl.where(weight > 0, mean - positive_mean, 0.0))
+    mean = along_rest + along
+    ahead = rest * positive_mean - along_rest
+    on_on_loss = tl.where(single, -ahead, mean - positive_mean)
+    tl.store(grad_grad_loss_ptr + offs_n, tl.where(weight > 0, on_on_loss, 0.0))
     tl.store(grad_grad_lse_ptr + offs_n, mean * 0 if KIND == "nce" else mean)
 
+    pull = pull_of(weight, rest, KIND, DECOUPLED)
+    means = (
+        mean[:, None], positive_mean[:, None], ahead[:, None], share[:, None], rest[:, None]
+    )  # fmt: skip
     grad_scale = tl.zeros((1,), dtype)
     grad_bias = grad_scale
     for start in range(0, M, BLOCK_M):
@@ -168,23 +197,13 @@ def tangent_kernel(
         direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
         tangent = plain_scale * direct + tangent_scale * similarity + tangent_bias
         weights = weights_of(
-            logits, valid, positive, gain[:, None], pull[:, None], lse[:, None],
-            positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+            logits, valid, positive, on_loss[:, None], on_lse[:, None], pull[:, None],
+            lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED, HAS_GRAD_LSE,
         )  # fmt: skip
-        if KIND == "nce":
-            small = tl.exp(-tl.abs(logits + bias[:, None]))
-            slope = small / ((1 + small) * (1 + small))
-            change = tl.where(valid, gain[:, None] * slope * tangent, 0.0)
-        else:
-            change = weights_of(
-                logits, valid, positive, gain[:, None], (unit * 0)[:, None],
-                lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
-            )  # fmt: skip
-            change *= tangent - mean[:, None]
-            if KIND == "in":
-                y = pull[:, None] * tl.exp(logits - positive_lse[:, None])
-                y *= tangent - positive_mean[:, None]
-                change -= tl.where(positive & valid, y, 0.0)
+        change = change_of(
+            logits, valid, positive, tangent, on_loss[:, None], on_lse[:, None], means,
+            single[:, None], lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
+        )  # fmt: skip
         grad_scale += tl.sum(change * similarity + weights * direct, axis=1)
         grad_bias += tl.sum(change, axis=1)
         products = plain_scale * change + tangent_scale * weights

@@ -1,9 +1,10 @@
 """Triton launchers of the contrastive losses: forward, gradients, second derivatives.
 
 Two back-ends, chosen for each layer by :func:`fuses`. Fused: the logits stay in registers, all such
-layers share one launch, and the gradients recompute them, 10·N·M·D operations in all. Chunked:
-cuBLAS makes the logits of some queries at a time, and both gradients come from the same logits,
-6·N·M·D. Nothing is added atomically: every result has the same bits each time.
+layers share one launch, and the gradients recompute them, 10·N·M·D operations in all; 12 where they
+are asked for apart from the losses, and a query has one positive. Chunked: cuBLAS makes the logits
+of some queries at a time, and both gradients come from the same logits, 6·N·M·D. Nothing is added
+atomically: every result has the same bits each time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,11 +57,13 @@ def contrastive(
     found = [Found()] * len(query)
     if fused:
         layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
-        loss[fused], lse[fused], _ = fused_forward(layers, queries, critic)
+        loss[fused], lse[fused], positives = fused_forward(layers, queries, critic)
         if any(gradients):
             ones = torch.ones_like(lse[fused])
             upstream = lse[fused], ones, None
-            parts = fused_backward(layers, queries, critic, *upstream, gradients, lse.dtype)
+            parts = fused_backward(
+                layers, queries, critic, *upstream, gradients, lse.dtype, positives
+            )
             for i, part in zip(fused, parts, strict=True):
                 found[i] = part
     for i in range(len(query)):
