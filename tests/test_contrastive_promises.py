@@ -102,7 +102,8 @@ DOMINATED = [
 def test_digits_near_p_1(positives, critic, backend):
     """In float32 1 − p has no digits left; what is formed from the negatives has all.
 
-    Each row is held to its own size.
+    Each row of the gradients is held to its own size, and derivatives of them, whose terms cancel
+    in some row of some draws, to that of all rows.
     """
     if critic.hardness and backend.device == "cpu" and backend.ops is torch.ops.mim4dd:
         pytest.xfail("csrc/contrastive.h: by_index() leaves hardness out, so 1 - p is a difference")
@@ -123,16 +124,19 @@ def test_digits_near_p_1(positives, critic, backend):
     _, _, exact_of_sum = first_order(case, critic, torch.float64)
     pairs = [*zip(first, exact_first, strict=True)]
     pairs += zip(over_layers(of_sum), exact_of_sum, strict=True)
-    if backend.second_order:
-        case.grad_loss = upstream
-        second = run_second_order(backend.ops, case, critic, tangents)
-        exact_second = second_order(case, critic, tangents, torch.float64)
-        pairs += zip(second[2:4], exact_second[2:4], strict=True)
-        pairs.append((second[0].T, exact_second[0].T))
     for found, true in pairs:
         size = true.norm(dim=-1) if true.ndim else true.abs()
         error = (found - true).norm(dim=-1) if true.ndim else (found - true).abs()
         assert (error <= 1e-3 * size).all(), f"{(error / size).max():.1e} of a row"
+    if backend.second_order:
+        case.grad_loss = upstream
+        second = run_second_order(backend.ops, case, critic, tangents)
+        exact_second = second_order(case, critic, tangents, torch.float64)
+        for found, true in [
+            *zip(second[2:4], exact_second[2:4], strict=True),
+            (second[0], exact_second[0]),
+        ]:
+            assert (found - true).norm() <= 1e-3 * true.norm()
 
 
 def test_a_known_loss_near_p_1(backend):
