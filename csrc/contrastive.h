@@ -27,11 +27,13 @@ struct Problem {
   T logit_scale;
   std::optional<T> bias;
 
-  // One positive per row and nothing else that sets keys apart: then no pass has to look at labels.
-  bool by_index() const {
-    return !pairs.positive.empty() && critic.kind == Kind::kOut && !critic.decoupled &&
-           critic.hardness == 0;
+  // The column, if the row has one positive and that in the denominator, where what is left of
+  // p - 1 is formed from the other keys.
+  int64_t sole_positive(int64_t row) const {
+    return critic.kind == Kind::kOut && !critic.decoupled ? pairs.positive[row] : kNone;
   }
+  // No row has more than that: then no sum has to look at labels.
+  bool by_index() const { return critic.kind == Kind::kOut && !critic.decoupled && !pairs.several; }
   // Whether a row has a loss.
   bool counts(int64_t row) const {
     const int64_t positives = pairs.num_positives[row];

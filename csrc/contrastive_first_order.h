@@ -21,7 +21,7 @@ T loss_of(const Problem<T>& problem, const RowSums<T>& sums, int64_t row) {
   const T count = T(problem.pairs.num_positives[row]);
   const bool in = problem.critic.kind == Kind::kIn;
   // Near p = 1 the logarithm of the sum has no digits left.
-  if ((in || problem.by_index()) && sums.positive > sums.negative) {
+  if ((in || problem.sole_positive(row) != kNone) && sums.positive > sums.negative) {
     const T loss = std::log1p(sums.negative / sums.positive);
     return in ? loss + std::log(count) : loss;
   }
@@ -50,7 +50,7 @@ void write_outputs(AnyTile& tile, const Outputs<T>& outputs, int64_t layer_offse
 }
 
 // The gradient weights of a row are W = factor·w. w is exps·exp(logits - shift), less `amount` at
-// positives; by index it is `own` there, for variant "in" own·exp(logits - shift) - amount·y.
+// positives; at a sole positive it is `own`, for variant "in" own·exp(logits - shift) - amount·y.
 template <typename T>
 struct RowWeights {
   T factor, exps = 1, amount = 0, own = 0;
@@ -68,7 +68,7 @@ row_weights(const Problem<T>& problem, const RowSums<T>& sums, int64_t row, T g,
   // Usually h = 0, and g can wait.
   const T part = h == 0 ? T(1) : g;
   RowWeights<T> result{(h == 0 ? g : T(1)) / denominator, h == 0 ? T(1) : g + h};
-  if (problem.by_index()) {
+  if (problem.sole_positive(row) != kNone) {
     result.own = (h == 0 ? T(0) : h * sums.positive) - (g == 0 ? T(0) : part * sums.negative);
   } else if (problem.critic.kind == Kind::kIn) {
     // A positive has p = y·positive/denominator, so p - y = -y·negative/denominator.
@@ -103,7 +103,7 @@ void weigh_run(Tile<T>& tile, int64_t row, const RowWeights<T>& w, int64_t left,
     }
   }
   tile.clear_excluded(row, weights, left, right);
-  const int64_t positive = problem.by_index() ? problem.pairs.positive[row] : kNone;
+  const int64_t positive = problem.sole_positive(row);
   if (left <= positive && positive < right) weights[positive - left] = w.own;
 }
 

@@ -74,7 +74,6 @@ void pair_by_label(Pairs& pairs, const int64_t* labels, const int64_t* key_label
   }
   first.push_back(pairs.columns());
 
-  bool several = false;
   pairs.positive.assign(pairs.rows(), kNone);
   for (int64_t row = 0; row < pairs.rows(); ++row) {
     const int64_t label = labels[pairs.queries[row]];
@@ -88,13 +87,12 @@ void pair_by_label(Pairs& pairs, const int64_t* labels, const int64_t* key_label
     });
     const int64_t count = there ? first[rank + 1] - first[rank] - left_out : 0;
     pairs.num_positives.push_back(count);
-    several = several || count > 1;
+    pairs.several = pairs.several || count > 1;
     if (count == 1) {
       const auto is_left = [&](int64_t column) { return !excluded.contain(column); };
       pairs.positive[row] = *std::find_if(order.begin() + first[rank], order.end(), is_left);
     }
   }
-  if (several) pairs.positive.clear();
 }
 
 }  // namespace

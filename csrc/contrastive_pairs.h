@@ -34,8 +34,8 @@ struct Pairs {
   std::vector<int64_t> num_positives;            // of each row
   std::vector<int64_t> excluded;        // the columns that each row leaves out, row after row,
   std::vector<int64_t> excluded_begin;  // and where they begin; empty where none leaves out any
-  // The one positive column of each row, or kNone; empty where a row has several.
-  std::vector<int64_t> positive;
+  std::vector<int64_t> positive;  // the one positive column of each row; kNone: none, or several
+  bool several = false;           // whether a row has several
 
   int64_t rows() const { return static_cast<int64_t>(queries.size()); }
   int64_t columns() const { return static_cast<int64_t>(keys.size()); }

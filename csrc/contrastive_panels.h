@@ -78,8 +78,8 @@ class PanelTile {
     for (const Layer<T>& layer : problem.layers) {
       one_pass = one_pass && (known || problem.bounded(layer));
     }
-    return one_pass && problem.by_index() && problem.pairs.rows() >= kPanelsFrom &&
-           panels<T>().width > 0;
+    return one_pass && problem.by_index() && problem.critic.hardness == 0 &&
+           problem.pairs.rows() >= kPanelsFrom && panels<T>().width > 0;
   }
 
   const Problem<T>& problem;

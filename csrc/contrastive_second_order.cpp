@@ -131,8 +131,8 @@ class SecondOrder {
       weigh_inside_row(tile, row, place, g, h, inverse);
       return;
     }
-    if (problem_.by_index() && pairs.positive[row] != kNone) {
-      weigh_indexed_row(tile, row, place, g, h, inverse);
+    if (problem_.sole_positive(row) != kNone) {
+      weigh_sole_row(tile, row, place, g, h, inverse);
       return;
     }
     T mean = 0;
@@ -150,10 +150,10 @@ class SecondOrder {
     });
   }
 
-  // With one positive, by index. Of the denominator it is a share s and the other keys r. What is
+  // With one positive. Of the denominator it is a share s and the other keys r. What is
   // subtracted there has no digits left near s = 1, but p - 1 = -r and, with n_mean the mean of the
   // tangents over the other keys, t - mean = r (t - n_mean).
-  void weigh_indexed_row(Tile<T>& tile, int64_t row, int64_t place, T g, T h, T inverse) {
+  void weigh_sole_row(Tile<T>& tile, int64_t row, int64_t place, T g, T h, T inverse) {
     const RowSums<T>& sums = tile.sums(row);
     const int64_t positive = problem_.pairs.positive[row];
     T& v = *tile.at(Tile<T>::kWeights, row, positive);
