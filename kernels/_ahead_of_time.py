@@ -25,7 +25,7 @@ class Compilation(NamedTuple):
     name: str
     kernel: JITFunction
     signature: dict[str, str]
-    constants: dict[str, int | bool | str]
+    constants: dict[str, int | bool | str | None]
     options: dict[str, int | bool]
     capabilities: tuple[int, ...]
 
@@ -35,7 +35,7 @@ def compilation(
     kernel: JITFunction,
     dtype: torch.dtype,
     narrow: tuple[str, ...],
-    constants: Mapping[str, int | bool | str],
+    constants: Mapping[str, int | bool | str | None],
     capabilities: tuple[int, ...] = CAPABILITIES,
 ) -> Compilation:
     """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.

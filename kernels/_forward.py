@@ -48,7 +48,7 @@ def forward_kernel(
     bias_ptr,  # () or (N,)
     loss_ptr,  # (L, N), or None: only what the gradients need of those queries that need it
     lse_ptr,  # (L, N), or None
-    positives_ptr,  # (L, 2, N): log-sum-exp of the positives ("in"), share of the negatives
+    positives_ptr,  # (L, 2, N), or None: lse of the positives ("in"), share of the negatives
     partial_ptr,  # (splits, 4, L, N)
     N,
     M,
@@ -72,7 +72,7 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Losses of BLOCK_OWN queries of a layer against all keys, or their parts from a split."""
-    dtype: tl.constexpr = positives_ptr.dtype.element_ty
+    dtype: tl.constexpr = weight_ptr.dtype.element_ty
     layer, D, before, stride_q, stride_k, _ = locate(table_ptr, tl.program_id(1), DIVISOR)
     # 64-bit, because rows times stride passes 2**31 long before memory runs out.
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
@@ -94,7 +94,7 @@ def forward_kernel(
     sums = no_sums(BLOCK_OWN, KIND, dtype)
     first = tl.program_id(2) * per_split
     last = tl.minimum(first + per_split, M)
-    if loss_ptr is None:
+    if loss_ptr is None and KIND == "out":
         weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0)
         needed = keeps_rest(weight, KIND, DECOUPLED).to(tl.int32)
         last = tl.where(tl.max(needed, axis=0) > 0, last, first)
@@ -153,9 +153,10 @@ def store_losses(
     if loss_ptr is not None:
         tl.store(loss_ptr + layer * N + offs_n, tl.where(used, loss, 0.0), mask=mask_n)
         tl.store(lse_ptr + layer * N + offs_n, tl.where(used, lse, 0.0), mask=mask_n)
-    positives_ptr += layer * 2 * N + offs_n
-    tl.store(positives_ptr, positive_lse, mask=mask_n)
-    tl.store(positives_ptr + N, rest, mask=mask_n)
+    if positives_ptr is not None:
+        positives_ptr += layer * 2 * N + offs_n
+        tl.store(positives_ptr, positive_lse, mask=mask_n)
+        tl.store(positives_ptr + N, rest, mask=mask_n)
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def combine_kernel(
     weight_ptr,  # (N,)
     loss_ptr,  # (L, N)
     lse_ptr,  # (L, N)
-    positives_ptr,  # (L, 2, N)
+    positives_ptr,  # (L, 2, N), or None
     N,
     splits,
     KIND: tl.constexpr,
@@ -173,7 +174,7 @@ def combine_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """What forward_kernel gives, from its parts."""
-    dtype: tl.constexpr = positives_ptr.dtype.element_ty
+    dtype: tl.constexpr = weight_ptr.dtype.element_ty
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     layer = tl.program_id(1).to(tl.int64)
@@ -198,10 +199,10 @@ def combine_kernel(
 
 def fused_forward(
     layers: Layers, queries: Queries, critic: Critic
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Launch: loss and lse, each (L, N), and what :func:`fused_positives` gives."""
     loss, lse = queries.weight.new_empty(2, len(layers.sizes), layers.N)
-    positives = queries.weight.new_empty(len(layers.sizes), 2, layers.N)
+    positives = _new_positives(layers, queries, critic)
     _launch(layers, queries, critic, loss, lse, positives)
     return loss, lse, positives
 
@@ -212,11 +213,16 @@ def fused_positives(layers: Layers, queries: Queries, critic: Critic) -> Tensor 
     Programs whose queries need nothing, as where each has several positives ("out"), multiply
     nothing.
     """
+    positives = _new_positives(layers, queries, critic)
+    if positives is not None:
+        _launch(layers, queries, critic, None, None, positives)
+    return positives
+
+
+def _new_positives(layers: Layers, queries: Queries, critic: Critic) -> Tensor | None:
     if critic.kind == Kind.NCE or (critic.kind == Kind.OUT and critic.decoupled):
         return None
-    positives = queries.weight.new_empty(len(layers.sizes), 2, layers.N)
-    _launch(layers, queries, critic, None, None, positives)
-    return positives
+    return queries.weight.new_empty(len(layers.sizes), 2, layers.N)
 
 
 def _launch(
@@ -225,15 +231,15 @@ def _launch(
     critic: Critic,
     loss: Tensor | None,
     lse: Tensor | None,
-    positives: Tensor,
+    positives: Tensor | None,
 ) -> None:
     N, M, L = layers.N, layers.M, len(layers.sizes)
     options, blocks = layers.options("forward", queries.num_excluded > 1)
     table = layers.table(max(layers.sizes))
     row_tiles = triton.cdiv(N, blocks["BLOCK_OWN"])
-    splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], positives.device)
-    partial = positives.new_empty(splits, 4, L, N) if splits > 1 else None
-    with torch.cuda.device_of(positives):
+    splits, per_split = split(row_tiles * L, M, blocks["BLOCK_STREAM"], queries.weight.device)
+    partial = queries.weight.new_empty(splits, 4, L, N) if splits > 1 else None
+    with torch.cuda.device_of(queries.weight):
         forward_kernel[(row_tiles, L, splits)](
             layers.query,
             layers.key,
@@ -284,15 +290,18 @@ def _launch(
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, with the options that take most; and a plain one."""
     for sizes, dtype, precision, D, capabilities in entries("forward"):
-        for kind, rich, several in (
-            ("out", False, False),
-            ("in", True, False),
-            ("nce", True, False),
-            ("nce", True, True),
+        for kind, rich, several, only_positives in (
+            ("out", False, False, False),
+            ("out", False, False, True),
+            ("in", True, False, False),
+            ("in", True, False, True),
+            ("nce", True, False, False),
+            ("nce", True, True, False),
         ):
             if (several or not rich) and dtype != torch.bfloat16:
                 continue
             tiles = sizes.for_several() if several else sizes
+            absent = ["positives_ptr"] * (kind == "nce") + ["loss_ptr", "lse_ptr"] * only_positives
             constants = {
                 "KIND": kind,
                 "DECOUPLED": rich and kind == "in",
@@ -305,11 +314,12 @@ def compilations() -> Iterator[Compilation]:
                 "DIVISOR": 16,
                 "PRECISION": precision,
                 "INTERPRETED": False,
+                **dict.fromkeys(absent),
                 **({} if several else SINGLE),
                 **tiles.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"),
             }
             narrow = ("query_ptr", "key_ptr")
-            kind += " several" * several
+            kind += " several" * several + " positives" * only_positives
             name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
     for dtype in (torch.float32, torch.float64):

@@ -141,7 +141,7 @@ def gradient_kernel(
     factor_ptr,  # (): scale over what the upstream gradients were multiplied by
     bias_ptr,  # () or (N,)
     lse_ptr,  # (L, N)
-    positives_ptr,  # (L, 2, N): log-sum-exp of the positives ("in"), share of the negatives
+    positives_ptr,  # (L, 2, N), or None: lse of the positives ("in"), share of the negatives
     grad_loss_ptr,  # (L, N)
     grad_lse_ptr,  # (L, N)
     grad_ptr,  # (splits, layers of (N, D) or (M, D))
@@ -430,7 +430,9 @@ def compilations() -> Iterator[Compilation]:
                 "PRECISION": precision,
                 "INTERPRETED": False,
                 **tiles.launch("BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K", "BLOCK_D"),
-            } | ({} if several else SINGLE)
+                **({"positives_ptr": None} if kind == "nce" else {}),
+                **({} if several else SINGLE),
+            }
             kind += " several" * several
             side = "query" if own_queries else "key"
             name = f"gradient {side} {kind} D<={D or 'any'} {precision}"
