@@ -76,15 +76,10 @@ def triton_cases(module: str) -> list[Compilation]:
 def triton_usage(module: str, index: int, capability: int) -> Usage:
     """Compile one."""
     case = triton_cases(module)[index]
-    signature = case.signature | dict.fromkeys(case.constants, "constexpr")
     # As the launcher finds of the tensors that PyTorch allocates.
-    aligned = {
-        (case.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name, kind in case.signature.items()
-        if kind.startswith("*")
-    }
+    aligned = {place: [["tt.divisibility", 16]] for place in case.pointers()}
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, case.constants, aligned),
+        ASTSource(case.kernel, case.signature, case.constants, aligned),
         target=GPUTarget("cuda", capability, 32),
         options=case.options,
     )

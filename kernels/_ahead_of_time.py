@@ -1,7 +1,7 @@
 """What compiling a Triton kernel without a GPU takes; bench/resources.py does it."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from triton.runtime import JITFunction
@@ -15,19 +15,32 @@ POINTERS = {
 
 CAPABILITIES = (80, 90, 100)
 
+LAUNCH = {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
+
 # Each query leaves out one key: Triton makes a constant of an argument that is 1.
 SINGLE = {"num_excluded": 1}
 
 
 class Compilation(NamedTuple):
-    """One kernel with the types and constants of one way of launching it."""
+    """One kernel with the types and constants of one way of launching it.
+
+    An argument, or a field of one, is named by its place: ``(2,)``, ``(2, 0)``.
+    """
 
     name: str
     kernel: JITFunction
-    signature: dict[str, str]
-    constants: dict[str, int | bool | str | None]
+    signature: dict[str, Any]  # a type, or a NamedTuple of types, by the argument's name
+    constants: dict[tuple[int, ...], Any]
     options: dict[str, int | bool]
     capabilities: tuple[int, ...]
+
+    def pointers(self) -> Iterator[tuple[int, ...]]:
+        """The place of each."""
+        for index, kind in enumerate(self.signature.values()):
+            if isinstance(kind, tuple):
+                yield from ((index, i) for i, field in enumerate(kind) if field.startswith("*"))
+            elif kind.startswith("*"):
+                yield (index,)
 
 
 def compilation(
@@ -35,24 +48,43 @@ def compilation(
     kernel: JITFunction,
     dtype: torch.dtype,
     narrow: tuple[str, ...],
-    constants: Mapping[str, int | bool | str | None],
+    constants: Mapping[str, Any],
     capabilities: tuple[int, ...] = CAPABILITIES,
 ) -> Compilation:
     """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.
 
-    Labels and tables are int64, everything else that is no constant an int32.
+    So do the fields of a NamedTuple, which the kernel's annotation names, where they are no int.
+    Labels and tables are int64, everything else that is no constant an int32. A field is a constant
+    as ``"argument.field"``.
     """
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
     pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "table_ptr"), "*i64")
     pointers["excluded_ptr"] = "*i32"
-    names = [argument for argument in kernel.arg_names if argument not in constants]
-    launch = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
-    return Compilation(
-        f"{name} {dtype}".replace("torch.", ""),
-        kernel,
-        {n: pointers.get(n, wide) if n.endswith("_ptr") else "i32" for n in names},
-        {n: value for n, value in constants.items() if n not in launch},
-        {n: value for n, value in constants.items() if n in launch},
-        capabilities,
-    )
+    signature: dict[str, Any] = {}
+    values: dict[tuple[int, ...], Any] = {}
+    options = dict(constants)
+
+    def kind_of(place: tuple[int, ...], name: str, pointer: bool) -> str:
+        if name in options:
+            values[place] = options.pop(name)
+            return "constexpr"
+        return pointers.get(name.rpartition(".")[2], wide) if pointer else "i32"
+
+    for index, argument in enumerate(kernel.arg_names):
+        group = kernel.fn.__annotations__.get(argument)
+        if hasattr(group, "_fields"):
+            hints = get_type_hints(group)
+            signature[argument] = group(
+                *(
+                    kind_of((index, i), f"{argument}.{field}", hints[field] is not int)
+                    for i, field in enumerate(group._fields)
+                )
+            )
+        else:
+            signature[argument] = kind_of((index,), argument, argument.endswith("_ptr"))
+    unknown = options.keys() - LAUNCH
+    if unknown:
+        raise ValueError(f"{kernel.fn.__name__} has no arguments {sorted(unknown)}")
+    name = f"{name} {dtype}".replace("torch.", "")
+    return Compilation(name, kernel, signature, values, options, capabilities)

@@ -4,86 +4,70 @@ import triton
 import triton.language as tl
 
 from mim4dd.kernels._norm_relu_pool_layout import (
-    group_of,
+    Affine,
+    Sizes,
+    Statistics,
+    count_of,
+    image_of,
+    load_channels,
     locate,
-    numbers,
+    num_windows,
     over_group,
-    pixel_of,
-    plane_offsets,
+    pixel_at,
+    pixels_at,
+    pooled_of,
+    statistics_at,
+    windows_at,
 )
 
 
 @triton.jit
 def forward_kernel(
     input_ptr,  # (B, C, H, W)
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
+    affine: Affine,
     out_ptr,  # (B, C, H // POOL, W // POOL)
-    mean_ptr,  # (B, G)
-    rstd_ptr,  # (B, G)
-    C,
-    H,
-    W,
-    groups,
-    tiles,
+    statistics: Statistics,
+    sizes: Sizes,
+    tiling: tl.constexpr,
     EPS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    POOL: tl.constexpr,
-    OWN: tl.constexpr,
-    LAST: tl.constexpr,
-    REST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
 ):
     """Two passes for mean and variance, a third that normalises; from the cache but the first."""
-    dtype: tl.constexpr = mean_ptr.dtype.element_ty
-    sample, first, end = locate(tl.program_id(0), C, groups, tiles, OWN, BLOCK_C)
-    pixels = H * W
-    input_ptr += sample * C * pixels
-    offs_p = tl.arange(0, BLOCK_P)
-    count = pixels.to(dtype) if OWN else (pixels * (end - first)).to(dtype)
-    total = tl.zeros((BLOCK_C,), dtype)
-    for start in range(first, end, BLOCK_C):
-        offs_c = start + tl.arange(0, BLOCK_C)
-        for begin in range(0, pixels, BLOCK_P):
-            mask = (offs_c < end)[:, None] & (begin + offs_p < pixels)[None, :]
-            at = plane_offsets(offs_c, begin + offs_p, C, pixels, LAST)
-            total += tl.sum(tl.load(input_ptr + at, mask=mask, other=0.0).to(dtype), axis=1)
-    mean = over_group(total, OWN) / count
-    square = tl.zeros((BLOCK_C,), dtype)
-    for start in range(first, end, BLOCK_C):
-        offs_c = start + tl.arange(0, BLOCK_C)
-        for begin in range(0, pixels, BLOCK_P):
-            mask = (offs_c < end)[:, None] & (begin + offs_p < pixels)[None, :]
-            at = plane_offsets(offs_c, begin + offs_p, C, pixels, LAST)
-            x = tl.load(input_ptr + at, mask=mask, other=0.0).to(dtype)
-            d = tl.where(mask, x - mean[:, None], 0.0)
-            square += tl.sum(d * d, axis=1)
-    rstd = 1.0 / tl.sqrt(over_group(square, OWN) / count + EPS)
-    offs_c = first + tl.arange(0, BLOCK_C)
-    statistic = sample * groups + group_of(offs_c, first, C, groups, OWN)
-    # Of a group all lanes hold the same: the first one stores it.
-    stored = (offs_c < end) & (OWN | (offs_c == first))
-    tl.store(mean_ptr + statistic, mean, mask=stored)
-    tl.store(rstd_ptr + statistic, rstd, mask=stored)
-
-    out_width = W // POOL
-    windows = H // POOL * out_width
-    out_ptr += sample * C * windows
-    for start in range(first, end, BLOCK_C):
-        offs_c = start + tl.arange(0, BLOCK_C)
-        mask_c = offs_c < end
-        scale = numbers(weight_ptr, offs_c, mask_c, HAS_WEIGHT, 1.0, dtype) * rstd
-        shift = numbers(bias_ptr, offs_c, mask_c, HAS_BIAS, 0.0, dtype)
-        for begin in range(0, windows, BLOCK_P):
-            offs_w = begin + offs_p
-            mask = mask_c[:, None] & (offs_w < windows)[None, :]
-            pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-            for i in tl.static_range(POOL * POOL):
-                at = plane_offsets(offs_c, pixel_of(offs_w, i, W, out_width, POOL), C, pixels, LAST)
-                x = tl.load(input_ptr + at, mask=mask, other=0.0).to(dtype)
-                z = (x - mean[:, None]) * scale[:, None] + shift[:, None]
+    dtype: tl.constexpr = statistics.mean.dtype.element_ty
+    part = locate(sizes, tiling)
+    count = count_of(part, sizes, tiling, dtype)
+    image = image_of(input_ptr, part.sample, sizes)
+    zeros = tl.zeros((tiling.BLOCK_C,), dtype)
+    mean = over_group(deviations(image, part, zeros, sizes, tiling, False), tiling) / count
+    variance = over_group(deviations(image, part, mean, sizes, tiling, True), tiling) / count
+    rstd = 1.0 / tl.sqrt(variance + EPS)
+    kept, stored = statistics_at(part, 1, sizes, tiling)
+    tl.store(statistics.mean + kept, mean, mask=stored)
+    tl.store(statistics.rstd + kept, rstd, mask=stored)
+    out = pooled_of(out_ptr, part.sample, sizes, tiling)
+    for start in range(part.first, part.end, tiling.BLOCK_C):
+        channels = load_channels(affine, start, part.end, mean, rstd, tiling)
+        for begin in range(0, num_windows(sizes, tiling), tiling.BLOCK_P):
+            to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
+            pooled = tl.zeros((tiling.BLOCK_C, tiling.BLOCK_P), dtype)
+            for i in tl.static_range(tiling.POOL * tiling.POOL):
+                at = pixel_at(channels.offs, begin, i, sizes, tiling)
+                x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
+                z = (x - mean[:, None]) * channels.scale[:, None] + channels.shift[:, None]
                 pooled += tl.where(z <= 0, 0.0, z)  # a NaN passes
-            at = plane_offsets(offs_c, offs_w, C, windows, LAST)
-            tl.store(out_ptr + at, pooled / (POOL * POOL), mask=mask)
+            tl.store(out + to, pooled / (tiling.POOL * tiling.POOL), mask=mask)
+
+
+@triton.jit
+def deviations(image, part, mean, sizes, tiling: tl.constexpr, SQUARED: tl.constexpr):
+    """Sums over pixels, by channel, of x; if SQUARED of (x − mean)²."""
+    total = tl.zeros((tiling.BLOCK_C,), mean.dtype)
+    for start in range(part.first, part.end, tiling.BLOCK_C):
+        offs_c = start + tl.arange(0, tiling.BLOCK_C)
+        for begin in range(0, sizes.height * sizes.width, tiling.BLOCK_P):
+            at, mask = pixels_at(offs_c, offs_c < part.end, begin, sizes, tiling)
+            x = tl.load(image + at, mask=mask, other=0.0).to(mean.dtype)
+            if SQUARED:
+                d = tl.where(mask, x - mean[:, None], 0.0)
+                x = d * d
+            total += tl.sum(x, axis=1)
+    return total

@@ -6,7 +6,8 @@ they come from the cache then. Nothing is added atomically: the same bits every 
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from itertools import product
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,49 +16,45 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._norm_relu_pool_backward import backward_kernel, over_samples_kernel
 from mim4dd.kernels._norm_relu_pool_forward import forward_kernel
+from mim4dd.kernels._norm_relu_pool_layout import Affine, Maps, Sizes, Statistics, Tiling
 from mim4dd.kernels._norm_relu_pool_second import second_kernel
 
 TILE = 512  # elements: four for each thread of four warps
 LINE_BYTES = 64  # of channels-last memory that are read together
 CHANNELS = 64  # of a program that sums over samples
+# Without a limit ptxas spills a few registers so that one more program fits.
+OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": 255}
+SUM_OPTIONS: dict[str, int | bool] = {"num_warps": 2, "enable_fp_fusion": True}
 
 
 class Launch(NamedTuple):
     """What all kernels are launched with."""
 
     grid: tuple[int]
-    sizes: tuple[int, ...]  # C, H, W, groups, tiles per sample
-    constants: dict[str, int | bool]
+    sizes: Sizes
+    tiling: Tiling
     layout: torch.memory_format
 
     def image(self, tensor: Tensor) -> Tensor:
         """In the layout of the input."""
         return tensor.contiguous(memory_format=self.layout)
 
-    def new_image(self, like: Tensor, height: int, width: int, wanted: bool = True) -> Tensor:
-        """Empty, in the layout of the input; (0,) where it is not wanted."""
-        if not wanted:
-            return like.new_empty(0)
+    def new_image(self, like: Tensor, height: int, width: int) -> Tensor:
+        """Empty, in the layout of the input."""
         shape = (*like.shape[:2], height, width)
         options = {"dtype": like.dtype, "device": like.device}
         return torch.empty(shape, memory_format=self.layout, **options)
 
 
-def blocks(
-    channels: int, windows: int, channels_last: bool, element_size: int
-) -> dict[str, int | bool]:
-    """The tile, whose faster side is the one that memory has."""
+def blocks(channels: int, windows: int, channels_last: bool, element_size: int) -> tuple[int, int]:
+    """Channels and places of a tile, whose faster side is the one that memory has."""
     most_channels = triton.next_power_of_2(channels)
     most_windows = triton.next_power_of_2(max(1, windows))
     if channels_last:
         BLOCK_C = min(most_channels, LINE_BYTES // element_size)
-        BLOCK_P = min(most_windows, TILE // BLOCK_C)
-    else:
-        BLOCK_P = min(most_windows, TILE)
-        BLOCK_C = min(most_channels, TILE // BLOCK_P)
-    # Without a limit ptxas spills a few registers so that one more program fits.
-    launch = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": 255}
-    return {"BLOCK_C": BLOCK_C, "BLOCK_P": BLOCK_P, **launch}
+        return BLOCK_C, min(most_windows, TILE // BLOCK_C)
+    BLOCK_P = min(most_windows, TILE)
+    return min(most_channels, TILE // BLOCK_P), BLOCK_P
 
 
 def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
@@ -68,16 +65,19 @@ def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
     )
     own = num_groups == C
     windows = (H // pool) * (W // pool)
-    tile = blocks(C if own else C // num_groups, windows, channels_last, input.element_size())
-    tiles = triton.cdiv(C, tile["BLOCK_C"]) if own else num_groups
-    rest = windows * pool**2 != H * W
-    constants = {"POOL": pool, "OWN": own, "LAST": channels_last, "REST": rest, **tile}
+    block = blocks(C if own else C // num_groups, windows, channels_last, input.element_size())
+    tiles = triton.cdiv(C, block[0]) if own else num_groups
+    tiling = Tiling(pool, own, channels_last, windows * pool**2 != H * W, *block)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return Launch((B * tiles,), (C, H, W, num_groups, tiles), constants, layout)
+    return Launch((B * tiles,), Sizes(C, H, W, num_groups, tiles), tiling, layout)
 
 
 def _wide(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
+
+
+def _given(grad: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if grad is None else grad
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -95,23 +95,19 @@ def norm_relu_pool(
     """Output (B, C, H // pool, W // pool), mean and rstd (B, G)."""
     B, _, H, W = input.shape
     launch = plan(input, num_groups, pool)
-    weight, bias = _contiguous(weight, bias)
     out = launch.new_image(input, H // pool, W // pool)
     mean, rstd = torch.empty((2, B, num_groups), dtype=_wide(input), device=input.device).unbind()
     if input.numel():
         with torch.cuda.device_of(input):
             forward_kernel[launch.grid](
                 launch.image(input),
-                weight,
-                bias,
+                Affine(*_contiguous(weight, bias)),
                 out,
-                mean,
-                rstd,
-                *launch.sizes,
+                Statistics(mean, rstd),
+                launch.sizes,
+                launch.tiling,
                 EPS=eps,  # as an argument it would be rounded to float32
-                HAS_WEIGHT=weight is not None,
-                HAS_BIAS=bias is not None,
-                **launch.constants,
+                **OPTIONS,
             )
     return out, mean, rstd
 
@@ -131,31 +127,20 @@ def norm_relu_pool_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; (0,) where not wanted."""
     launch = plan(input, num_groups, pool)
-    weight, bias, mean, rstd = _contiguous(weight, bias, mean, rstd)
-    grad_input = launch.new_image(input, *input.shape[2:], of_input)
-    sums = mean.new_zeros((2, *input.shape[:2]))
+    affine = Affine(*_contiguous(weight, bias))
+    statistics = Statistics(mean.contiguous(), rstd.contiguous())
+    grad_input = launch.new_image(input, *input.shape[2:]) if of_input else None
+    sums = mean.new_zeros((len(input), 2, input.shape[1]))
     if input.numel():
+        maps = Maps(launch.image(input), launch.image(grad_out), None, grad_input, None)
         with torch.cuda.device_of(input):
             backward_kernel[launch.grid](
-                launch.image(grad_out),
-                launch.image(input),
-                weight,
-                bias,
-                mean,
-                rstd,
-                grad_input,
-                sums,
-                len(input),
-                *launch.sizes,
-                HAS_WEIGHT=weight is not None,
-                HAS_BIAS=bias is not None,
-                OF_INPUT=of_input,
-                **launch.constants,
+                maps, affine, statistics, sums, launch.sizes, launch.tiling, **OPTIONS
             )
-    grad_weight, grad_bias = over_samples(
-        sums, mean, rstd, None, (weight, bias), (of_weight, of_bias)
+    return (
+        _given(grad_input, input),
+        *over_samples(sums, statistics, None, affine, (of_weight, of_bias)),
     )
-    return grad_input, grad_weight, grad_bias
 
 
 def norm_relu_pool_bwd_bwd(
@@ -176,120 +161,87 @@ def norm_relu_pool_bwd_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ⟨tangents, gradients⟩ by grad_out, input and weight."""
     launch = plan(input, num_groups, pool)
-    numbers = _contiguous(tangent_weight, tangent_bias, weight, bias, mean, rstd)
-    tangent_weight, tangent_bias, weight, bias, mean, rstd = numbers
-    grad_grad_out = launch.new_image(input, *grad_out.shape[2:], of_grad_out)
-    grad_input = launch.new_image(input, *input.shape[2:], of_input)
-    sums, means = mean.new_zeros((3, *input.shape[:2])), mean.new_empty((2, *mean.shape))
+    affine = Affine(*_contiguous(weight, bias))
+    tangents = Affine(*_contiguous(tangent_weight, tangent_bias))
+    statistics = Statistics(mean.contiguous(), rstd.contiguous())
+    grad_grad_out = launch.new_image(input, *grad_out.shape[2:]) if of_grad_out else None
+    grad_input = launch.new_image(input, *input.shape[2:]) if of_input else None
+    B, C = input.shape[:2]
+    sums, means = mean.new_zeros((B, 3, C)), mean.new_empty((B, 2, num_groups))
     if input.numel():
+        tangent = None if tangent_input is None else launch.image(tangent_input)
+        given = launch.image(input), launch.image(grad_out), tangent
         with torch.cuda.device_of(input):
             second_kernel[launch.grid](
-                None if tangent_input is None else launch.image(tangent_input),
-                tangent_weight,
-                tangent_bias,
-                launch.image(grad_out),
-                launch.image(input),
-                weight,
-                bias,
-                mean,
-                rstd,
-                grad_grad_out,
-                grad_input,
+                Maps(*given, grad_input, grad_grad_out),
+                tangents,
+                affine,
+                statistics,
                 sums,
                 means,
-                len(input),
-                *launch.sizes,
-                HAS_TANGENT=tangent_input is not None,
-                HAS_TANGENT_WEIGHT=tangent_weight is not None,
-                HAS_TANGENT_BIAS=tangent_bias is not None,
-                HAS_WEIGHT=weight is not None,
-                HAS_BIAS=bias is not None,
-                OF_GRAD_OUT=of_grad_out,
-                OF_INPUT=of_input,
-                **launch.constants,
+                launch.sizes,
+                launch.tiling,
+                **OPTIONS,
             )
-    grad_weight, _ = over_samples(sums, mean, rstd, means, (weight, bias), (of_weight, False))
-    return grad_grad_out, grad_input, grad_weight
+    grad_weight, _ = over_samples(sums, statistics, means, affine, (of_weight, False))
+    return _given(grad_grad_out, input), _given(grad_input, input), grad_weight
 
 
 def over_samples(
-    sums: Tensor,  # (2 or 3, B, C)
-    mean: Tensor,  # (B, G)
-    rstd: Tensor,  # (B, G)
-    means: Tensor | None,  # (2, B, G), of the second derivative
-    parameters: tuple[Tensor | None, Tensor | None],
+    sums: Tensor,  # (B, 2 or 3, C)
+    statistics: Statistics,
+    means: Tensor | None,  # (B, 2, G), of the second derivative
+    affine: Affine,
     wanted: tuple[bool, bool],
 ) -> list[Tensor]:
     """Launch: gradients of weight and bias (C,) from what every sample has of them."""
-    B, C = sums.shape[1:]
-    results = [
-        torch.empty(
-            C if flag else 0,
-            dtype=sums.dtype if parameter is None else parameter.dtype,
-            device=sums.device,
+    B, _, C = sums.shape
+    dtypes = [sums.dtype if parameter is None else parameter.dtype for parameter in affine]
+    grads = Affine(
+        *(
+            torch.empty(C, dtype=dtype, device=sums.device) if flag else None
+            for dtype, flag in zip(dtypes, wanted, strict=True)
         )
-        for parameter, flag in zip(parameters, wanted, strict=True)
-    ]
+    )
     if any(wanted) and C:
+        groups = statistics.rstd.shape[1]
         with torch.cuda.device_of(sums):
             over_samples_kernel[(triton.cdiv(C, CHANNELS),)](
-                sums,
-                rstd,
-                means,
-                *results,
-                B,
-                C,
-                mean.shape[1],
-                SECOND=means is not None,
-                OF_WEIGHT=wanted[0],
-                OF_BIAS=wanted[1],
-                BLOCK_C=CHANNELS,
-                num_warps=2,
-                enable_fp_fusion=True,
+                sums, statistics.rstd, means, grads, B, C, groups, CHANNELS, **SUM_OPTIONS
             )
-    return results
+    return [
+        sums.new_empty(0, dtype=dtype) if grad is None else grad
+        for grad, dtype in zip(grads, dtypes, strict=True)
+    ]
 
 
 def compilations() -> Iterator[Compilation]:
     """Instance norm of the field's ConvNet and one group over all, in both layouts."""
-    images = ("input_ptr", "out_ptr", "grad_out_ptr", "grad_input_ptr", "tangent_ptr")
-    images += ("grad_grad_out_ptr",)
-    numbers = ("weight_ptr", "bias_ptr", "tangent_weight_ptr", "tangent_bias_ptr")
-    affine: dict[str, Any] = {"HAS_WEIGHT": True, "HAS_BIAS": True}
-    tangents = dict.fromkeys(("HAS_TANGENT", "HAS_TANGENT_WEIGHT", "HAS_TANGENT_BIAS"), True)
-    flags = (
-        ("forward", forward_kernel, {**affine, "EPS": 1e-5}),
-        ("backward", backward_kernel, {**affine, "OF_INPUT": True}),
-        ("second", second_kernel, {**affine, **tangents, "OF_GRAD_OUT": True, "OF_INPUT": True}),
+    narrow = (*Maps._fields, *Affine._fields, "input_ptr", "out_ptr")
+    first = {"maps.tangent": None, "maps.grad_grad_out": None}
+    kernels = (
+        ("forward", forward_kernel, {"EPS": 1e-5}),
+        ("backward", backward_kernel, first),
+        ("second", second_kernel, {}),
     )
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        narrow = (*images, *numbers)
-        for channels_last in (False, True):
-            tile = blocks(128, 256, channels_last, dtype.itemsize)
-            for own in (True, False):
-                layout = "channels-last" if channels_last else "planes"
-                norm = "instance" if own else "group"
-                constants = {"POOL": 2, "OWN": own, "LAST": channels_last, "REST": not own, **tile}
-                for name, kernel, options in flags:
-                    yield compilation(
-                        f"norm_relu_pool {name} {layout} {norm}",
-                        kernel,
-                        dtype,
-                        narrow,
-                        {**constants, **options},
-                    )
-        for second in (False, True):
+    for dtype, last, own in product((torch.float32, torch.float64, torch.bfloat16), *[(0, 1)] * 2):
+        layout, norm = ("planes", "channels-last")[last], ("group", "instance")[own]
+        block = blocks(128, 256, bool(last), dtype.itemsize)
+        tiling = Tiling(2, bool(own), bool(last), not own, *block)
+        for name, kernel, options in kernels:
             yield compilation(
-                f"norm_relu_pool over samples {'second' if second else 'first'}",
+                f"norm_relu_pool {name} {layout} {norm}",
+                kernel,
+                dtype,
+                narrow,
+                {"tiling": tiling, **options, **OPTIONS},
+            )
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for name, absent in (("first", "means_ptr"), ("second", "grads.bias")):
+            yield compilation(
+                f"norm_relu_pool over samples {name}",
                 over_samples_kernel,
                 dtype,
-                ("grad_weight_ptr", "grad_bias_ptr"),
-                {
-                    "SECOND": second,
-                    "OF_WEIGHT": True,
-                    "OF_BIAS": not second,
-                    "BLOCK_C": CHANNELS,
-                    "num_warps": 2,
-                    "enable_fp_fusion": True,
-                },
+                narrow,
+                {absent: None, "BLOCK_C": CHANNELS, **SUM_OPTIONS},
             )
