@@ -31,15 +31,16 @@ def backward_kernel(
     tiling: tl.constexpr,
 ):
     """One pass for the sums, one for grad_input."""
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
     dtype: tl.constexpr = statistics.mean.dtype.element_ty
     part = locate(sizes, tiling)
     count = count_of(part, sizes, tiling, dtype)
     mean, rstd = load_statistics(statistics, part, sizes, tiling)
     sums_ptr += part.sample * 2 * sizes.channels
-    zeros = tl.zeros((tiling.BLOCK_C,), dtype)
+    zeros = tl.zeros((BLOCK_C,), dtype)
     a = zeros  # of weight·g
     ad = zeros
-    for start in range(part.first, part.end, tiling.BLOCK_C):
+    for start in range(part.first, part.end, BLOCK_C):
         channels = load_channels(affine, start, part.end, mean, rstd, tiling)
         sums = sum_maps(maps, part.sample, channels, zeros, zeros, sizes, tiling)
         tl.store(sums_ptr + channels.offs, sums.g, mask=channels.mask)
@@ -49,7 +50,7 @@ def backward_kernel(
     if maps.grad_input is not None:
         constant = -rstd * over_group(a, tiling) / count
         by_d = -rstd * rstd * rstd * over_group(ad, tiling) / count
-        for start in range(part.first, part.end, tiling.BLOCK_C):
+        for start in range(part.first, part.end, BLOCK_C):
             channels = load_channels(affine, start, part.end, mean, rstd, tiling)
             store_maps(
                 maps, part.sample, channels, channels.scale, by_d, None, constant, None,

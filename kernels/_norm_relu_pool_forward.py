@@ -32,11 +32,13 @@ def forward_kernel(
     EPS: tl.constexpr,
 ):
     """Two passes for mean and variance, a third that normalises; from the cache but the first."""
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
+    BLOCK_P: tl.constexpr = tiling.BLOCK_P
     dtype: tl.constexpr = statistics.mean.dtype.element_ty
     part = locate(sizes, tiling)
     count = count_of(part, sizes, tiling, dtype)
     image = image_of(input_ptr, part.sample, sizes)
-    zeros = tl.zeros((tiling.BLOCK_C,), dtype)
+    zeros = tl.zeros((BLOCK_C,), dtype)
     mean = over_group(deviations(image, part, zeros, sizes, tiling, False), tiling) / count
     variance = over_group(deviations(image, part, mean, sizes, tiling, True), tiling) / count
     rstd = 1.0 / tl.sqrt(variance + EPS)
@@ -44,11 +46,11 @@ def forward_kernel(
     tl.store(statistics.mean + kept, mean, mask=stored)
     tl.store(statistics.rstd + kept, rstd, mask=stored)
     out = pooled_of(out_ptr, part.sample, sizes, tiling)
-    for start in range(part.first, part.end, tiling.BLOCK_C):
+    for start in range(part.first, part.end, BLOCK_C):
         channels = load_channels(affine, start, part.end, mean, rstd, tiling)
-        for begin in range(0, num_windows(sizes, tiling), tiling.BLOCK_P):
+        for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
             to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
-            pooled = tl.zeros((tiling.BLOCK_C, tiling.BLOCK_P), dtype)
+            pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
             for i in tl.static_range(tiling.POOL * tiling.POOL):
                 at = pixel_at(channels.offs, begin, i, sizes, tiling)
                 x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
@@ -60,10 +62,12 @@ def forward_kernel(
 @triton.jit
 def deviations(image, part, mean, sizes, tiling: tl.constexpr, SQUARED: tl.constexpr):
     """Sums over pixels, by channel, of x; if SQUARED of (x − mean)²."""
-    total = tl.zeros((tiling.BLOCK_C,), mean.dtype)
-    for start in range(part.first, part.end, tiling.BLOCK_C):
-        offs_c = start + tl.arange(0, tiling.BLOCK_C)
-        for begin in range(0, sizes.height * sizes.width, tiling.BLOCK_P):
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
+    BLOCK_P: tl.constexpr = tiling.BLOCK_P
+    total = tl.zeros((BLOCK_C,), mean.dtype)
+    for start in range(part.first, part.end, BLOCK_C):
+        offs_c = start + tl.arange(0, BLOCK_C)
+        for begin in range(0, sizes.height * sizes.width, BLOCK_P):
             at, mask = pixels_at(offs_c, offs_c < part.end, begin, sizes, tiling)
             x = tl.load(image + at, mask=mask, other=0.0).to(mean.dtype)
             if SQUARED:

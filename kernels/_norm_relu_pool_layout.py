@@ -194,11 +194,13 @@ def pixels_at(channels, mask_c, begin, sizes, tiling: tl.constexpr):
 @triton.jit
 def rest_at(channels, mask_c, begin, sizes, tiling: tl.constexpr):
     """The same without the pixels of windows."""
-    at, mask = pixels_at(channels, mask_c, begin, sizes, tiling)
-    pixel = begin + tl.arange(0, tiling.BLOCK_P)
-    below = pixel // sizes.width >= sizes.height // tiling.POOL * tiling.POOL
-    beside = pixel % sizes.width >= sizes.width // tiling.POOL * tiling.POOL
-    return at, mask & (below | beside)[None, :]
+    size = sizes.height * sizes.width
+    offs = begin + tl.arange(0, tiling.BLOCK_P)
+    below = offs // sizes.width >= sizes.height // tiling.POOL * tiling.POOL
+    beside = offs % sizes.width >= sizes.width // tiling.POOL * tiling.POOL
+    # Joined before they are broadcast, or Triton moves the masks through shared memory.
+    mask = mask_c[:, None] & ((offs < size) & (below | beside))[None, :]
+    return plane_offsets(channels, offs, size, sizes, tiling), mask
 
 
 @triton.jit

@@ -38,16 +38,18 @@ def sum_maps(maps, sample, channels, of_u, of_ud, sizes, tiling: tl.constexpr):
     The last two are added to ``of_u`` and ``of_ud``: what is loaded and summed from zeros on, four
     times in a loop, stops Triton (an assertion of 3.9's pass OptimizeThreadLocality).
     """
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
+    BLOCK_P: tl.constexpr = tiling.BLOCK_P
     dtype: tl.constexpr = channels.mean.dtype
     mean = channels.mean[:, None]
     image = image_of(maps.input, sample, sizes)
     grad_out = pooled_of(maps.grad_out, sample, sizes, tiling)
     if maps.tangent is not None:
         tangent = image_of(maps.tangent, sample, sizes)
-    of_g = tl.zeros((tiling.BLOCK_C,), dtype)
-    of_gd = tl.zeros((tiling.BLOCK_C,), dtype)
-    of_gu = tl.zeros((tiling.BLOCK_C,), dtype)
-    for begin in range(0, num_windows(sizes, tiling), tiling.BLOCK_P):
+    of_g = tl.zeros((BLOCK_C,), dtype)
+    of_gd = tl.zeros((BLOCK_C,), dtype)
+    of_gu = tl.zeros((BLOCK_C,), dtype)
+    for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
         for i in tl.static_range(tiling.POOL * tiling.POOL):
@@ -63,7 +65,7 @@ def sum_maps(maps, sample, channels, of_u, of_ud, sizes, tiling: tl.constexpr):
                 of_u += tl.sum(u, axis=1)
                 of_ud += tl.sum(u * d, axis=1)
     if maps.tangent is not None and tiling.REST:
-        for begin in range(0, sizes.height * sizes.width, tiling.BLOCK_P):
+        for begin in range(0, sizes.height * sizes.width, BLOCK_P):
             at, mask = rest_at(channels.offs, channels.mask, begin, sizes, tiling)
             x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
             u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
@@ -80,22 +82,25 @@ def store_maps(
 
     That is by_g·d + scale·u + moved where the ReLU is on.
     """
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
+    BLOCK_P: tl.constexpr = tiling.BLOCK_P
     dtype: tl.constexpr = channels.mean.dtype
     mean = channels.mean[:, None]
     image = image_of(maps.input, sample, sizes)
     grad_out = pooled_of(maps.grad_out, sample, sizes, tiling)
     if maps.tangent is not None:
         tangent = image_of(maps.tangent, sample, sizes)
-    for begin in range(0, num_windows(sizes, tiling), tiling.BLOCK_P):
+    for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
-        pooled = tl.zeros((tiling.BLOCK_C, tiling.BLOCK_P), dtype)
+        pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
         for i in tl.static_range(tiling.POOL * tiling.POOL):
             at = pixel_at(channels.offs, begin, i, sizes, tiling)
-            d = tl.load(image + at, mask=mask, other=0.0).to(dtype) - mean
-            off = is_off(d, channels)
+            x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
             if maps.tangent is not None:
                 u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
+            d = x - mean
+            off = is_off(d, channels)
             if maps.grad_input is not None:
                 grad = by_g[:, None] * tl.where(off, 0.0, upstream)
                 grad += by_d[:, None] * d + constant[:, None]
@@ -111,7 +116,7 @@ def store_maps(
             pooled = pooled / (tiling.POOL * tiling.POOL)
             tl.store(pooled_of(maps.grad_grad_out, sample, sizes, tiling) + to, pooled, mask=mask)
     if maps.grad_input is not None and tiling.REST:
-        for begin in range(0, sizes.height * sizes.width, tiling.BLOCK_P):
+        for begin in range(0, sizes.height * sizes.width, BLOCK_P):
             at, mask = rest_at(channels.offs, channels.mask, begin, sizes, tiling)
             d = tl.load(image + at, mask=mask, other=0.0).to(dtype) - mean
             grad = by_d[:, None] * d + constant[:, None]

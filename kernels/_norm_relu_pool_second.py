@@ -34,20 +34,21 @@ def second_kernel(
     tiling: tl.constexpr,
 ):
     """One pass for the sums, one for both maps."""
+    BLOCK_C: tl.constexpr = tiling.BLOCK_C
     dtype: tl.constexpr = statistics.mean.dtype.element_ty
     part = locate(sizes, tiling)
     count = count_of(part, sizes, tiling, dtype)
     mean, rstd = load_statistics(statistics, part, sizes, tiling)
     sums_ptr += part.sample * 3 * sizes.channels
     # By channel: of u, u·d; with a = weight·g of a, a·d, a·u; with b = weight tangent·g of b, b·d.
-    m_u = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_ud = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_a = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_ad = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_au = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_b = tl.zeros((tiling.BLOCK_C,), dtype)
-    m_bd = tl.zeros((tiling.BLOCK_C,), dtype)
-    for start in range(part.first, part.end, tiling.BLOCK_C):
+    m_u = tl.zeros((BLOCK_C,), dtype)
+    m_ud = tl.zeros((BLOCK_C,), dtype)
+    m_a = tl.zeros((BLOCK_C,), dtype)
+    m_ad = tl.zeros((BLOCK_C,), dtype)
+    m_au = tl.zeros((BLOCK_C,), dtype)
+    m_b = tl.zeros((BLOCK_C,), dtype)
+    m_bd = tl.zeros((BLOCK_C,), dtype)
+    for start in range(part.first, part.end, BLOCK_C):
         channels = load_channels(affine, start, part.end, mean, rstd, tiling)
         along = numbers(tangents.weight, channels.offs, channels.mask, 0.0, dtype)
         sums = sum_maps(maps, part.sample, channels, m_u, m_ud, sizes, tiling)
@@ -77,7 +78,7 @@ def second_kernel(
     by_d = rstd * rstd * (2 * rstd * m_ux * m_ax - curvature)
     by_u = -rstd * rstd * m_ax
     constant = rstd * (rstd * m_ux * m_a - m_b + rstd * m_u * m_ax)
-    for start in range(part.first, part.end, tiling.BLOCK_C):
+    for start in range(part.first, part.end, BLOCK_C):
         channels = load_channels(affine, start, part.end, mean, rstd, tiling)
         along = numbers(tangents.weight, channels.offs, channels.mask, 0.0, dtype)
         by_g = rstd * (along - rstd * m_ux * channels.weight)
