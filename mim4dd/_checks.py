@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mim4dd._torch_private import in_forward_mode, is_functorch_wrapped
+
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["reference"] | None
 
@@ -111,7 +113,7 @@ def can_look_at(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_functorch_wrapped(tensor)
     )
 
 
@@ -145,7 +147,7 @@ def check_finite(name: str, value: Tensor | float) -> None:
 
 def refuse_forward_ad(op: str, *tensors: Tensor) -> None:
     """Raise where a forward-mode tangent comes in: an op without such a rule would drop it."""
-    if torch.autograd.forward_ad._current_level < 0:  # unpack_dual alone would break a graph
+    if not in_forward_mode():
         return
     if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(

@@ -6,25 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from mim4dd import _torch_private as private
 from mim4dd._library import LIB
 
 
 def active() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is going on."""
-    return in_forward_mode() or torch._C._are_functorch_transforms_active()
-
-
-def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation is going on, by torch.func or torch.autograd."""
-    return torch.autograd.forward_ad._current_level >= 0
+    return private.in_forward_mode() or private.are_functorch_transforms_active()
 
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether it stands for many: under torch.vmap, or among gradients that come in batches."""
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return private.is_batched(tensor) or private.is_batched_by_older_vmap(tensor)
 
 
 def without_saved_tensors_hooks() -> AbstractContextManager[None]:
@@ -32,7 +26,7 @@ def without_saved_tensors_hooks() -> AbstractContextManager[None]:
 
     A checkpoint around the op would otherwise recompute it for each of them.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+    if not private.has_saved_tensors_hooks():
         return nullcontext()
     # A node that held its own output, which holds the node, would never be freed.
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
@@ -53,9 +47,8 @@ def untraced(tensor: Tensor) -> Tensor | None:
     tensor = tensor.detach()
     if torch.compiler.is_compiling():  # what comes out of compiled code is a tensor as any
         return tensor
-    functorch = torch._C._functorch
-    while functorch.is_gradtrackingtensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
+    while private.is_tracked(tensor):
+        tensor = private.unwrapped(tensor)
     # A subclass may be a tensor without values, as while a graph is captured.
     return None if type(tensor) is not Tensor or is_batched(tensor) else tensor
 
@@ -68,8 +61,8 @@ def register_vmap(op: Any) -> None:
 
 def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        flat, structure = pytree.tree_flatten(inputs)
-        dims = pytree.tree_flatten(in_dims, is_leaf=lambda node: node is None)[0]
+        flat, structure = private.tree_flatten(inputs)
+        dims = private.tree_flatten(in_dims, is_leaf=lambda node: node is None)[0]
         samples = (
             [
                 value if dim is None else value.select(dim, sample)
@@ -77,8 +70,8 @@ def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
             ]
             for sample in range(info.batch_size)
         )
-        stacked = _stack(op(*pytree.tree_unflatten(each, structure)) for each in samples)
-        return stacked, pytree.tree_map(lambda _: 0, stacked)
+        stacked = _stack(op(*private.tree_unflatten(each, structure)) for each in samples)
+        return stacked, private.tree_map(lambda _: 0, stacked)
 
     return rule
 
@@ -87,15 +80,14 @@ def _one_by_one_in_batched_gradients(op: Callable[..., Any]) -> Callable[..., An
     """For ``is_grads_batched`` and ``vectorize``: they use an older vmap, which has no rules."""
 
     def rule(*inputs: Any) -> Any:
-        flat, structure = pytree.tree_flatten(inputs)
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
+        flat, structure = private.tree_flatten(inputs)
+        level = private.older_vmap_level()
         samples = _unbind(flat, level)
         while samples is None:  # what is batched is batched further out
             level -= 1
             samples = _unbind(flat, level)
-        stacked = _stack(op(*pytree.tree_unflatten(each, structure)) for each in samples)
-        return pytree.tree_map(lambda parts: torch._add_batch_dim(parts, 0, level), stacked)
+        stacked = _stack(op(*private.tree_unflatten(each, structure)) for each in samples)
+        return private.tree_map(lambda parts: private.add_batch_dim(parts, 0, level), stacked)
 
     return rule
 
@@ -106,7 +98,7 @@ def _unbind(flat: Sequence[Any], level: int) -> list[list[Any]] | None:
         raise AssertionError("an op was called for batched tensors, and none was found")
     # What is not batched at this level is expanded to the given size.
     opened = [
-        torch._remove_batch_dim(each, level, 0, 0) if isinstance(each, Tensor) else None
+        private.remove_batch_dim(each, level, 0, 0) if isinstance(each, Tensor) else None
         for each in flat
     ]
     sizes = [len(each) for each in opened if each is not None and len(each)]
@@ -123,4 +115,4 @@ def _unbind(flat: Sequence[Any], level: int) -> list[list[Any]] | None:
 
 def _stack(results: Any) -> Any:
     """Of every sample's results the same with a leading axis."""
-    return pytree.tree_map(lambda *parts: torch.stack(parts), *results)
+    return private.tree_map(lambda *parts: torch.stack(parts), *results)

@@ -9,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from mim4dd._checks import check_positive
 from mim4dd._layout import is_channels_last, laid_out_as, planes
+from mim4dd._torch_private import children
 from mim4dd.ops.norm_relu_pool import norm_relu_pool
 
 __all__ = ["NormReLUPool2d", "fuse"]
@@ -133,16 +134,17 @@ def fuse(model: nn.Module) -> list[str]:
     for prefix, container in model.named_modules():
         if type(container).forward is not nn.Sequential.forward or "forward" in vars(container):
             continue
-        children = list(container._modules.items())
-        for place, (name, _) in enumerate(children):
-            run = [module for _, module in children[place : place + 3] if module is not None]
+        modules = children(container)
+        by_place = list(modules.items())
+        for place, (name, _) in enumerate(by_place):
+            run = [module for _, module in by_place[place : place + 3] if module is not None]
             run = run[: _length(run)]
             if not run or any(occurrences[id(m)] > 1 or is_watched(m) for m in run):
                 continue
-            container._modules[name] = _fused(run)
-            swallowed = [name for name, _ in children[place + 1 : place + len(run)]]
+            modules[name] = _fused(run)
+            swallowed = [name for name, _ in by_place[place + 1 : place + len(run)]]
             for other, module in zip(swallowed, run[1:], strict=True):
-                container._modules[other] = nn.Identity().train(module.training)
+                modules[other] = nn.Identity().train(module.training)
             kinds = " + ".join(type(module).__name__ for module in run)
             found.append(f"{prefix}.{name}: {kinds}" if prefix else f"{name}: {kinds}")
     return found

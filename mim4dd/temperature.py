@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._checks import check_positive
-from mim4dd._transforms import in_forward_mode
+from mim4dd._torch_private import in_forward_mode
 
 __all__ = ["LearnedTemperature"]
 

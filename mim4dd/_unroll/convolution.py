@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 import mim4dd.ops.conv3x3
 import mim4dd.ops.conv3x3_narrow  # noqa: F401  both register operators
 from mim4dd._layout import channels_last, laid_out_as
+from mim4dd._torch_private import are_functorch_transforms_active
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
 Mask = tuple[bool, bool, bool]
@@ -145,7 +146,7 @@ class Convolutions(TorchFunctionMode):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        transformed = torch._C._are_functorch_transforms_active()
+        transformed = are_functorch_transforms_active()
         if transformed or isinstance(padding, str) or input.dim() != 4:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         layout = _pair(stride), _pair(padding), _pair(dilation), groups

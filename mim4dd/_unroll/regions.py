@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mim4dd._layout import is_channels_last, planes
+from mim4dd._torch_private import are_functorch_transforms_active, tree_map_only
 from mim4dd.fused import NormReLUPool2d, is_watched
 
 # They give the same numbers in both layouts, and planes of planes. Others may look at strides.
@@ -79,7 +78,7 @@ def channels_last_inside(regions: list[nn.Module], convert: Convert) -> Iterator
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         maps = inputs[0] if inputs else None  # given by name, it stays as it is
-        transformed = torch._C._are_functorch_transforms_active()
+        transformed = are_functorch_transforms_active()
         if not isinstance(maps, Tensor) or maps.dim() != 4 or is_channels_last(maps) or transformed:
             converted.append(False)
             return inputs

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mim4dd._torch_private import version
 from mim4dd._turns import alone_in, differentiable_attention
 from mim4dd._unroll.captured import refuse_captured
 from mim4dd._unroll.checks import check_outputs
@@ -133,14 +134,14 @@ class StepLoss:
         self.is_examined = True
 
     def _losses(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
-        before = theta._version
+        before = version(theta)
         if theta.dim() == 1:
             losses = self._value(theta, parts[0], labels, self.call.buffers())
         elif theta.device.type == "cpu":
             losses = self._one_after_another(theta, parts, labels)
         else:
             losses = self._side_by_side(theta, parts, labels)
-        if theta._version != before:
+        if version(theta) != before:
             raise RuntimeError(
                 "model changes its parameters in place in its forward pass: the gradient would be "
                 "that of other parameters than the step was taken from"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim4dd._torch_private import version
 from mim4dd.distill.data.image_data import ImageData
 
 __all__ = ["describe_data"]
@@ -39,7 +40,7 @@ def _tensors(data: ImageData) -> list[Tensor]:
 
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was changed in place; inference tensors do not count that."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else version(tensor)
 
 
 def _describe(data: ImageData) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mim4dd._checks import (
     mix_under_autocast,
     promoted,
 )
+from mim4dd._torch_private import assert_async
 from mim4dd.ops._reduction import reduced_loss
 from mim4dd.ops.contrastive import reduced_contrastive
 from mim4dd.reference import IGNORE, Contrast, Critic
@@ -181,7 +182,7 @@ def by_index(layers: Layers, positive_index: Tensor | None) -> Positives:
     else:
         allowed = (positive_index >= IGNORE) & (positive_index < num_keys)
         bound = number_of_keys(layers)
-        torch._assert_async(allowed.all(), f"positive_index must lie in [0, {bound}), or be -1")
+        assert_async(allowed.all(), f"positive_index must lie in [0, {bound}), or be -1")
     return Positives(positive_index.long(), None)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mim4dd import reference
+from mim4dd._torch_private import below_autograd, keeps_graph
 from mim4dd._transforms import is_batched
 from mim4dd.reference import Critic, Reduce
 
@@ -218,7 +219,7 @@ class ContrastiveFunction(torch.autograd.Function):
         # As plain numbers: the dispatcher takes 4 µs for an enumerator.
         options = critic.kind.value, *critic[1:]
         pairs = list(features[:layers]), list(features[layers:]), *shared, *options
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             outputs = torch.ops.mim4dd.contrastive.default(*pairs, reduction, wanted)
         reduced, count, loss, lse, positive_weight, unit_gradients = outputs
         _save(ctx, pairs, (count, lse, positive_weight, *unit_gradients))
@@ -239,7 +240,7 @@ class ContrastiveFunction(torch.autograd.Function):
             query, key = features[: ctx.num_layers], features[ctx.num_layers :]
             gradients = _by_kernel(ctx, tensors, [any(query), any(key), scale, bias], *upstream)
         else:
-            keep = torch._C._autograd._get_current_graph_task_keep_graph()
+            keep = keeps_graph()
             gradients = _scaled(ctx, tensors, factor, keep)
         shared = _over_layers(gradients)
         return *(None,) * 6, *shared, *gradients.query, *gradients.key

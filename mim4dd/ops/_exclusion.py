@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._checks import can_look_at, check_integer, check_rank, check_same_device
+from mim4dd._torch_private import assert_async
 from mim4dd.ops._contrastive import Layers, number_of_keys
 from mim4dd.reference import IGNORE
 
@@ -61,5 +62,5 @@ def _checked(name: str, index: Tensor, layers: Layers) -> Tensor:
             raise ValueError(f"{allowed}, got values from {lowest} to {highest}")
     else:
         inside = (index >= IGNORE) & (index < layers.num_keys)
-        torch._assert_async(inside.all(), allowed)
+        assert_async(inside.all(), allowed)
     return index.long()

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from mim4dd._torch_private import are_functorch_transforms_active, below_autograd
+
 _Gradients = tuple[Tensor | None, ...]
 _Op = Callable[..., tuple[Tensor, ...]]
 
@@ -38,13 +40,13 @@ def register(lib: torch.library.Library) -> None:
 
 
 def _below_autograd(name: str, *inputs: Any) -> tuple[Tensor, ...]:
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return getattr(torch.ops.mim4dd, name).default(*inputs)
 
 
 def call(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
     """Apply one of the functions below in the way that costs least."""
-    if torch._C._are_functorch_transforms_active():
+    if are_functorch_transforms_active():
         return function.apply(*inputs)
     needs_graph = torch.is_grad_enabled() and any(
         isinstance(each, Tensor) and each.requires_grad for each in inputs

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled
+from mim4dd._torch_private import below_autograd
 
 LIB.define("scatter_add_rows(Tensor(a!) out, Tensor rows, Tensor source, *, float scale=1.0) -> ()")
 expect_compiled("scatter_add_rows", "CPU")
@@ -30,7 +31,7 @@ def _fake(out: Tensor, rows: Tensor, source: Tensor, *, scale: float = 1.0) -> N
 def _refuse_autograd(out: Tensor, rows: Tensor, source: Tensor, *, scale: float = 1.0) -> None:
     if torch.is_grad_enabled() and (out.requires_grad or source.requires_grad):
         raise RuntimeError("mim4dd::scatter_add_rows is not differentiable: call it under no_grad")
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         torch.ops.mim4dd.scatter_add_rows(out, rows, source, scale=scale)
 
 
