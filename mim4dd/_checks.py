@@ -13,6 +13,8 @@ from mim4dd._torch_private import in_forward_mode, is_functorch_wrapped
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["reference"] | None
 
+NO_FORWARD_MODE = "{} has no forward-mode derivative; pass backend='reference' for torch.func.jvp"
+
 
 def check_tensor(name: str, value: object) -> None:
     """Require a tensor, where a list or an array is easily passed."""
@@ -150,6 +152,4 @@ def refuse_forward_ad(op: str, *tensors: Tensor) -> None:
     if not in_forward_mode():
         return
     if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError(
-            f"{op} has no forward-mode derivative; pass backend='reference' for torch.func.jvp"
-        )
+        raise RuntimeError(NO_FORWARD_MODE.format(op))

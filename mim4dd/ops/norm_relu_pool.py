@@ -1,6 +1,4 @@
-"""Group norm, ReLU and average pooling as one layer: public function, checks and registration."""
-
-from typing import Any
+"""Group norm, ReLU and average pooling as one layer: public function and its checks."""
 
 import torch
 from torch import Tensor
@@ -13,33 +11,12 @@ from mim4dd._checks import (
     check_rank,
     check_same_device,
     mix_under_autocast,
-    refuse_forward_ad,
 )
-from mim4dd._library import LIB, expect_compiled, use_triton
-from mim4dd.ops import _norm_relu_pool_autograd as autograd
+from mim4dd.ops import _norm_relu_pool_op as op
 
 __all__ = ["norm_relu_pool"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-_AFFINE = "Tensor? weight, Tensor? bias"
-_SAVED = f"Tensor grad_out, Tensor input, {_AFFINE}, Tensor mean, Tensor rstd"
-
-# A result that is not wanted, by the of_… flags, is empty: (0,).
-LIB.define(
-    f"norm_relu_pool(Tensor input, {_AFFINE}, int num_groups, int pool, float eps)"
-    " -> (Tensor out, Tensor mean, Tensor rstd)"
-)
-LIB.define(
-    f"norm_relu_pool_bwd({_SAVED}, int num_groups, int pool,"
-    " bool of_input, bool of_weight, bool of_bias)"
-    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
-)
-LIB.define(
-    "norm_relu_pool_bwd_bwd(Tensor? tangent_input, Tensor? tangent_weight, Tensor? tangent_bias,"
-    f" {_SAVED}, int num_groups, int pool, bool of_grad_out, bool of_input, bool of_weight)"
-    " -> (Tensor grad_grad_out, Tensor grad_input, Tensor grad_weight)"
-)
 
 
 def norm_relu_pool(
@@ -105,11 +82,7 @@ def norm_relu_pool(
     check_choice("backend", backend, (None, "reference"))
     if backend == "reference":
         return reference.norm_relu_pool(input, weight, bias, num_groups, pool, eps)
-    refuse_forward_ad("norm_relu_pool", input, *(t for t in (weight, bias) if t is not None))
-    arguments = (input, weight, bias, num_groups, pool, eps)
-    if torch.compiler.is_compiling():
-        return torch.ops.mim4dd.norm_relu_pool(*arguments)[0]
-    return autograd.call(autograd.NormReLUPool, *arguments)[0]
+    return op.norm_relu_pool(input, weight, bias, num_groups, pool, eps)[0]
 
 
 def as_affine(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:
@@ -122,91 +95,11 @@ def as_affine(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:
             f"{name} must have one element for each of the {input.shape[1]} channels, "
             f"got {tensor.shape[0]}"
         )
-    allowed = (input.dtype, _wide(input))
+    allowed = (input.dtype, op.wide(input))
     if tensor.dtype not in allowed and mix_under_autocast(input, tensor):
-        tensor = tensor.to(_wide(input))
+        tensor = tensor.to(op.wide(input))
     if tensor.dtype not in allowed:
         names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
         raise TypeError(f"{name} must be {names} for {input.dtype} input, got {tensor.dtype}")
     check_same_device(name, tensor, "input", input)
     return tensor
-
-
-def _wide(input: Tensor) -> torch.dtype:
-    """The dtype that is computed in."""
-    return torch.promote_types(input.dtype, torch.float32)
-
-
-def _new_image(input: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Empty, in the layout of ``input``."""
-    channels_last = not input.is_contiguous() and input.is_contiguous(
-        memory_format=torch.channels_last
-    )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
-
-
-def _new_numbers(input: Tensor, like: Tensor | None, wanted: bool) -> Tensor:
-    dtype = _wide(input) if like is None else like.dtype
-    return input.new_empty(input.shape[1] if wanted else 0, dtype=dtype)
-
-
-@torch.library.register_fake("mim4dd::norm_relu_pool", lib=LIB)
-def _fake(
-    input: Tensor, weight: Any, bias: Any, num_groups: int, pool: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, height, width = input.shape
-    mean = input.new_empty(batch, num_groups, dtype=_wide(input))
-    out = _new_image(input, (batch, channels, height // pool, width // pool))
-    return out, mean, torch.empty_like(mean)
-
-
-@torch.library.register_fake("mim4dd::norm_relu_pool_bwd", lib=LIB)
-def _fake_bwd(
-    grad_out: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    pool: int,
-    of_input: bool,
-    of_weight: bool,
-    of_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_input = _new_image(input, tuple(input.shape)) if of_input else input.new_empty(0)
-    grad_weight = _new_numbers(input, weight, of_weight)
-    return grad_input, grad_weight, _new_numbers(input, bias, of_bias)
-
-
-@torch.library.register_fake("mim4dd::norm_relu_pool_bwd_bwd", lib=LIB)
-def _fake_bwd_bwd(
-    tangent_input: Tensor | None,
-    tangent_weight: Tensor | None,
-    tangent_bias: Tensor | None,
-    grad_out: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    pool: int,
-    of_grad_out: bool,
-    of_input: bool,
-    of_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = ((grad_out.shape, of_grad_out), (input.shape, of_input))
-    images = [
-        _new_image(input, tuple(shape)) if wanted else input.new_empty(0)
-        for shape, wanted in shapes
-    ]
-    return images[0], images[1], _new_numbers(input, weight, of_weight)
-
-
-for _name in ("norm_relu_pool", "norm_relu_pool_bwd", "norm_relu_pool_bwd_bwd"):
-    expect_compiled(_name, "CPU")
-    use_triton(_name, "norm_relu_pool")
-
-autograd.register(LIB)

@@ -1,0 +1,145 @@
+"""How ops are differentiated: each declares once what its derivative keeps and calls.
+
+Of one declaration there are three forms, as PyTorch has no one that serves all:
+
+- called plainly, :class:`_Plain`, the autograd function that costs least;
+- under torch.func and forward mode, :class:`_Transformed`, the kind that transforms can look into:
+  its arguments are bound by signature in each call, which takes as long as ten small ops; or, where
+  the op has a ``formula``, that;
+- under torch.compile and called as ``torch.ops.mim4dd.<op>``, what is registered for the op.
+
+A derivative says by booleans which gradients it wants of an op, and returns None for the others.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mim4dd._checks import NO_FORWARD_MODE, refuse_forward_ad
+from mim4dd._library import LIB
+from mim4dd._torch_private import are_functorch_transforms_active, below_autograd, in_forward_mode
+
+
+@dataclass(frozen=True, eq=False)  # no tuple: transforms look into those
+class Rule:
+    """An op and its derivative, in the terms of :class:`torch.autograd.Function`.
+
+    To call it is to call the op.
+    """
+
+    op: Any
+    function: str  # of the package, that users call
+    setup_context: Callable[..., None] | None
+    backward: Callable[..., tuple[Any, ...]]
+    vmap: Callable[..., tuple[Any, Any]] | None = None
+    formula: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The op's outputs, differentiable by whatever is going on."""
+        if torch.compiler.is_compiling():
+            self._refuse_tangents(inputs, compiled=True)
+            return self.op(*inputs)
+        transformed = are_functorch_transforms_active()
+        if self.formula is not None and (transformed or in_forward_mode()):
+            return self.formula(*inputs)
+        self._refuse_tangents(inputs, compiled=False)
+        if transformed:
+            return _Transformed.apply(*inputs, self)
+        if torch.is_grad_enabled() and any(
+            isinstance(each, Tensor) and each.requires_grad for each in inputs
+        ):
+            return _Plain.apply(*inputs, self)
+        return self.kernel(*inputs)
+
+    def kernel(self, *inputs: Any) -> Any:
+        """The op's outputs, without a graph."""
+        with below_autograd():
+            return self.op(*inputs)
+
+    def keep(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        """What the derivative needs."""
+        if self.setup_context is not None:
+            self.setup_context(ctx, inputs, output)
+
+    def _refuse_tangents(self, inputs: Sequence[Any], compiled: bool) -> None:
+        if in_forward_mode():
+            only_compiled = "the compiled " if compiled and self.formula else ""
+            tensors = (each for each in inputs if isinstance(each, Tensor))
+            refuse_forward_ad(only_compiled + self.function, *tensors)
+
+
+class _Plain(torch.autograd.Function):
+    """Of an op's inputs and its rule, the op's outputs, where no transform is going on."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs_and_rule: Any) -> Any:
+        *inputs, ctx.rule = inputs_and_rule
+        output = ctx.rule.kernel(*inputs)
+        ctx.rule.keep(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        return *ctx.rule.backward(ctx, *grad_outputs), None
+
+
+class _Transformed(torch.autograd.Function):
+    """The same where transforms may look in."""
+
+    @staticmethod
+    def forward(*inputs_and_rule: Any) -> Any:
+        *inputs, rule = inputs_and_rule
+        return rule.kernel(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs_and_rule: Sequence[Any], output: Any) -> None:
+        *inputs, ctx.rule = inputs_and_rule
+        ctx.rule.keep(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        return *ctx.rule.backward(ctx, *grad_outputs), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[Any], *inputs_and_rule: Any) -> tuple[Any, Any]:
+        *inputs, rule = inputs_and_rule
+        return rule.vmap(rule, info, in_dims[:-1], *inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(NO_FORWARD_MODE.format(ctx.rule.function))
+
+
+def declare(
+    name: str,
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., tuple[Any, ...]],
+    *,
+    vmap: Callable[..., tuple[Any, Any]] | None = None,
+    formula: Callable[..., Any] | None = None,
+) -> Rule:
+    """Register the derivative of ``mim4dd::<name>`` and return what calls the op with it.
+
+    Args:
+        name: Of an op that is defined.
+        setup_context: Keeps for ``backward`` what it needs of ``inputs`` and ``output``.
+        backward: Gradients of the inputs, None where ``ctx.needs_input_grad`` wants none.
+        vmap: Calls the rule, its first argument, over one more axis, as torch.func asks for it.
+        formula: The same in plain PyTorch, for all transforms, in place of ``vmap``.
+    """
+    op = getattr(torch.ops.mim4dd, name).default
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIB)
+    function = name.split("_bwd")[0]  # derivatives are named so
+    rule = Rule(op, function, setup_context, backward, vmap, formula)
+    if vmap is not None:
+        torch.library.register_vmap(op, functools.partial(vmap, rule), lib=LIB)
+    return rule
+
+
+def only(wanted: Sequence[bool], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """None in place of the parts that are not wanted, as which ops return empty tensors."""
+    return [part if want else None for part, want in zip(parts, wanted, strict=True)]
