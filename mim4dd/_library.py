@@ -50,12 +50,3 @@ def use_triton(op: str, room: str) -> None:
         return getattr(kernels, op)(*inputs)
 
     LIB.impl(op, launch, "CUDA")
-
-
-def refuse_autograd(op: str) -> None:
-    """Make a derivative through ``mim4dd::<op>`` raise: with no rule it would be a silent zero."""
-
-    def backward(_ctx: Any, *_grads: Tensor) -> NoReturn:
-        raise RuntimeError(f"mim4dd::{op} is not differentiable")
-
-    torch.library.register_autograd(f"mim4dd::{op}", backward, lib=LIB)

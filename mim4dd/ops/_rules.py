@@ -140,6 +140,16 @@ def declare(
     return rule
 
 
+def refuse(name: str, what_to_do: str | None = None) -> None:
+    """Make a derivative through ``mim4dd::<name>`` raise: without a rule it would be a silent 0."""
+    message = f"mim4dd::{name} is not differentiable" + (f": {what_to_do}" if what_to_do else "")
+
+    def backward(_ctx: Any, *_grads: Tensor) -> NoReturn:
+        raise RuntimeError(message)
+
+    torch.library.register_autograd(f"mim4dd::{name}", backward, lib=LIB)
+
+
 def only(wanted: Sequence[bool], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
     """None in place of the parts that are not wanted, as which ops return empty tensors."""
     return [part if want else None for part, want in zip(parts, wanted, strict=True)]

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim4dd._library import LIB, expect_compiled, refuse_autograd
+from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._rules import refuse
 
 LIB.define(
     "adam_adjoint(Tensor theta_adjoint, Tensor? mean_adjoint, Tensor? square_adjoint, "
@@ -55,4 +56,4 @@ def _fake(
     return *vectors, lr.new_empty(lr.shape), theta.new_empty((), dtype=torch.float64)
 
 
-refuse_autograd("adam_adjoint")
+refuse("adam_adjoint")

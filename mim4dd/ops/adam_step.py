@@ -24,6 +24,7 @@ from torch import Tensor
 import mim4dd.ops.adam_adjoint  # noqa: F401  registers what the backward calls
 from mim4dd import reference
 from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._rules import declare
 
 LIB.define(
     "adam_step(Tensor theta, Tensor gradient, Tensor mean, Tensor square, Tensor lr, int step, "
@@ -55,6 +56,4 @@ def _backward(
     return of_theta, of_gradient, of_mean, of_square, of_lr, *[None] * 7
 
 
-torch.library.register_autograd(
-    "mim4dd::adam_step", _backward, setup_context=_setup_context, lib=LIB
-)
+declare("adam_step", _setup_context, _backward)

@@ -18,12 +18,11 @@ to.
 The operators have no derivatives: whoever builds on them joins the three.
 """
 
-from typing import Any, NoReturn
-
 import torch
 from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._rules import refuse
 
 __all__: list[str] = []
 
@@ -39,16 +38,9 @@ LIB.define(
 )
 
 
-def _no_derivative(_: Any, *__: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "the mim4dd::conv3x3 operators have no derivative of their own; conv3x3_bwd and "
-        "conv3x3_bwd_bwd are the derivatives, to be called by an autograd.Function"
-    )
-
-
 for _name in ("conv3x3", "conv3x3_bwd", "conv3x3_bwd_bwd"):
     expect_compiled(_name, "CPU")
-    torch.library.register_autograd(f"mim4dd::{_name}", _no_derivative, lib=LIB)
+    refuse(_name, "an autograd.Function has to join it with conv3x3_bwd and conv3x3_bwd_bwd")
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

@@ -16,12 +16,11 @@ else it is copied first. It does not depend on the number of threads, and is rig
 The operator has no derivative: whoever builds on it joins it with the convolution.
 """
 
-from typing import Any, NoReturn
-
 import torch
 from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._rules import refuse
 
 __all__: list[str] = []
 
@@ -29,14 +28,7 @@ LIB.define("conv3x3_narrow_bwd(Tensor grad_out, Tensor weight) -> Tensor grad_in
 expect_compiled("conv3x3_narrow_bwd", "CPU")
 
 
-def _no_derivative(_: Any, *__: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "mim4dd::conv3x3_narrow_bwd has no derivative of its own; it is one, to be called by an "
-        "autograd.Function"
-    )
-
-
-torch.library.register_autograd("mim4dd::conv3x3_narrow_bwd", _no_derivative, lib=LIB)
+refuse("conv3x3_narrow_bwd", "it is a derivative, for an autograd.Function to call")
 
 
 @torch.library.register_fake("mim4dd::conv3x3_narrow_bwd", lib=LIB)

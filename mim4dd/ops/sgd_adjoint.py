@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim4dd._library import LIB, expect_compiled, refuse_autograd
+from mim4dd._library import LIB, expect_compiled
+from mim4dd.ops._rules import refuse
 
 LIB.define(
     "sgd_adjoint(Tensor theta_adjoint, Tensor? velocity_adjoint, Tensor? product, Tensor theta, "
@@ -57,4 +58,4 @@ def _fake(
     )
 
 
-refuse_autograd("sgd_adjoint")
+refuse("sgd_adjoint")

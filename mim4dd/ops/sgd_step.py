@@ -14,10 +14,10 @@ from mim4dd._checks import (
     check_not_negative,
     check_rank,
     check_tensor,
-    refuse_forward_ad,
 )
 from mim4dd._library import LIB, expect_compiled
-from mim4dd._transforms import active, register_vmap
+from mim4dd._transforms import register_vmap
+from mim4dd.ops._rules import declare
 
 __all__ = ["sgd_step"]
 
@@ -124,15 +124,8 @@ def sgd_step(
         raise ValueError(f"nesterov needs momentum > 0, got {momentum}")
     if momentum and velocity is None:
         raise ValueError(f"momentum {momentum} needs a velocity: zeros before the first step")
-    options = (velocity, momentum, weight_decay, nesterov)
-    if backend == "reference":
-        return reference.sgd_step(theta, gradient, lr, *options)
-    if torch.compiler.is_compiling():
-        tensors = (theta, gradient, lr) if velocity is None else (theta, gradient, lr, velocity)
-        refuse_forward_ad("the compiled sgd_step", *tensors)
-    elif active():  # the kernel has no rules for them
-        return reference.sgd_step(theta, gradient, lr, *options)
-    new_theta, new_velocity = torch.ops.mim4dd.sgd_step(theta, gradient, lr, *options)
+    step = _formula if backend == "reference" else _step
+    new_theta, new_velocity = step(theta, gradient, lr, velocity, momentum, weight_decay, nesterov)
     return new_theta if velocity is None else (new_theta, new_velocity)
 
 
@@ -179,6 +172,11 @@ def _backward(
     return of_theta, of_gradient, of_lr, None if new_velocity is None else of_velocity, *[None] * 3
 
 
-torch.library.register_autograd(
-    "mim4dd::sgd_step", _backward, setup_context=_setup_context, lib=LIB
-)
+def _formula(
+    theta: Tensor, gradient: Tensor, lr: Tensor, velocity: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor | None]:
+    result = reference.sgd_step(theta, gradient, lr, velocity, *options)
+    return (result, None) if isinstance(result, Tensor) else result
+
+
+_step = declare("sgd_step", _setup_context, _backward, formula=_formula)

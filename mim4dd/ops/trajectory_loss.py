@@ -12,10 +12,10 @@ from mim4dd._checks import (
     check_choice,
     check_floating,
     check_matching,
-    refuse_forward_ad,
 )
-from mim4dd._library import LIB, expect_compiled, refuse_autograd
-from mim4dd._transforms import active, register_vmap
+from mim4dd._library import LIB, expect_compiled
+from mim4dd._transforms import register_vmap
+from mim4dd.ops._rules import declare, only, refuse
 
 __all__ = ["trajectory_loss"]
 
@@ -75,12 +75,8 @@ def trajectory_loss(
     check_choice("backend", backend, (None, "reference"))
     if backend == "reference":
         return reference.trajectory_loss(theta_T, theta_0, theta_target)
-    if torch.compiler.is_compiling():
-        refuse_forward_ad("the compiled trajectory_loss", theta_T, theta_0, theta_target)
-    elif active():  # the kernel has no rules for them
-        return reference.trajectory_loss(theta_T, theta_0, theta_target)
-    loss, _, moved = torch.ops.mim4dd.trajectory_loss(theta_T, theta_0, theta_target)
-    if can_look_at(moved) and not moved.all():
+    loss, _, moved = _loss(theta_T, theta_0, theta_target)
+    if moved is not None and can_look_at(moved) and not moved.all():
         raise ValueError("theta_target must differ from theta_0: the expert did not move")
     return loss
 
@@ -124,18 +120,17 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     theta_T, theta_0, theta_target, *sums = ctx.saved_tensors
     if torch.is_grad_enabled():  # plain differentiable operations, for any further derivative
         return reference.trajectory_loss_bwd(theta_T, theta_0, theta_target, grad)
-    needed = ctx.needs_input_grad
-    count = 1 + max(k for k in range(3) if needed[k])
+    wanted = ctx.needs_input_grad[:3]
+    count = 1 + max(k for k in range(3) if wanted[k])
     gradients = torch.ops.mim4dd.trajectory_loss_bwd(
         theta_T, theta_0, theta_target, *sums, grad, count
     )
-    return tuple(
-        gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
-    )
+    return tuple(only(wanted, gradients))
 
 
-torch.library.register_autograd(
-    "mim4dd::trajectory_loss", _backward, setup_context=_setup_context, lib=LIB
-)
+def _formula(*thetas: Tensor) -> tuple[Tensor, None, None]:
+    return reference.trajectory_loss(*thetas), None, None
 
-refuse_autograd("trajectory_loss_bwd")
+
+_loss = declare("trajectory_loss", _setup_context, _backward, formula=_formula)
+refuse("trajectory_loss_bwd")
