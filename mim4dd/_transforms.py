@@ -1,5 +1,6 @@
 """PyTorch's transforms (torch.func, both kinds of vmap, forward mode) around ops and modules."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -55,29 +56,27 @@ def untraced(tensor: Tensor) -> Tensor | None:
 
 def register_vmap(op: Any) -> None:
     """Give an op the rule for vmap to run once for every sample, in turn."""
-    torch.library.register_vmap(op.default, _one_by_one(op), lib=LIB)
-    LIB.impl(op.default, _one_by_one_in_batched_gradients(op), "Batched")
+    torch.library.register_vmap(op, functools.partial(one_by_one, op), lib=LIB)
+    register_older_vmap(op)
 
 
-def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    def rule(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        flat, structure = private.tree_flatten(inputs)
-        dims = private.tree_flatten(in_dims, is_leaf=lambda node: node is None)[0]
-        samples = (
-            [
-                value if dim is None else value.select(dim, sample)
-                for value, dim in zip(flat, dims, strict=True)
-            ]
-            for sample in range(info.batch_size)
-        )
-        stacked = _stack(op(*private.tree_unflatten(each, structure)) for each in samples)
-        return stacked, private.tree_map(lambda _: 0, stacked)
-
-    return rule
+def one_by_one(op: Callable[..., Any], info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+    """The rule for vmap to run an op once for every sample, in turn."""
+    flat, structure = private.tree_flatten(inputs)
+    dims = private.tree_flatten(in_dims, is_leaf=lambda node: node is None)[0]
+    samples = (
+        [
+            value if dim is None else value.select(dim, sample)
+            for value, dim in zip(flat, dims, strict=True)
+        ]
+        for sample in range(info.batch_size)
+    )
+    stacked = _stack(op(*private.tree_unflatten(each, structure)) for each in samples)
+    return stacked, private.tree_map(lambda _: 0, stacked)
 
 
-def _one_by_one_in_batched_gradients(op: Callable[..., Any]) -> Callable[..., Any]:
-    """For ``is_grads_batched`` and ``vectorize``: they use an older vmap, which has no rules."""
+def register_older_vmap(op: Any) -> None:
+    """The same for ``is_grads_batched`` and ``vectorize``, whose older vmap has no rules."""
 
     def rule(*inputs: Any) -> Any:
         flat, structure = private.tree_flatten(inputs)
@@ -89,7 +88,7 @@ def _one_by_one_in_batched_gradients(op: Callable[..., Any]) -> Callable[..., An
         stacked = _stack(op(*private.tree_unflatten(each, structure)) for each in samples)
         return private.tree_map(lambda parts: private.add_batch_dim(parts, 0, level), stacked)
 
-    return rule
+    LIB.impl(op, rule, "Batched")
 
 
 def _unbind(flat: Sequence[Any], level: int) -> list[list[Any]] | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mim4dd._checks import NO_FORWARD_MODE, refuse_forward_ad
 from mim4dd._library import LIB
 from mim4dd._torch_private import are_functorch_transforms_active, below_autograd, in_forward_mode
+from mim4dd._transforms import register_older_vmap
 
 
 @dataclass(frozen=True, eq=False)  # no tuple: transforms look into those
@@ -129,7 +130,7 @@ def declare(
         setup_context: Keeps for ``backward`` what it needs of ``inputs`` and ``output``.
         backward: Gradients of the inputs, None where ``ctx.needs_input_grad`` wants none.
         vmap: Calls the rule, its first argument, over one more axis, as torch.func asks for it.
-        formula: The same in plain PyTorch, for all transforms, in place of ``vmap``.
+        formula: What transforms see in place of the op, where no compiler is in between.
     """
     op = getattr(torch.ops.mim4dd, name).default
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIB)
@@ -137,6 +138,7 @@ def declare(
     rule = Rule(op, function, setup_context, backward, vmap, formula)
     if vmap is not None:
         torch.library.register_vmap(op, functools.partial(vmap, rule), lib=LIB)
+        register_older_vmap(op)
     return rule
 
 

@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from mim4dd import reference
-from mim4dd._checks import (
-    Backend,
-    Reduction,
-    check_choice,
-    refuse_forward_ad,
-)
+from mim4dd._checks import Backend, Reduction, check_choice
 from mim4dd._library import LIB, expect_compiled, use_triton
-from mim4dd._transforms import active, register_vmap
+from mim4dd._transforms import one_by_one
 from mim4dd.ops._contrastive import (
     Layers,
     as_layers,
@@ -23,6 +18,7 @@ from mim4dd.ops._contrastive import (
     evaluate,
 )
 from mim4dd.ops._reduction import reduce_all
+from mim4dd.ops._rules import declare, only
 from mim4dd.reference import Critic
 
 __all__ = ["clip_loss"]
@@ -84,19 +80,13 @@ def clip_loss(
         )
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     scale = as_logit_scale(layers, temperature, logit_scale)
-    fused = labels is None and backend is None
-    if torch.compiler.is_compiling():
-        refuse_forward_ad("the compiled clip_loss", query, key, scale)
-    elif active():  # the other ops have rules for them
-        fused = False
-    if fused:
-        of_query, of_key, *_ = torch.ops.mim4dd.clip_loss(
-            layers.query[0], layers.key[0], scale, normalize
-        )
+    if labels is None and backend is None:
+        of_query, of_key, *_ = _loss(layers.query[0], layers.key[0], scale, normalize)
         return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
         labels = torch.arange(layers.num_queries, device=layers.device)
-    return _by_direction(layers, labels, scale, reduction, normalize, backend)
+    of_query, of_key = _by_direction(layers, labels, scale, reduction, normalize, backend)
+    return (of_query + of_key) / 2
 
 
 def _by_direction(
@@ -106,14 +96,13 @@ def _by_direction(
     reduction: Reduction,
     normalize: bool,
     backend: Backend,
-) -> Tensor:
-    """The mean of both directions, each on its own."""
+) -> list[Tensor]:
+    """Both directions, each on its own."""
     critic = Critic(normalize=normalize)
-    directions = [
+    return [
         evaluate(pair, by_label(pair, labels, labels), scale, None, critic, reduction, backend)[0]
         for pair in (layers, Layers(layers.key, layers.query, single=True))
     ]
-    return (directions[0] + directions[1]) / 2
 
 
 # Beside the losses the shift of each softmax and its sum of exp(logit − shift).
@@ -132,7 +121,6 @@ LIB.define(
 for _name in ("clip_loss", "clip_loss_bwd"):
     expect_compiled(_name, "CPU")
     use_triton(_name, "clip_loss")
-    register_vmap(getattr(torch.ops.mim4dd, _name))
 
 
 @torch.library.register_fake("mim4dd::clip_loss", lib=LIB)
@@ -155,10 +143,8 @@ def _backward(ctx: Any, on_query: Tensor, on_key: Tensor, *_: Any) -> tuple[Tens
     query, key, logit_scale, *outputs = ctx.saved_tensors
     # The outputs only save work: the derivative through them is part of the op's own.
     saved = [output.detach() for output in outputs]
-    gradients = torch.ops.mim4dd.clip_loss_bwd(
-        query, key, logit_scale, ctx.normalize, *saved, on_query, on_key
-    )
-    return *gradients, None
+    gradients = _loss_bwd(query, key, logit_scale, ctx.normalize, *saved, on_query, on_key)
+    return *only(ctx.needs_input_grad[:3], gradients), None
 
 
 def _setup_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,7 +200,7 @@ def _derivative_through_unit_rows(
         # Aliases, so that none is reached through another that depends on it.
         inputs = [each.view_as(each) for each in (query, key, scale, on_query, on_key)]
         (query_unit, query_length), (key_unit, key_length) = map(reference.unit_rows, inputs[:2])
-        of_query, of_key, of_scale = torch.ops.mim4dd.clip_loss_bwd(
+        of_query, of_key, of_scale = _loss_bwd(
             query_unit, key_unit, inputs[2], False, *outputs, *inputs[3:]
         )
         gradients = (
@@ -231,7 +217,12 @@ def _derivative_through_unit_rows(
     return tuple(next(found) if each.requires_grad else None for each in inputs)
 
 
-torch.library.register_autograd("mim4dd::clip_loss", _backward, setup_context=_setup, lib=LIB)
-torch.library.register_autograd(
-    "mim4dd::clip_loss_bwd", _backward_bwd, setup_context=_setup_bwd, lib=LIB
-)
+def _formula(query: Tensor, key: Tensor, logit_scale: Tensor, normalize: bool) -> list[Tensor]:
+    """By the op of :func:`mim4dd.info_nce`, which has a rule for every transform."""
+    layers = Layers([query], [key], single=True)
+    labels = torch.arange(layers.num_queries, device=layers.device)
+    return _by_direction(layers, labels, logit_scale, "none", normalize, None)
+
+
+_loss = declare("clip_loss", _setup, _backward, vmap=one_by_one, formula=_formula)
+_loss_bwd = declare("clip_loss_bwd", _setup_bwd, _backward_bwd, vmap=one_by_one)

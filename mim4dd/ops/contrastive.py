@@ -140,7 +140,7 @@ def _any_requires_grad(features: Sequence[Tensor]) -> bool:
 for _name in ("contrastive", "contrastive_bwd", "contrastive_bwd_bwd"):
     expect_compiled(_name, "CPU")
     use_triton(_name, "contrastive")
-    register_vmap(getattr(torch.ops.mim4dd, _name))
+    register_vmap(getattr(torch.ops.mim4dd, _name).default)
 
 
 def _empty_gradients(

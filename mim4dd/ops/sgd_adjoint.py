@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled
+from mim4dd._transforms import register_vmap
 from mim4dd.ops._rules import refuse
 
 LIB.define(
@@ -59,3 +60,4 @@ def _fake(
 
 
 refuse("sgd_adjoint")
+register_vmap(torch.ops.mim4dd.sgd_adjoint.default)

@@ -16,7 +16,7 @@ from mim4dd._checks import (
     check_tensor,
 )
 from mim4dd._library import LIB, expect_compiled
-from mim4dd._transforms import register_vmap
+from mim4dd._transforms import one_by_one
 from mim4dd.ops._rules import declare
 
 __all__ = ["sgd_step"]
@@ -137,8 +137,6 @@ LIB.define(
 )
 expect_compiled("sgd_step", "CPU")
 expect_compiled("sgd_step", "CUDA")
-for _op in (torch.ops.mim4dd.sgd_step, torch.ops.mim4dd.sgd_adjoint):
-    register_vmap(_op)
 
 
 @torch.library.register_fake("mim4dd::sgd_step", lib=LIB)
@@ -179,4 +177,4 @@ def _formula(
     return (result, None) if isinstance(result, Tensor) else result
 
 
-_step = declare("sgd_step", _setup_context, _backward, formula=_formula)
+_step = declare("sgd_step", _setup_context, _backward, vmap=one_by_one, formula=_formula)

@@ -14,7 +14,7 @@ from mim4dd._checks import (
     check_matching,
 )
 from mim4dd._library import LIB, expect_compiled
-from mim4dd._transforms import register_vmap
+from mim4dd._transforms import one_by_one, register_vmap
 from mim4dd.ops._rules import declare, only, refuse
 
 __all__ = ["trajectory_loss"]
@@ -95,7 +95,6 @@ LIB.define(
 for _op in ("trajectory_loss", "trajectory_loss_bwd"):
     expect_compiled(_op, "CPU")
     expect_compiled(_op, "CUDA")
-    register_vmap(getattr(torch.ops.mim4dd, _op))
 
 
 @torch.library.register_fake("mim4dd::trajectory_loss", lib=LIB)
@@ -132,5 +131,6 @@ def _formula(*thetas: Tensor) -> tuple[Tensor, None, None]:
     return reference.trajectory_loss(*thetas), None, None
 
 
-_loss = declare("trajectory_loss", _setup_context, _backward, formula=_formula)
+_loss = declare("trajectory_loss", _setup_context, _backward, vmap=one_by_one, formula=_formula)
 refuse("trajectory_loss_bwd")
+register_vmap(torch.ops.mim4dd.trajectory_loss_bwd.default)
