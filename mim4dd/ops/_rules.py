@@ -2,10 +2,10 @@
 
 Of one declaration there are three forms, as PyTorch has no one that serves all:
 
-- called plainly, :class:`_Plain`, the autograd function that costs least;
-- under torch.func and forward mode, :class:`_Transformed`, the kind that transforms can look into:
-  its arguments are bound by signature in each call, which takes as long as ten small ops; or, where
-  the op has a ``formula``, that;
+- called plainly, :class:`Mim4ddOp`, the autograd function that costs least;
+- under torch.func and forward mode :class:`Mim4ddOpUnderTransforms`, which transforms can look into
+  (PyTorch binds its arguments by signature in each call: that takes as long as ten small ops) or,
+  where one is given, a formula of other ops;
 - under torch.compile and called as ``torch.ops.mim4dd.<op>``, what is registered for the op.
 
 A derivative says by booleans which gradients it wants of an op, and returns None for the others.
@@ -49,11 +49,11 @@ class Rule:
             return self.formula(*inputs)
         self._refuse_tangents(inputs, compiled=False)
         if transformed:
-            return _Transformed.apply(*inputs, self)
+            return Mim4ddOpUnderTransforms.apply(*inputs, self)
         if torch.is_grad_enabled() and any(
             isinstance(each, Tensor) and each.requires_grad for each in inputs
         ):
-            return _Plain.apply(*inputs, self)
+            return Mim4ddOp.apply(*inputs, self)
         return self.kernel(*inputs)
 
     def kernel(self, *inputs: Any) -> Any:
@@ -73,7 +73,7 @@ class Rule:
             refuse_forward_ad(only_compiled + self.function, *tensors)
 
 
-class _Plain(torch.autograd.Function):
+class Mim4ddOp(torch.autograd.Function):
     """Of an op's inputs and its rule, the op's outputs, where no transform is going on."""
 
     @staticmethod
@@ -88,7 +88,7 @@ class _Plain(torch.autograd.Function):
         return *ctx.rule.backward(ctx, *grad_outputs), None
 
 
-class _Transformed(torch.autograd.Function):
+class Mim4ddOpUnderTransforms(torch.autograd.Function):
     """The same where transforms may look in."""
 
     @staticmethod
