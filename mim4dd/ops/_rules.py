@@ -42,12 +42,14 @@ class Rule:
     def __call__(self, *inputs: Any) -> Any:
         """The op's outputs, differentiable by whatever is going on."""
         if torch.compiler.is_compiling():
-            self._refuse_tangents(inputs, compiled=True)
+            if in_forward_mode():
+                self._refuse_tangents("the compiled " if self.formula else "", inputs)
             return self.op(*inputs)
-        transformed = are_functorch_transforms_active()
-        if self.formula is not None and (transformed or in_forward_mode()):
+        forward_mode, transformed = in_forward_mode(), are_functorch_transforms_active()
+        if self.formula is not None and (forward_mode or transformed):
             return self.formula(*inputs)
-        self._refuse_tangents(inputs, compiled=False)
+        if forward_mode:
+            self._refuse_tangents("", inputs)
         if transformed:
             return Mim4ddOpUnderTransforms.apply(*inputs, self)
         if torch.is_grad_enabled() and any(
@@ -66,11 +68,8 @@ class Rule:
         if self.setup_context is not None:
             self.setup_context(ctx, inputs, output)
 
-    def _refuse_tangents(self, inputs: Sequence[Any], compiled: bool) -> None:
-        if in_forward_mode():
-            only_compiled = "the compiled " if compiled and self.formula else ""
-            tensors = (each for each in inputs if isinstance(each, Tensor))
-            refuse_forward_ad(only_compiled + self.function, *tensors)
+    def _refuse_tangents(self, which: str, inputs: Sequence[Any]) -> None:
+        refuse_forward_ad(which + self.function, *(x for x in inputs if isinstance(x, Tensor)))
 
 
 class Mim4ddOp(torch.autograd.Function):
