@@ -3,7 +3,7 @@
 docs/math.md, "Norm, ReLU and pool", has the formulas. A third derivative raises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled, use_triton
-from mim4dd.ops._rules import Rule, declare, only
+from mim4dd.ops._rules import declare, only
 
 _AFFINE_ARGS = "Tensor? weight, Tensor? bias"
 _SAVED_ARGS = f"Tensor grad_out, Tensor input, {_AFFINE_ARGS}, Tensor mean, Tensor rstd"
@@ -160,7 +160,7 @@ def _refuse_third(*_: Any) -> NoReturn:
 def _over_channels(
     in_axes: Sequence[int],
     out_axes: Sequence[int],
-    op: Rule,
+    op: Callable[..., Sequence[Tensor]],
     info: Any,
     in_dims: Sequence[int | None],
     *inputs: Any,

@@ -128,7 +128,8 @@ def declare(
         name: Of an op that is defined.
         setup_context: Keeps for ``backward`` what it needs of ``inputs`` and ``output``.
         backward: Gradients of the inputs, None where ``ctx.needs_input_grad`` wants none.
-        vmap: Calls the rule, its first argument, over one more axis, as torch.func asks for it.
+        vmap: Calls its first argument, the rule or the bare op, over one more axis: after that as
+            in :class:`torch.autograd.Function`.
         formula: What transforms see in place of the op, where no compiler is in between.
     """
     op = getattr(torch.ops.mim4dd, name).default
@@ -136,7 +137,7 @@ def declare(
     function = name.split("_bwd")[0]  # derivatives are named so
     rule = Rule(op, function, setup_context, backward, vmap, formula)
     if vmap is not None:
-        torch.library.register_vmap(op, functools.partial(vmap, rule), lib=LIB)
+        torch.library.register_vmap(op, functools.partial(vmap, op), lib=LIB)
         register_older_vmap(op)
     return rule
 
