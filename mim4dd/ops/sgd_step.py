@@ -172,7 +172,7 @@ def _backward(
 
 def _formula(
     theta: Tensor, gradient: Tensor, lr: Tensor, velocity: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     result = reference.sgd_step(theta, gradient, lr, velocity, *options)
     return (result, None) if isinstance(result, Tensor) else result
 
