@@ -18,7 +18,7 @@ CAPABILITIES = (80, 90, 100)
 LAUNCH = {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
 
 # Each query leaves out one key: Triton makes a constant of an argument that is 1.
-SINGLE = {"num_excluded": 1}
+SINGLE = {"pairs.num_excluded": 1}
 
 
 class Compilation(NamedTuple):
@@ -55,12 +55,12 @@ def compilation(
 
     So do the fields of a NamedTuple, which the kernel's annotation names, where they are no int.
     Labels and tables are int64, everything else that is no constant an int32. A field is a constant
-    as ``"argument.field"``.
+    as ``"argument.field"``, and so may a narrow one be.
     """
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
-    pointers |= dict.fromkeys(("labels_ptr", "key_labels_ptr", "table_ptr"), "*i64")
-    pointers["excluded_ptr"] = "*i32"
+    pointers |= dict.fromkeys(("labels_ptr", "labels", "key_labels", "table_ptr"), "*i64")
+    pointers["excluded"] = "*i32"
     signature: dict[str, Any] = {}
     values: dict[tuple[int, ...], Any] = {}
     options = dict(constants)
@@ -69,7 +69,8 @@ def compilation(
         if name in options:
             values[place] = options.pop(name)
             return "constexpr"
-        return pointers.get(name.rpartition(".")[2], wide) if pointer else "i32"
+        field = name.rpartition(".")[2]
+        return pointers.get(name, pointers.get(field, wide)) if pointer else "i32"
 
     for index, argument in enumerate(kernel.arg_names):
         group = kernel.fn.__annotations__.get(argument)

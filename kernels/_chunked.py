@@ -13,19 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
+from mim4dd.kernels._arguments import Form, Norms, Pairs, Saved, Scales, Upstream
 from mim4dd.kernels._critic import (
-    IGNORE,
-    add_tile,
+    WeightTerms,
     keeps_rest,
-    load_excluded,
-    load_gradient_side,
-    load_key_labels,
-    load_scales,
-    logits_of,
+    load_bias,
+    load_upstream,
     loss_of,
-    no_sums,
-    pair,
     pull_of,
+    terms_along,
     weights_of,
 )
 from mim4dd.kernels._inputs import (
@@ -34,9 +30,11 @@ from mim4dd.kernels._inputs import (
     Layers,
     Queries,
     boosted,
-    options_of,
+    form_of,
     packed,
+    upstream_of,
 )
+from mim4dd.kernels._row_pass import load_pairs, load_row, sum_row
 from mim4dd.kernels._rows import finish
 from mim4dd.reference import Critic
 
@@ -44,186 +42,65 @@ WORKSPACE = 2**26  # bytes of logits at a time; not tuned on a GPU yet
 
 
 @triton.jit
-def load_pairs(
-    similarity_ptr,
-    key_labels_ptr,
-    key_norms_ptr,
-    excluded_ptr,
-    labels,
-    offs_n,
-    excluded,
-    offs_m,
-    M,
-    stride_excluded,
-    num_excluded,
-    query_norm,
-    scale,
-    raised,
-    HARD: tl.constexpr,
-    EXCLUDES: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_KEY_LABELS: tl.constexpr,
-):
-    """Similarities, the product of the norms, logits, valid and positive of a row's keys."""
-    key_labels, mask_m = load_key_labels(key_labels_ptr, offs_m, offs_m < M, HAS_KEY_LABELS)
-    similarity = tl.load(similarity_ptr + offs_m, mask=mask_m, other=0.0)
-    norms = query_norm
-    if NORMALIZE:
-        norms = query_norm * tl.load(key_norms_ptr + offs_m, mask=mask_m, other=0.0)
-        similarity *= norms
-    valid, positive = pair(
-        labels,
-        offs_n,
-        excluded,
-        key_labels,
-        offs_m,
-        mask_m,
-        excluded_ptr,
-        stride_excluded,
-        num_excluded,
-        EXCLUDES,
-    )
-    logits = logits_of(similarity, positive, scale, raised, HARD)
-    return similarity, norms, logits, valid, positive
-
-
-@triton.jit
-def sum_row(
-    similarity_ptr,
-    key_labels_ptr,
-    key_norms_ptr,
-    excluded_ptr,
-    labels,
-    offs_n,
-    excluded,
-    M,
-    needed,
-    stride_excluded,
-    num_excluded,
-    query_norm,
-    scale,
-    raised,
-    bias,
-    KIND: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    HARD: tl.constexpr,
-    EXCLUDES: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_KEY_LABELS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """What the loss of one query is made of, over all keys; of none unless it is ``needed``."""
-    sums = no_sums(1, KIND, bias.dtype)
-    last = tl.where(tl.max(needed.to(tl.int32), axis=0) > 0, M, 0)
-    for start in range(0, last, BLOCK_M):
-        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-        _, _, logits, valid, positive = load_pairs(
-            similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
-            query_norm[:, None], scale, raised, HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS,
-        )  # fmt: skip
-        sums = add_tile(sums, logits, bias[:, None], valid, positive, KIND, DECOUPLED)
-    return sums
-
-
-@triton.jit
 def chunk_kernel(
     similarity_ptr,  # (C, M)
     weights_ptr,  # (C, M), may be the same
-    labels_ptr,  # (N,)
-    key_labels_ptr,  # (M,)
-    excluded_ptr,  # see pair
-    weight_ptr,  # (N,)
-    query_norms_ptr,  # (N,)
-    key_norms_ptr,  # (M,)
-    scale_ptr,  # ()
-    raised_ptr,  # (): scale of the negatives
-    bias_ptr,  # () or (N,)
-    loss_ptr,  # (N,)
-    lse_ptr,  # (N,)
-    grad_loss_ptr,  # (N,)
-    grad_lse_ptr,  # (N,)
+    norms: Norms,
+    pairs: Pairs,
+    scales: Scales,
+    saved: Saved,  # lse is written where there is a loss
+    loss_ptr,  # (N,), written; or None: the forward has been
+    upstream: Upstream,
     grad_scale_ptr,  # (N,)
     grad_bias_ptr,  # (N,)
     first,
-    N,
-    M,
-    stride_excluded,
-    num_excluded,
-    stride_bias,
-    stride_loss,
-    stride_lse,
-    FORWARD: tl.constexpr,
     UPSTREAM: tl.constexpr,  # in the forward, of every loss
     WANT_WEIGHTS: tl.constexpr,
-    KIND: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    EXCLUDES: tl.constexpr,
-    HARD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_KEY_LABELS: tl.constexpr,
-    HAS_GRAD_LSE: tl.constexpr,
+    form: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Of one query: loss and lse in the forward, then the weights of its keys."""
-    dtype: tl.constexpr = lse_ptr.dtype.element_ty
-    row = tl.program_id(0).to(tl.int64)
-    similarity_ptr += row * M
-    weights_ptr += row * M
-    offs_n = first + row + tl.arange(0, 1)
-    labels = tl.load(labels_ptr + offs_n)
-    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
-    query_norm = tl.full((1,), 1.0, dtype)
-    if NORMALIZE:
-        query_norm = tl.load(query_norms_ptr + offs_n)
-    scale, raised = load_scales(scale_ptr, raised_ptr)
-    if FORWARD:
-        weight = tl.load(weight_ptr + offs_n)
+    dtype: tl.constexpr = saved.lse.dtype.element_ty
+    N = pairs.num_queries
+    M = pairs.num_keys
+    row = load_row(similarity_ptr, norms.query, pairs, scales, first, dtype)
+    offs_n = row.query.offs
+    if loss_ptr is not None:
+        weight = tl.load(saved.weight + offs_n)
         on_loss = tl.where(weight > 0, UPSTREAM, 0.0).to(dtype)
         on_lse = tl.zeros((1,), dtype)
-        lse, bias = weight, weight
-        if KIND == "nce":
-            bias = tl.load(bias_ptr + offs_n * stride_bias)
-        needed = labels == labels
+        lse = weight
+        bias = load_bias(scales, weight, offs_n, row.used, form)
+        needed = offs_n < N
     else:
-        _, on_loss, on_lse, weight, lse, bias = load_gradient_side(
-            labels_ptr, weight_ptr, lse_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr, offs_n,
-            offs_n < N, stride_bias, stride_loss, stride_lse, KIND, HAS_GRAD_LSE,
-        )  # fmt: skip
-        needed = keeps_rest(weight, KIND, DECOUPLED)
+        on_loss, on_lse, weight, lse, bias = load_upstream(
+            scales, saved, upstream, 0, offs_n, row.used, N, form
+        )
+        needed = keeps_rest(weight, form)
 
-    sums = sum_row(
-        similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels, offs_n, excluded, M,
-        needed, stride_excluded, num_excluded, query_norm, scale, raised, bias, KIND, DECOUPLED,
-        HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS, BLOCK_M,
-    )  # fmt: skip
-    loss, found_lse, positive_lse, rest = loss_of(sums, weight, KIND, DECOUPLED)
-    if FORWARD:
-        used = labels != IGNORE
-        tl.store(loss_ptr + offs_n, tl.where(used, loss, 0.0))
-        tl.store(lse_ptr + offs_n, tl.where(used, found_lse, 0.0))
+    sums = sum_row(row, norms.key, pairs, bias, needed, form, BLOCK_M)
+    loss, found_lse, positive_lse, rest = loss_of(sums, weight, form)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + offs_n, tl.where(row.used, loss, 0.0))
+        tl.store(saved.lse + offs_n, tl.where(row.used, found_lse, 0.0))
         lse = found_lse
 
     if WANT_WEIGHTS:
-        pull = pull_of(weight, rest, KIND, DECOUPLED)
+        pull = pull_of(weight, rest, form)
+        terms = terms_along(WeightTerms(on_loss, on_lse, pull, lse, positive_lse, bias), True)
+        weights_ptr += tl.program_id(0).to(tl.int64) * M
         grad_scale = tl.zeros((1,), dtype)
         grad_bias = grad_scale
         for start in range(0, M, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-            similarity, norms, logits, valid, positive = load_pairs(
-                similarity_ptr, key_labels_ptr, key_norms_ptr, excluded_ptr, labels[:, None],
-                offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
-                query_norm[:, None], scale, raised, HARD, EXCLUDES, NORMALIZE, HAS_KEY_LABELS,
-            )  # fmt: skip
+            tile = load_pairs(row, norms.key, pairs, offs_m, form)
             weights = weights_of(
-                logits, valid & (labels != IGNORE)[:, None], positive, on_loss[:, None],
-                on_lse[:, None], pull[:, None], lse[:, None], positive_lse[:, None],
-                bias[:, None], KIND, DECOUPLED, HAS_GRAD_LSE,
-            )  # fmt: skip
-            grad_scale += tl.sum(weights * similarity, axis=1)
+                tile.logits, tile.valid, tile.positive, terms, form, upstream.lse is not None
+            )
+            grad_scale += tl.sum(weights * tile.similarity, axis=1)
             grad_bias += tl.sum(weights, axis=1)
-            if NORMALIZE:
-                weights *= norms
+            if norms.key is not None:
+                weights *= tile.norms
             tl.store(weights_ptr + offs_m, weights, mask=offs_m < M)
         tl.store(grad_scale_ptr + offs_n, grad_scale)
         tl.store(grad_bias_ptr + offs_n, grad_bias)
@@ -294,6 +171,8 @@ def chunk_pass(
     elif query.dtype == torch.float16:
         divisor = LARGEST_UPSTREAM
     dtype = query.dtype if loss is None else wide
+    pairs, saved = queries.pairs(M), Saved(queries.weight, lse, None)
+    upstream = upstream_of(grad_loss, grad_lse)
     rows = rows_per_chunk(N, M, 4 + 2 * (query.dtype != wide))
     for first in range(0, N, rows):
         some = slice(first, first + rows)
@@ -303,36 +182,18 @@ def chunk_pass(
             chunk_kernel[(len(similarity),)](
                 similarity,
                 weights,
-                queries.labels,
-                queries.key_labels,
-                queries.excluded,
-                queries.weight,
-                layers.query_norms,
-                layers.key_norms,
-                queries.scale,
-                queries.raised,
-                queries.bias,
+                layers.norms,
+                pairs,
+                queries.scales,
+                saved,
                 loss,
-                lse,
-                grad_loss,
-                grad_lse,
+                upstream,
                 grad_scale,
                 grad_bias,
                 first,
-                N,
-                M,
-                queries.stride_excluded,
-                queries.num_excluded,
-                queries.stride_bias,
-                1 if grad_loss is None else grad_loss.stride(0),
-                1 if grad_lse is None else grad_lse.stride(0),
-                FORWARD=loss is not None,
                 UPSTREAM=divisor if loss is not None else 1.0,
                 WANT_WEIGHTS=any(gradients),
-                **options_of(critic, queries),
-                NORMALIZE=critic.normalize,
-                HAS_KEY_LABELS=queries.key_labels is not None,
-                HAS_GRAD_LSE=grad_lse is not None,
+                form=form_of(critic),
                 **row_launch(M),
             )
         if grad_query is not None:
@@ -380,16 +241,12 @@ def compilations() -> Iterator[Compilation]:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for kind in ("in", "nce"):
             constants = {
-                "FORWARD": True,
+                "upstream.loss": None,
+                "upstream.lse": None,
+                "saved.positives": None,
                 "UPSTREAM": 1.0,
                 "WANT_WEIGHTS": True,
-                "KIND": kind,
-                "DECOUPLED": kind == "in",
-                "EXCLUDES": True,
-                "HARD": True,
-                "NORMALIZE": True,
-                "HAS_KEY_LABELS": True,
-                "HAS_GRAD_LSE": False,
+                "form": Form(kind, kind == "in", True),
                 **SINGLE,
                 **row_launch(1024),
             }

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mim4dd.kernels._arguments import Norms
 from mim4dd.kernels._critic import (
     add_exponentials,
     finite_or_nan,
@@ -17,13 +18,6 @@ from mim4dd.kernels._critic import (
     log_of_one_plus,
     lowest,
 )
-
-
-class Norms(NamedTuple):
-    """Of queries and of keys, (N,); None where features are compared as they are."""
-
-    query: Tensor | None
-    key: Tensor | None
 
 
 class Chunk(NamedTuple):

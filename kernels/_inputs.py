@@ -9,7 +9,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack
+from mim4dd.kernels._arguments import Features, Form, Norms, Pairs, Scales, Tiling, Upstream
+from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack, pairs_of
 from mim4dd.kernels._tiles import RESIDENT_D, TILES, entry, operands, precision_of
 from mim4dd.reference import IGNORE, Critic, Kind
 
@@ -35,15 +36,14 @@ class Queries(NamedTuple):
     bias: Tensor | None  # () or (N,)
     stride_bias: int
 
-    @property
-    def num_excluded(self) -> int:
-        """K."""
-        return 0 if self.excluded is None else len(self.excluded)
+    def pairs(self, M: int) -> Pairs:
+        """Those with ``M`` keys."""
+        return pairs_of(self.labels, self.key_labels, self.excluded, M)
 
     @property
-    def stride_excluded(self) -> int:
-        """From one of a query's keys to its next."""
-        return 0 if self.excluded is None else self.excluded.stride(0)
+    def scales(self) -> Scales:
+        """What makes their logits."""
+        return Scales(self.scale, self.raised, self.bias, self.stride_bias)
 
     def without_ignored(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Rows for a product that has no mask: what is ignored may hold NaN, and is made 0."""
@@ -81,19 +81,18 @@ def prepare(
     )
 
 
-def kind_of(critic: Critic) -> str:
-    """The kind as kernels name it; refuses a number that is none."""
-    return Kind(critic.kind).name.lower()
+def form_of(critic: Critic) -> Form:
+    """The critic as kernels know it; refuses a kind that is none."""
+    return Form(Kind(critic.kind).name.lower(), critic.decoupled, critic.hardness != 0)
 
 
-def options_of(critic: Critic, queries: Queries) -> dict[str, bool | str]:
-    """Compile-time options that every kernel has."""
-    return {
-        "KIND": kind_of(critic),
-        "DECOUPLED": critic.decoupled,
-        "EXCLUDES": queries.num_excluded > 0,
-        "HARD": critic.hardness != 0,
-    }
+def upstream_of(grad_loss: Tensor | None, grad_lse: Tensor | None) -> Upstream:
+    """Of gradients (L, N), or (N,) of one layer."""
+    strides = [
+        (0, 0) if grad is None else (0, *grad.stride())[-2:] for grad in (grad_loss, grad_lse)
+    ]
+    (layer_loss, stride_loss), (layer_lse, stride_lse) = strides
+    return Upstream(grad_loss, grad_lse, stride_loss, stride_lse, layer_loss, layer_lse)
 
 
 LONGEST_TILE = 128  # of queries, in any kernel
@@ -136,24 +135,28 @@ class Layers(NamedTuple):
         strides = (self.query_strides, self.key_strides)
         return layer_table(self.sizes, *strides, slab, self.query.device)
 
-    def options(
-        self, kernel: str, several: bool = False
-    ) -> tuple[dict[str, int | bool | str], dict[str, int | bool]]:
-        """Compile-time options that follow from the layers, and the tiles."""
+    @property
+    def features(self) -> Features:
+        """The rows."""
+        return Features(self.query, self.key)
+
+    @property
+    def norms(self) -> Norms:
+        """What makes them unit rows."""
+        return Norms(self.query_norms, self.key_norms)
+
+    def options(self, kernel: str, several: bool = False) -> tuple[Tiling, dict[str, int | bool]]:
+        """What a kernel is compiled for, and how to launch it."""
         D = max(self.sizes)
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
         multiplier = operands(dtype, precision)
         chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
         if several:
             chosen = chosen.for_several()
-        names = ["BLOCK_OWN", "BLOCK_STREAM", "BLOCK_K"] + ["BLOCK_D"] * (kernel == "gradient")
-        options = {
-            "RESIDENT": multiplier == "half" and D <= RESIDENT_D,
-            "DIVISOR": divisor(*self.sizes, *self.query_strides, *self.key_strides),
-            "PRECISION": precision,
-            "INTERPRETED": not self.query.is_cuda,
-        }
-        return options, chosen.launch(*names)
+        resident = multiplier == "half" and D <= RESIDENT_D
+        multiple = divisor(*self.sizes, *self.query_strides, *self.key_strides)
+        tiling = chosen.tiling(resident, multiple, precision, not self.query.is_cuda)
+        return tiling, chosen.launch()
 
 
 def packed(query: Sequence[Tensor], key: Sequence[Tensor], critic: Critic) -> Layers:

@@ -9,6 +9,7 @@ can hold a launch.
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,17 @@ import triton.language as tl
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
-from mim4dd.kernels._critic import IGNORE, load_excluded, load_key_labels, pair
+from mim4dd.kernels._arguments import Pairs
+from mim4dd.kernels._critic import (
+    IGNORE,
+    QueryTile,
+    keys_along,
+    load_excluded,
+    load_key_labels,
+    load_keys,
+    pair,
+    queries_along,
+)
 from mim4dd.reference import Critic
 
 NORM_EPS = tl.constexpr(1e-12)  # of F.normalize
@@ -59,11 +70,22 @@ def divisor(*numbers: int) -> int:
     return math.gcd(16, *numbers)
 
 
+class Slab(NamedTuple):
+    """A stretch of columns of a layer."""
+
+    layer: tl.tensor
+    D: tl.tensor  # columns of the layer
+    before: tl.tensor  # columns of all layers before
+    query_stride: tl.tensor  # from row to row
+    key_stride: tl.tensor
+    first: tl.tensor  # column
+
+
 @triton.jit
 def locate(table_ptr, slab, DIVISOR: tl.constexpr):
-    """Layer, D, columns of all layers before, row strides, first column."""
+    """What the table says of a slab."""
     row = table_ptr + slab * TABLE_WIDTH
-    return (
+    return Slab(
         tl.load(row),
         tl.multiple_of(tl.load(row + 1), DIVISOR),
         tl.multiple_of(tl.load(row + 2), DIVISOR),
@@ -75,17 +97,9 @@ def locate(table_ptr, slab, DIVISOR: tl.constexpr):
 
 @triton.jit
 def count_kernel(
-    labels_ptr,  # (N,)
-    key_labels_ptr,  # (M,)
-    excluded_ptr,  # see pair; without labels no key twice
+    pairs: Pairs,  # without labels of keys, no key is excluded twice
     weight_ptr,  # (N,)
     bias_ptr,  # (N,)
-    N,
-    M,
-    stride_excluded,
-    num_excluded,
-    HAS_KEY_LABELS: tl.constexpr,
-    EXCLUDES: tl.constexpr,
     DECOUPLED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -93,35 +107,27 @@ def count_kernel(
     """Positive weight 1/|P| of each query, and the bias of its "nce" critic, in nats."""
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    labels = tl.load(labels_ptr + offs_n, mask=offs_n < N, other=IGNORE)
-    if HAS_KEY_LABELS:
-        first = load_excluded(excluded_ptr, offs_n, EXCLUDES)
+    N = pairs.num_queries
+    M = pairs.num_keys
+    labels = tl.load(pairs.labels + offs_n, mask=offs_n < N, other=IGNORE)
+    if pairs.key_labels is not None:
+        queries = queries_along(QueryTile(offs_n, labels, load_excluded(pairs, offs_n)), True)
         num_positives = tl.zeros((BLOCK_N,), tl.int64)
         num_keys = tl.zeros((BLOCK_N,), tl.int64)
         for start in range(0, M, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M).to(tl.int64)
-            key_labels, mask_m = load_key_labels(key_labels_ptr, offs_m, offs_m < M, True)
-            valid, positive = pair(
-                labels[:, None],
-                offs_n[:, None],
-                first[:, None],
-                key_labels[None, :],
-                offs_m[None, :],
-                mask_m[None, :],
-                excluded_ptr,
-                stride_excluded,
-                num_excluded,
-                EXCLUDES,
-            )
+            keys = keys_along(load_keys(pairs, offs_m), False)
+            valid, positive = pair(queries, keys, pairs)
             num_positives += tl.sum(positive.to(tl.int32), axis=1)
             num_keys += tl.sum(valid.to(tl.int32), axis=1)
     else:
         positive = (labels >= 0) & (labels < M)
         num_keys = tl.zeros((BLOCK_N,), tl.int64) + M
-        if EXCLUDES:
-            for _ in range(0, num_excluded):
+        if pairs.excluded is not None:
+            excluded_ptr = pairs.excluded
+            for _ in range(0, pairs.num_excluded):
                 excluded = tl.load(excluded_ptr + offs_n)
-                excluded_ptr += stride_excluded
+                excluded_ptr += pairs.stride_excluded
                 positive = positive & (labels != excluded)
                 num_keys -= ((excluded >= 0) & (excluded < M)).to(tl.int64)
         num_positives = positive.to(tl.int64)
@@ -135,6 +141,12 @@ def count_kernel(
     tl.store(bias_ptr + offs_n, -tl.log(share), mask=offs_n < N)
 
 
+def pairs_of(labels: Tensor, key_labels: Tensor | None, excluded: Tensor | None, M: int) -> Pairs:
+    """Pairs of (N,) labels and M keys; ``excluded`` is (K, at least N)."""
+    stride, K = (0, 0) if excluded is None else (excluded.stride(0), len(excluded))
+    return Pairs(labels, key_labels, excluded, len(labels), M, stride, K)
+
+
 def count(
     labels: Tensor,
     key_labels: Tensor | None,
@@ -145,8 +157,7 @@ def count(
 ) -> tuple[Tensor, Tensor]:
     """Launch: positive weight and "nce" bias of each query, each (N,)."""
     N = len(labels)
-    num_excluded = 0 if excluded is None else len(excluded)
-    if excluded is not None and key_labels is None and num_excluded > 1:
+    if excluded is not None and key_labels is None and len(excluded) > 1:
         ordered = excluded.sort(0).values
         again = F.pad(ordered[1:] == ordered[:-1], (0, 0, 1, 0))
         excluded = ordered.masked_fill(again, IGNORE.value)
@@ -155,17 +166,9 @@ def count(
     BLOCK_N, BLOCK_M = (16, 256) if N > 256 else (1, 4096)
     with torch.cuda.device_of(labels):
         count_kernel[(triton.cdiv(N, BLOCK_N),)](
-            labels,
-            key_labels,
-            excluded,
+            pairs_of(labels, key_labels, excluded, M),
             weight,
             bias,
-            N,
-            M,
-            0 if excluded is None else excluded.stride(0),
-            num_excluded,
-            HAS_KEY_LABELS=key_labels is not None,
-            EXCLUDES=num_excluded > 0,
             DECOUPLED=critic.decoupled,
             BLOCK_N=BLOCK_N,
             BLOCK_M=min(BLOCK_M, max(16, triton.next_power_of_2(M))),
@@ -203,21 +206,22 @@ def normalize_kernel(
     scaled rows are exact.
     """
     dtype: tl.constexpr = norms_ptr.dtype.element_ty
-    layer, D, before, stride_q, stride_k, _ = locate(table_ptr, tl.program_id(1), DIVISOR)
-    stride = stride_k if KEYS else stride_q
+    slab = locate(table_ptr, tl.program_id(1), DIVISOR)
+    stride = slab.key_stride if KEYS else slab.query_stride
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d = tl.arange(0, BLOCK_D)
     mask_r = offs_r < R
-    mask = mask_r[:, None] & (offs_d < D)[None, :]
-    pointers = rows_ptr + before * R + offs_r[:, None] * stride + offs_d[None, :]
+    mask = mask_r[:, None] & (offs_d < slab.D)[None, :]
+    pointers = rows_ptr + slab.before * R + offs_r[:, None] * stride + offs_d[None, :]
     rows = tl.load(pointers, mask=mask, other=0.0).to(dtype)
     power = inverse_power_of_two(tl.max(tl.abs(rows), axis=1))
     rows *= power[:, None]
     norm = tl.sqrt(tl.sum(rows * rows, axis=1))
     inverse = tl.where(norm / power > NORM_EPS, 1 / norm, 1 / NORM_EPS / power)
-    tl.store(scaled_ptr + before * R + offs_r[:, None] * D + offs_d[None, :], rows, mask=mask)
-    tl.store(norms_ptr + layer * R + offs_r, inverse, mask=mask_r)
-    tl.store(norms_ptr + (tl.num_programs(1) + layer) * R + offs_r, power, mask=mask_r)
+    offsets = slab.before * R + offs_r[:, None] * slab.D + offs_d[None, :]
+    tl.store(scaled_ptr + offsets, rows, mask=mask)
+    tl.store(norms_ptr + slab.layer * R + offs_r, inverse, mask=mask_r)
+    tl.store(norms_ptr + (tl.num_programs(1) + slab.layer) * R + offs_r, power, mask=mask_r)
 
 
 @triton.jit
@@ -225,36 +229,35 @@ def finish_kernel(
     partial_ptr,  # (splits, packed)
     grad_ptr,  # packed
     rows_ptr,  # packed
-    norms_ptr,  # (2, L, R)
-    labels_ptr,  # (R,)
+    norms_ptr,  # (2, L, R), or None
+    labels_ptr,  # (R,), or None
     table_ptr,
     R,
     splits,
     stride_split,
-    NORMALIZE: tl.constexpr,
-    HAS_LABELS: tl.constexpr,
     DIVISOR: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Gradients from the partial sums of all splits, through the normalisation."""
     dtype: tl.constexpr = partial_ptr.dtype.element_ty
-    layer, D, before, _, _, _ = locate(table_ptr, tl.program_id(1), DIVISOR)
+    slab = locate(table_ptr, tl.program_id(1), DIVISOR)
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d = tl.arange(0, BLOCK_D)
     mask_r = offs_r < R
-    offsets = before * R + offs_r[:, None] * D + offs_d[None, :]
-    mask = mask_r[:, None] & (offs_d < D)[None, :]
+    offsets = slab.before * R + offs_r[:, None] * slab.D + offs_d[None, :]
+    mask = mask_r[:, None] & (offs_d < slab.D)[None, :]
     grad = tl.zeros((BLOCK_R, BLOCK_D), dtype)
     for _ in range(0, splits):
         grad += tl.load(partial_ptr + offsets, mask=mask, other=0.0)
         partial_ptr += stride_split
-    if NORMALIZE:
+    if norms_ptr is not None:
         # What is ignored may hold NaN, and its gradient is 0.
-        _, used = load_key_labels(labels_ptr, offs_r, mask_r, HAS_LABELS)
+        _, used = load_key_labels(labels_ptr, offs_r, mask_r)
         rows = tl.load(rows_ptr + offsets, mask & used[:, None], other=0.0).to(dtype)
-        inverse = tl.load(norms_ptr + layer * R + offs_r, mask=used, other=0.0)
-        power = tl.load(norms_ptr + (tl.num_programs(1) + layer) * R + offs_r, mask=used, other=0.0)
+        inverse = tl.load(norms_ptr + slab.layer * R + offs_r, mask=used, other=0.0)
+        powers_ptr = norms_ptr + (tl.num_programs(1) + slab.layer) * R
+        power = tl.load(powers_ptr + offs_r, mask=used, other=0.0)
         rows *= inverse[:, None]
         along = tl.where(inverse * power < 1 / NORM_EPS, tl.sum(rows * grad, axis=1), 0.0)
         grad = (grad - rows * along[:, None]) * power[:, None]
@@ -312,8 +315,6 @@ def finish(
             R,
             len(partial),
             partial.stride(0),
-            NORMALIZE=norms is not None,
-            HAS_LABELS=labels is not None,
             DIVISOR=divisor(*sizes),
             **blocks,
         )
@@ -327,15 +328,8 @@ def compilations() -> Iterator[Compilation]:
         yield compilation(
             "normalize", normalize_kernel, dtype, ("rows_ptr", "scaled_ptr"), {"KEYS": True, **rows}
         )
-        yield compilation(
-            "finish",
-            finish_kernel,
-            dtype,
-            ("rows_ptr", "grad_ptr"),
-            {"NORMALIZE": True, "HAS_LABELS": True, **rows},
-        )
-    flags = {"HAS_KEY_LABELS": True, "EXCLUDES": True, "DECOUPLED": True}
-    flags |= {"num_warps": 8, "enable_fp_fusion": True, **SINGLE}
+        yield compilation("finish", finish_kernel, dtype, ("rows_ptr", "grad_ptr"), rows)
+    flags = {"DECOUPLED": True, "num_warps": 8, "enable_fp_fusion": True, **SINGLE}
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
         yield compilation(

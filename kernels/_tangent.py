@@ -6,6 +6,7 @@ their tangents by σW.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,69 +14,113 @@ import triton.language as tl
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
-from mim4dd.kernels._chunked import (
-    accumulate,
-    load_pairs,
-    multiply,
-    row_launch,
-    rows_per_chunk,
-    sum_row,
+from mim4dd.kernels._arguments import (
+    Form,
+    Pairs,
+    Saved,
+    Scales,
+    SecondDerivatives,
+    Tangents,
+    Upstream,
 )
+from mim4dd.kernels._chunked import accumulate, multiply, row_launch, rows_per_chunk
 from mim4dd.kernels._critic import (
-    IGNORE,
+    WeightTerms,
     keeps_rest,
-    load_excluded,
-    load_gradient_side,
-    load_scales,
+    load_upstream,
     loss_of,
     pull_of,
+    terms_along,
     weights_of,
 )
-from mim4dd.kernels._inputs import Found, Queries, options_of
+from mim4dd.kernels._inputs import Found, Queries, form_of, upstream_of
+from mim4dd.kernels._row_pass import load_pairs, load_row, sum_row
 from mim4dd.reference import Critic
 
 
+class Direction(NamedTuple):
+    """How the logits of a row change along the tangents."""
+
+    ptr: tl.tensor  # (M,): a·k + q·b
+    scale: tl.tensor  # plain: logits are NaN where it is no temperature
+    tangent_scale: tl.tensor
+    tangent_bias: tl.tensor
+
+
+class Means(NamedTuple):
+    """Of a row, (1,) each."""
+
+    mean: tl.tensor  # of t under p; for "nce" its sum under the weights
+    positive_mean: tl.tensor  # of t under y
+    ahead: tl.tensor  # positive_mean - mean, by which t of the positives is ahead
+    share: tl.tensor  # of the positives in p
+    rest: tl.tensor  # of the negatives in p
+
+
 @triton.jit
-def change_of(
-    logits,
-    valid,
-    positive,
-    tangent,
-    on_loss,
-    on_lse,
-    means,
-    single,
-    lse,
-    positive_lse,
-    bias,
-    KIND: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-):
+def load_change(direction, tile, offs_m, M):
+    """What was multiplied along the tangents, and t."""
+    direct = tl.load(direction.ptr + offs_m, mask=offs_m < M, other=0.0)
+    change = direction.scale * direct + direction.tangent_scale * tile.similarity
+    return direct, change + direction.tangent_bias
+
+
+@triton.jit
+def means_of(
+    row, direction, weight, lse, positive_lse, bias, pairs, form: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Over all keys of a row."""
+    rest = tl.zeros((1,), lse.dtype)
+    share, along_rest, along, positive_mean = rest, rest, rest, rest
+    unit = rest + 1
+    terms = terms_along(WeightTerms(rest, unit, unit, lse, positive_lse, bias), True)
+    for start in range(0, pairs.num_keys, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+        tile = load_pairs(row, None, pairs, offs_m, form)
+        _, t = load_change(direction, tile, offs_m, pairs.num_keys)
+        p = weights_of(tile.logits, tile.valid, tile.positive, terms, form, True)
+        rest += tl.sum(tl.where(tile.positive, 0.0, p), axis=1)
+        share += tl.sum(tl.where(tile.positive, p, 0.0), axis=1)
+        along_rest += tl.sum(tl.where(tile.positive, 0.0, p * t), axis=1)
+        along += tl.sum(tl.where(tile.positive, p * t, 0.0), axis=1)
+        if form.KIND != "nce":
+            if form.KIND == "in":
+                y = tl.exp(tile.logits - positive_lse[:, None])
+            else:
+                y = weight[:, None]
+            of_positive = tl.where(tile.positive & tile.valid, y * t, 0.0)
+            positive_mean += tl.sum(of_positive, axis=1)
+    ahead = rest * positive_mean - along_rest
+    return Means(along_rest + along, positive_mean, ahead, share, rest)
+
+
+@triton.jit
+def change_of(tile, t, terms, means, single, form: tl.constexpr):
     """V of docs/math.md, the derivative of the weights along the tangents.
 
     Of positives that are as one key, t - mean is (t - positive_mean) + ahead: near p = 1 the plain
     difference has no digits left.
     """
-    mean, positive_mean, ahead, share, rest = means
-    gain = on_loss + on_lse
-    if KIND == "nce":
-        small = tl.exp(-tl.abs(logits + bias))
-        change = gain * small / ((1 + small) * (1 + small)) * tangent
+    ahead = means.ahead[:, None]
+    gain = terms.on_loss + terms.on_lse
+    if form.KIND == "nce":
+        small = tl.exp(-tl.abs(tile.logits + terms.bias))
+        change = gain * small / ((1 + small) * (1 + small)) * t
     else:
         unit = gain * 0 + 1
-        p = weights_of(
-            logits, valid, positive, 0 * unit, unit, unit, lse, positive_lse, bias, KIND, DECOUPLED,
-            True,
-        )  # fmt: skip
-        change = gain * p * (tangent - mean)
-        if KIND == "in":
-            y = on_loss * tl.exp(logits - positive_lse)
-            beyond = tangent - positive_mean
-            of_positive = on_lse * p * (beyond + ahead) - y * (rest * beyond - share * ahead)
-            change = tl.where(positive, of_positive, change)
+        of_lse = WeightTerms(0 * unit, unit, unit, terms.lse, terms.positive_lse, terms.bias)
+        p = weights_of(tile.logits, tile.valid, tile.positive, of_lse, form, True)
+        change = gain * p * (t - means.mean[:, None])
+        if form.KIND == "in":
+            y = terms.on_loss * tl.exp(tile.logits - terms.positive_lse)
+            beyond = t - means.positive_mean[:, None]
+            of_positive = terms.on_lse * p * (beyond + ahead)
+            of_positive -= y * (means.rest[:, None] * beyond - means.share[:, None] * ahead)
+            change = tl.where(tile.positive, of_positive, change)
         else:
-            change = tl.where(positive & single, gain * p * ahead, change)
-    return tl.where(valid, change, 0.0)
+            change = tl.where(tile.positive & single, gain * p * ahead, change)
+    return tl.where(tile.valid, change, 0.0)
 
 
 @triton.jit
@@ -84,133 +129,61 @@ def tangent_kernel(
     tangent_ptr,  # (C, M): a·k + q·b
     products_ptr,  # (C, M), may be similarity_ptr: what multiplies keys and queries
     weights_ptr,  # (C, M), may be tangent_ptr: what multiplies their tangents
-    labels_ptr,  # (N,)
-    key_labels_ptr,  # (M,)
-    excluded_ptr,  # see pair
-    weight_ptr,  # (N,)
-    scale_ptr,  # ()
-    raised_ptr,  # (): scale of the negatives
-    bias_ptr,  # () or (N,)
-    lse_ptr,  # (N,)
-    grad_loss_ptr,  # (N,)
-    grad_lse_ptr,  # (N,)
-    tangent_scale_ptr,  # ()
-    tangent_bias_ptr,  # ()
-    grad_grad_loss_ptr,  # (N,)
-    grad_grad_lse_ptr,  # (N,)
-    grad_scale_ptr,  # (N,)
-    grad_bias_ptr,  # (N,)
+    pairs: Pairs,
+    scales: Scales,
+    saved: Saved,
+    upstream: Upstream,
+    tangents: Tangents,
+    found: SecondDerivatives,
     first,
-    N,
-    M,
-    stride_excluded,
-    num_excluded,
-    stride_bias,
-    stride_loss,
-    stride_lse,
-    KIND: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    EXCLUDES: tl.constexpr,
-    HARD: tl.constexpr,
-    HAS_KEY_LABELS: tl.constexpr,
-    HAS_GRAD_LSE: tl.constexpr,
-    HAS_TANGENT_BIAS: tl.constexpr,
+    form: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Of one query: how its loss and lse, and its keys' weights, change along the tangents."""
-    dtype: tl.constexpr = lse_ptr.dtype.element_ty
-    row = tl.program_id(0).to(tl.int64)
-    similarity_ptr += row * M
-    tangent_ptr += row * M
-    products_ptr += row * M
-    weights_ptr += row * M
-    offs_n = first + row + tl.arange(0, 1)
-    labels, on_loss, on_lse, weight, lse, bias = load_gradient_side(
-        labels_ptr, weight_ptr, lse_ptr, bias_ptr, grad_loss_ptr, grad_lse_ptr, offs_n,
-        offs_n < N, stride_bias, stride_loss, stride_lse, KIND, HAS_GRAD_LSE,
-    )  # fmt: skip
-    used = labels != IGNORE
-    excluded = load_excluded(excluded_ptr, offs_n, EXCLUDES)
-    single = keeps_rest(weight, KIND, DECOUPLED)
-    scale, raised = load_scales(scale_ptr, raised_ptr)
-    plain_scale = tl.load(scale_ptr)
-    tangent_scale = tl.load(tangent_scale_ptr)
-    tangent_bias = tangent_scale * 0
-    if HAS_TANGENT_BIAS:
-        tangent_bias = tl.load(tangent_bias_ptr)
-    unit = tl.full((1,), 1.0, dtype)
+    dtype: tl.constexpr = saved.lse.dtype.element_ty
+    M = pairs.num_keys
+    row = load_row(similarity_ptr, None, pairs, scales, first, dtype)
+    offs_n = row.query.offs
+    on_loss, on_lse, weight, lse, bias = load_upstream(
+        scales, saved, upstream, 0, offs_n, row.used, pairs.num_queries, form
+    )
+    single = keeps_rest(weight, form)
+    scale = tl.load(scales.scale)
+    tangent_scale = tl.load(tangents.scale)
+    tangent_bias = tl.load(tangents.bias) if tangents.bias is not None else tangent_scale * 0
+    begin = tl.program_id(0).to(tl.int64) * M
+    direction = Direction(tangent_ptr + begin, scale, tangent_scale, tangent_bias)
     positive_lse = lse
-    if KIND == "in":
-        sums = sum_row(
-            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels, offs_n, excluded,
-            M, single, stride_excluded, num_excluded, unit, scale, raised, bias, KIND, DECOUPLED,
-            HARD, EXCLUDES, False, HAS_KEY_LABELS, BLOCK_M,
-        )  # fmt: skip
-        _loss, _lse, positive_lse, _rest = loss_of(sums, weight, KIND, DECOUPLED)
+    if form.KIND == "in":
+        sums = sum_row(row, None, pairs, bias, single, form, BLOCK_M)
+        _loss, _lse, positive_lse, _rest = loss_of(sums, weight, form)
 
-    # Shares of the negatives and of the positives in p, the sums of p·t over them, the mean of t
-    # under y; for "nce" the sum of t under the weights.
-    rest = tl.zeros((1,), dtype)
-    share, along_rest, along, positive_mean = rest, rest, rest, rest
-    for start in range(0, M, BLOCK_M):
-        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-        similarity, _, logits, valid, positive = load_pairs(
-            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
-            unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
-        )  # fmt: skip
-        valid = valid & used[:, None]
-        tangent = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
-        tangent = plain_scale * tangent + tangent_scale * similarity + tangent_bias
-        one = unit[:, None]
-        p = weights_of(
-            logits, valid, positive, 0 * one, one, one, lse[:, None], positive_lse[:, None],
-            bias[:, None], KIND, DECOUPLED, True,
-        )  # fmt: skip
-        rest += tl.sum(tl.where(positive, 0.0, p), axis=1)
-        share += tl.sum(tl.where(positive, p, 0.0), axis=1)
-        along_rest += tl.sum(tl.where(positive, 0.0, p * tangent), axis=1)
-        along += tl.sum(tl.where(positive, p * tangent, 0.0), axis=1)
-        if KIND != "nce":
-            y = tl.exp(logits - positive_lse[:, None]) if KIND == "in" else weight[:, None]
-            positive_mean += tl.sum(tl.where(positive & valid, y * tangent, 0.0), axis=1)
-    mean = along_rest + along
-    ahead = rest * positive_mean - along_rest
-    on_on_loss = tl.where(single, -ahead, mean - positive_mean)
-    tl.store(grad_grad_loss_ptr + offs_n, tl.where(weight > 0, on_on_loss, 0.0))
-    tl.store(grad_grad_lse_ptr + offs_n, mean * 0 if KIND == "nce" else mean)
+    means = means_of(row, direction, weight, lse, positive_lse, bias, pairs, form, BLOCK_M)
+    on_on_loss = tl.where(single, -means.ahead, means.mean - means.positive_mean)
+    tl.store(found.grad_loss + offs_n, tl.where(weight > 0, on_on_loss, 0.0))
+    tl.store(found.grad_lse + offs_n, means.mean * 0 if form.KIND == "nce" else means.mean)
 
-    pull = pull_of(weight, rest, KIND, DECOUPLED)
-    means = (
-        mean[:, None], positive_mean[:, None], ahead[:, None], share[:, None], rest[:, None]
-    )  # fmt: skip
+    pull = pull_of(weight, means.rest, form)
+    terms = terms_along(WeightTerms(on_loss, on_lse, pull, lse, positive_lse, bias), True)
+    products_ptr += begin
+    weights_ptr += begin
     grad_scale = tl.zeros((1,), dtype)
     grad_bias = grad_scale
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
-        similarity, _, logits, valid, positive = load_pairs(
-            similarity_ptr, key_labels_ptr, similarity_ptr, excluded_ptr, labels[:, None],
-            offs_n[:, None], excluded[:, None], offs_m, M, stride_excluded, num_excluded,
-            unit[:, None], scale, raised, HARD, EXCLUDES, False, HAS_KEY_LABELS,
-        )  # fmt: skip
-        valid = valid & used[:, None]
-        direct = tl.load(tangent_ptr + offs_m, mask=offs_m < M, other=0.0)
-        tangent = plain_scale * direct + tangent_scale * similarity + tangent_bias
+        tile = load_pairs(row, None, pairs, offs_m, form)
+        direct, t = load_change(direction, tile, offs_m, M)
         weights = weights_of(
-            logits, valid, positive, on_loss[:, None], on_lse[:, None], pull[:, None],
-            lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED, HAS_GRAD_LSE,
-        )  # fmt: skip
-        change = change_of(
-            logits, valid, positive, tangent, on_loss[:, None], on_lse[:, None], means,
-            single[:, None], lse[:, None], positive_lse[:, None], bias[:, None], KIND, DECOUPLED,
-        )  # fmt: skip
-        grad_scale += tl.sum(change * similarity + weights * direct, axis=1)
+            tile.logits, tile.valid, tile.positive, terms, form, upstream.lse is not None
+        )
+        change = change_of(tile, t, terms, means, single[:, None], form)
+        grad_scale += tl.sum(change * tile.similarity + weights * direct, axis=1)
         grad_bias += tl.sum(change, axis=1)
-        products = plain_scale * change + tangent_scale * weights
+        products = scale * change + tangent_scale * weights
         tl.store(products_ptr + offs_m, products, mask=offs_m < M)
-        tl.store(weights_ptr + offs_m, plain_scale * weights, mask=offs_m < M)
-    tl.store(grad_scale_ptr + offs_n, grad_scale)
-    tl.store(grad_bias_ptr + offs_n, grad_bias)
+        tl.store(weights_ptr + offs_m, scale * weights, mask=offs_m < M)
+    tl.store(found.scale + offs_n, grad_scale)
+    tl.store(found.bias + offs_n, grad_bias)
 
 
 def tangent_pass(
@@ -256,34 +229,14 @@ def tangent_pass(
                 tangent,
                 products,
                 weights,
-                queries.labels,
-                queries.key_labels,
-                queries.excluded,
-                queries.weight,
-                queries.scale,
-                queries.raised,
-                queries.bias,
-                lse,
-                grad_loss,
-                grad_lse,
-                tangent_scale,
-                tangent_bias,
-                grad_grad_loss,
-                grad_grad_lse,
-                grad_scale,
-                grad_bias,
+                queries.pairs(M),
+                queries.scales,
+                Saved(queries.weight, lse, None),
+                upstream_of(grad_loss, grad_lse),
+                Tangents(tangent_scale, tangent_bias),
+                SecondDerivatives(grad_grad_loss, grad_grad_lse, grad_scale, grad_bias),
                 first,
-                N,
-                M,
-                queries.stride_excluded,
-                queries.num_excluded,
-                queries.stride_bias,
-                grad_loss.stride(0),
-                0 if grad_lse is None else grad_lse.stride(0),
-                **options_of(critic, queries),
-                HAS_KEY_LABELS=queries.key_labels is not None,
-                HAS_GRAD_LSE=grad_lse is not None,
-                HAS_TANGENT_BIAS=tangent_bias is not None,
+                form=form_of(critic),
                 **row_launch(M),
             )
         if grad_query is not None:
@@ -306,14 +259,10 @@ def compilations() -> Iterator[Compilation]:
     """The softmax with most terms, and "nce"."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for kind in ("in", "nce"):
+            absent = ["upstream.lse"] if kind == "nce" else ["tangents.bias"]
             constants = {
-                "KIND": kind,
-                "DECOUPLED": kind == "in",
-                "EXCLUDES": True,
-                "HARD": True,
-                "HAS_KEY_LABELS": True,
-                "HAS_GRAD_LSE": kind == "in",
-                "HAS_TANGENT_BIAS": kind == "nce",
+                **dict.fromkeys([*absent, "saved.positives"]),
+                "form": Form(kind, kind == "in", True),
                 **SINGLE,
                 **row_launch(1024),
             }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from mim4dd.kernels._ahead_of_time import CAPABILITIES
+from mim4dd.kernels._arguments import Tiling
 
 
 class Tiles(NamedTuple):
@@ -30,10 +31,14 @@ class Tiles(NamedTuple):
             return self._replace(BLOCK_STREAM=self.BLOCK_STREAM // 2, num_warps=8)
         return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2), num_warps=8)
 
-    def launch(self, *blocks: str) -> dict[str, int | bool]:
-        """Keyword arguments of a kernel that has these ``blocks``."""
-        names = (*blocks, "num_warps", "num_stages", "enable_fp_fusion")
+    def launch(self) -> dict[str, int | bool]:
+        """How to compile and launch a kernel of these tiles."""
+        names = ("num_warps", "num_stages", "enable_fp_fusion")
         return {name: getattr(self, name) for name in names}
+
+    def tiling(self, resident: bool, divisor: int, precision: str, interpreted: bool) -> Tiling:
+        """What such a kernel reads."""
+        return Tiling(resident, divisor, precision, interpreted, *self[:4])
 
 
 # (kernel, operands, D up to (0: any), least compute capability). Up to 256 columns, the rows of

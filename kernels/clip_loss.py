@@ -16,7 +16,6 @@ from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._chunked import accumulate, gradient_of_input, multiply, rows_per_chunk
 from mim4dd.kernels._clip_loss import (
     Chunk,
-    Norms,
     Softmax,
     losses_kernel,
     sums_kernel,
@@ -78,7 +77,7 @@ def clip_loss(
             row_parts = logit_scale.new_empty(splits, 2, C)
             sums_kernel[(triton.cdiv(C, TILE["BLOCK_OWN"]), splits)](
                 similarity,
-                Norms(layers.query_norms, layers.key_norms),
+                layers.norms,
                 logit_scale,
                 pair,
                 row_parts,
@@ -129,7 +128,7 @@ def clip_loss_bwd(
             weights_kernel[(triton.cdiv(C, TILE["BLOCK_OWN"]), splits)](
                 similarity,
                 weights,
-                Norms(layers.query_norms, layers.key_norms),
+                layers.norms,
                 logit_scale,
                 of_query,
                 of_key,

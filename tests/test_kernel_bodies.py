@@ -14,28 +14,13 @@ FUNCTIONS = {
     if isinstance(node, ast.FunctionDef)
     and any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
 }
-# To be handed whole arguments as the others are.
-LEFT = {
-    "_chunked.chunk_kernel",
-    "_forward.forward_kernel",
-    "_gradient.gradient_kernel",
-    "_tangent.tangent_kernel",
-}
 
 
-def excess(node):
-    parameters = len(node.args.args) if node.name.endswith("_kernel") else 0
-    return max(parameters - 16, node.end_lineno - node.lineno + 1 - 80)
-
-
-@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - LEFT))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_bodies_are_short_and_arguments_few(name):
-    assert excess(FUNCTIONS[name]) <= 0
-
-
-def test_what_is_left_is_not_done():
-    """So that a kernel leaves the list once it is."""
-    assert [name for name in sorted(LEFT) if excess(FUNCTIONS[name]) <= 0] == []
+    node = FUNCTIONS[name]
+    assert len(node.args.args) <= 16
+    assert node.end_lineno - node.lineno + 1 <= 80
 
 
 @pytest.mark.parametrize("op", ["clip_loss", "contrastive", "norm_relu_pool"])
