@@ -54,8 +54,8 @@ def compilation(
     """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.
 
     So do the fields of a NamedTuple, which the kernel's annotation names, where they are no int.
-    Labels and tables are int64, everything else that is no constant an int32. A field is a constant
-    as ``"argument.field"``, and so may a narrow one be.
+    Labels and tables are int64, everything else that is no constant an int32. ``"argument.field"``
+    names a field: always as a constant, and where its own name is not enough in ``narrow``.
     """
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])

@@ -53,7 +53,7 @@ class Losses(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the gradients take from the forward."""
+    """What the gradients take from the forward; of one layer, (N,), in the chunked kernels."""
 
     weight: Tensor  # (N,)
     lse: Tensor  # (L, N)
@@ -61,7 +61,7 @@ class Saved(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """Gradients of the losses and of lse, (L, N)."""
+    """Gradients of the losses and of lse, (L, N), or (N,) of one layer."""
 
     loss: Tensor | None
     lse: Tensor | None

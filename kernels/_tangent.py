@@ -52,7 +52,7 @@ class Means(NamedTuple):
 
     mean: tl.tensor  # of t under p; for "nce" its sum under the weights
     positive_mean: tl.tensor  # of t under y
-    ahead: tl.tensor  # positive_mean - mean, by which t of the positives is ahead
+    ahead: tl.tensor  # positive_mean - mean, where the positives are as one key
     share: tl.tensor  # of the positives in p
     rest: tl.tensor  # of the negatives in p
 
