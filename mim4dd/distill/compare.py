@@ -14,6 +14,7 @@ from mim4dd._threads import process_threads
 from mim4dd.distill.compare_work import distill_all, judge_all, workers_at
 from mim4dd.distill.config import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.distillation import require_same_options
 from mim4dd.distill.evaluate import Accuracy, percent
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.interruption import stopping_at_once
@@ -69,12 +70,15 @@ def _compare(
     config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
+    folder = config.experts or str(out / "experts")
+    runs = _runs(config, out, folder)
+    for each, run in (pair for group in runs.values() for pair in group):
+        require_same_options(each, run)  # before experts are trained, which takes the longest
     if (workers or _most_workers(config)) > 1 and not (out / "summary.json").exists():
         start_worker_server()
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
     require_writable(out / "summary.json")
-    folder = config.experts or str(out / "experts")
     expert_seconds: float | None = None
     if METHODS[config.method].needs_experts and not config.experts:
         experts = train_experts(
@@ -86,7 +90,6 @@ def _compare(
             workers=workers_at(config, data, config.batch_train, workers),
         )
         expert_seconds = experts.seconds
-    runs = _runs(config, out, folder)
     done = _distil_and_judge(config, data, runs, workers, out / "pictures")
     accuracies = done.accuracies
     summary = {

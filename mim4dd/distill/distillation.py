@@ -10,7 +10,14 @@ from mim4dd.distill.loop import distill
 from mim4dd.distill.run import RunDirectory, SyntheticSet
 from mim4dd.distill.settings import check_options
 
-__all__ = ["judge", "judge_full", "judge_random_real", "judge_unchecked", "run_distillation"]
+__all__ = [
+    "judge",
+    "judge_full",
+    "judge_random_real",
+    "judge_unchecked",
+    "require_same_options",
+    "run_distillation",
+]
 
 
 def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
@@ -58,8 +65,7 @@ def run_distillation(
     Raises:
         ValueError: If ``run`` holds a run with other options, or of other data.
     """
-    if run.config.exists():
-        _require_same_options(config, run, may_change)
+    require_same_options(config, run, may_change)
     method = config.make_method(data)
     if not run.config.exists():  # only now, so that options that cannot work leave no run behind
         run.create(asdict(config))
@@ -77,9 +83,12 @@ def run_distillation(
     )
 
 
-def _require_same_options(
-    config: DistillConfig, run: RunDirectory, may_change: Collection[str]
+def require_same_options(
+    config: DistillConfig, run: RunDirectory, may_change: Collection[str] = ()
 ) -> None:
+    """Raise ValueError if ``run`` holds a run whose options, but for ``may_change``, differ."""
+    if not run.config.exists():
+        return
     # Values alone: what the run was started with, such as its device, need not work here.
     values = run.read_config()
     check_options(values, DistillConfig, str(run.config))
