@@ -31,7 +31,7 @@ def report() -> tuple[str, bool]:
     if torch.version.cuda is None:
         lines.append("CUDA extension: not built, this torch is a CPU build")
     lines += [*_gpu(), _triton()]
-    for package in ("kornia", "matplotlib", "safetensors", "scikit-learn", "tqdm", "typer"):
+    for package in ("matplotlib", "safetensors", "scikit-learn", "tqdm", "typer"):
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:

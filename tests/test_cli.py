@@ -210,13 +210,12 @@ def test_workers_and_devices_that_cannot_be_are_refused(options, message, mim4dd
     assert not Path("experts").exists()
 
 
-def test_a_missing_package_is_named(with_experts, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kornia.enhance", None)
-    monkeypatch.setitem(sys.modules, "kornia", None)
-    status, _, err = with_experts(f"distill {DISTILL} --zca")
+def test_a_missing_package_is_named(mim4dd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    status, _, err = mim4dd(f"experts {EXPERTS} --out experts")
     assert status == 1
     assert "is missing; pip install 'mim4dd[distill]' brings it" in err.splitlines()[-1]
-    assert err.splitlines()[-1].startswith("mim4dd: kornia")
+    assert err.splitlines()[-1].startswith("mim4dd: sklearn")
 
 
 def test_a_truncated_expert_is_named(with_experts):

@@ -48,7 +48,6 @@ def test_mnist_and_fashion_mnist(name, folder, mean, std, packed, tmp_path):
 
 
 def test_zca_is_fitted_to_the_pixels_and_not_to_normalised_images(tmp_path):
-    pytest.importorskip("kornia")
     train, test = write_mnist(tmp_path / "MNIST" / "raw", size=5)
     data = load_data("mnist", zca=True, data_path=tmp_path)
     pixels = data.normalization.inverse(data.image_test)

@@ -34,7 +34,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_importing_is_quiet_and_light():
     """It prints nothing, starts no CUDA, and imports neither Triton nor what the loop needs."""
-    heavy = ["triton", "matplotlib", "sklearn", "kornia", "PIL", "typer", "tqdm", "safetensors"]
+    heavy = ["triton", "matplotlib", "sklearn", "PIL", "typer", "tqdm", "safetensors"]
     code = (
         "import sys, torch\n"
         "before = set(sys.modules)\n"
@@ -115,6 +115,6 @@ def test_the_op_tests_are_of_every_op_and_need_torch_alone():
     ops = {path.stem for path in (ROOT / "mim4dd" / "ops").glob("[a-z]*.py")}
     # Tested with the loss whose value it gives.
     assert {f"tests/test_{op}.py" for op in ops - {"mi_lower_bound"}} <= set(listed)
-    more = r"^\s*(?:from|import) (mim4dd\.(?:distill|cli|adapters|kernels)|triton|kornia|peers)"
+    more = r"^\s*(?:from|import) (mim4dd\.(?:distill|cli|adapters|kernels)|triton|peers)"
     found = {name: re.findall(more, (ROOT / name).read_text(), re.MULTILINE) for name in listed}
     assert {name: modules for name, modules in found.items() if modules} == {}

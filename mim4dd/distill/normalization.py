@@ -67,21 +67,28 @@ def fixed_normalization(mean: Tensor, std: Tensor, of_images: bool = True) -> No
     return Normalization(mean, 1 / std, std)
 
 
+# Added to the variances, as MTT does.
+_ZCA_EPS = 0.1
+# Measured 42 at D = 1500 and 38 at 3072: the decomposition is in float64, and has a workspace.
+_BYTES_PER_ENTRY = 48
+
+
 def fit_zca(images: Tensor) -> Normalization:
-    """ZCA whitening over ``images``, with MTT's regularisation, by kornia.
+    """ZCA whitening over ``images``, with MTT's regularisation.
 
     Raises:
         ValueError: If the matrices over all pixels and channels do not fit into memory.
     """
-    from kornia.enhance import ZCAWhitening
-
     _require_memory(images)
-    zca = ZCAWhitening(eps=0.1, compute_inv=True).fit(images)
-    return Normalization(zca.mean_vector.flatten(), zca.transform_matrix, zca.transform_inv)
-
-
-# Measured at D = 1500 and 2200: kornia decomposes in float64.
-_BYTES_PER_ENTRY = 64
+    pixels = images.flatten(1)
+    mean = pixels.mean(0)
+    centred = pixels - mean
+    covariance = centred.T @ centred / (len(pixels) - 1)
+    variances, directions = torch.linalg.eigh(covariance.double())
+    deviations = (variances.clamp(min=0) + _ZCA_EPS).sqrt()
+    whiten = directions / deviations @ directions.T
+    restore = directions * deviations @ directions.T
+    return Normalization(mean, whiten.to(images.dtype), restore.to(images.dtype))
 
 
 def _require_memory(images: Tensor) -> None:
