@@ -44,13 +44,14 @@ $(VENV)/.editable: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	&& $(PIP) --no-build-isolation --editable ".[distill]" \
 	&& echo $$(($$(date +%s) - start)) > $@
 
-# Named alone, mim4dd is what is installed already, and pip brings what its extras need.
+# Named alone, mim4dd is what is installed already, and pip brings what its extras need. Meanwhile the
+# other core compiles torch's byte code, which the first command would wait for.
 $(VENV)/.wheel: $(VENV)/.torch $(wildcard $(WHEEL))
 	@rm -f $(VENV)/.editable $(VENV)/.tested
-	start=$$(date +%s) \
-	&& $(PIP) --no-deps --force-reinstall "$(WHEEL)" \
+	start=$$(date +%s); $(BIN)/python -W ignore -c "import torch._dynamo" & \
+	$(PIP) --no-deps --force-reinstall "$(WHEEL)" \
 	&& $(PIP) "mim4dd[distill]" \
-	&& echo $$(($$(date +%s) - start)) > $@
+	&& wait && echo $$(($$(date +%s) - start)) > $@
 
 $(VENV)/.tested: $(VENV)/.editable tests/peers.txt
 	$(PIP) "mim4dd[test,lint]"
