@@ -30,6 +30,9 @@ def kernel_device():
         return "cuda"
     if version("triton").startswith("3.6.") and parse(version("numpy")) >= parse("2.4"):
         pytest.fail("Triton 3.6 interprets with numpy before 2.4 only: pip install 'numpy<2.4'")
+    from quick_interpreter import patch_once_per_launch
+
+    patch_once_per_launch()
     return "cpu"
 
 
