@@ -1,5 +1,7 @@
 """Compile every GPU kernel for every supported GPU, without one, and tabulate what each takes.
 
+Every specialisation is compiled for sm_90; for the others, of Triton's, those that take most.
+
     python bench/resources.py [--triton] [--cuda] > docs/resources.md
 
 Exits with an error if a kernel does not compile or spills registers to memory.
@@ -19,7 +21,6 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +30,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import mim4dd.kernels
-from mim4dd.kernels._ahead_of_time import Compilation
+from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation
 
-CAPABILITIES = (80, 90, 100)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 HEADING = """# What every GPU kernel takes
 
 Written by `python bench/resources.py`: each kernel compiled ahead of time, without a GPU. CI does
-so too, and refuses spilled registers.
+so too, and refuses spilled registers. For sm_90 every specialisation is here; for the others every
+one of CUDA, and of Triton's those that take most.
 """
 
 
@@ -94,34 +95,61 @@ def triton_usage(module: str, index: int, capability: int) -> Usage:
 
 
 def cuda_usages() -> Iterator[Usage]:
-    """Compile csrc/*.cu with nvcc against the headers of the installed torch, CUDA build or not."""
+    """Compile csrc/*.cu with nvcc against the headers of the installed torch, CUDA build or not.
+
+    Each as it is built for one GPU; for the others, the device's half of all in one go, since most
+    of the work is reading torch's headers.
+    """
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not on the PATH: install the CUDA toolkit, or pass --triton alone")
+    sources = sorted((ROOT / "csrc").glob("*.cu"))
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".cu") as together,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        together.writelines(f'#include "{source}"\n' for source in sources)
+        together.flush()
+        others = {
+            capability: pool.submit(nvcc, Path(together.name), capability, "-cubin")
+            for capability in CAPABILITIES
+            if capability not in EVERY_CASE
+        }
+        (capability,) = EVERY_CASE
+        built = pool.map(lambda source: nvcc(source, capability, "-c"), sources)
+        places: dict[str, str] = {}  # of the kernels
+        for source, usages in zip(sources, built, strict=True):
+            for usage in usages:
+                places[usage.kernel] = source.name
+                yield usage._replace(kernel=f"{source.name} {usage.kernel}")
+        for other in others.values():
+            for usage in other.result():
+                yield usage._replace(kernel=f"{places[usage.kernel]} {usage.kernel}")
+
+
+def nvcc(source: Path, capability: int, what: str) -> list[Usage]:
+    """What the kernels of a file take."""
     includes = [*include_paths(), sysconfig.get_path("include")]
-    command = ["nvcc", "-c", "-O3", "-std=c++17", "-Xptxas", "-v", "-o", os.devnull]
+    command = ["nvcc", what, "-O3", "-std=c++17", "-Xptxas", "-v", "-o", os.devnull]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
     command += ["-DUSE_CUDA", *(f"-I{path}" for path in includes)]
-    jobs = list(product(sorted((ROOT / "csrc").glob("*.cu")), CAPABILITIES))
-
-    def compiled(job: tuple[Path, int]) -> str:
-        source, capability = job
-        return run(*command, f"-arch=sm_{capability}", str(source))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (source, capability), report in zip(jobs, pool.map(compiled, jobs), strict=True):
-            for entry in report.split("Compiling entry function '")[1:]:
-                (kernel,) = run("c++filt", entry.split("'")[0]).split("\n", 1)[:1]
-                kernel = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", kernel)
-                registers = re.search(r"Used (\d+) registers", entry)
-                shared = re.search(r"(\d+) bytes smem", entry)
-                spills = re.search(r"(\d+) bytes spill stores", entry)
-                yield Usage(
-                    f"{source.name} {kernel}",
-                    capability,
-                    int(registers[1]),
-                    int(shared[1]) if shared else 0,
-                    int(spills[1]),
-                )
+    report = run(*command, f"-arch=sm_{capability}", str(source))
+    usages = []
+    for entry in report.split("Compiling entry function '")[1:]:
+        (kernel,) = run("c++filt", entry.split("'")[0]).split("\n", 1)[:1]
+        kernel = re.sub(r"\(anonymous namespace\)::|^void |\(.*", "", kernel)
+        registers = re.search(r"Used (\d+) registers", entry)
+        shared = re.search(r"(\d+) bytes smem", entry)
+        spills = re.search(r"(\d+) bytes spill stores", entry)
+        usages.append(
+            Usage(
+                kernel,
+                capability,
+                int(registers[1]),
+                int(shared[1]) if shared else 0,
+                int(spills[1]),
+            )
+        )
+    return usages
 
 
 def run(*command: str) -> str:
@@ -142,6 +170,8 @@ def main() -> None:
         usages += triton_usages()
     if args.cuda or not args.triton:
         usages += cuda_usages()
+    first = {usage.kernel: place for place, usage in reversed([*enumerate(usages)])}
+    usages.sort(key=lambda usage: (first[usage.kernel], usage.capability))
     print(HEADING)
     print("| kernel | GPU | registers | shared memory | spilled |")
     print("|---|---|---|---|---|")

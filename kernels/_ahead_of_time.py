@@ -14,6 +14,7 @@ POINTERS = {
 }
 
 CAPABILITIES = (80, 90, 100)
+EVERY_CASE = (90,)  # the others compile of each kernel and its tiles what takes most
 
 LAUNCH = {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
 
@@ -49,14 +50,18 @@ def compilation(
     dtype: torch.dtype,
     narrow: tuple[str, ...],
     constants: Mapping[str, Any],
-    capabilities: tuple[int, ...] = CAPABILITIES,
+    capabilities: tuple[int, ...] | None = None,
 ) -> Compilation:
     """A case by the kernels' naming: ``*_ptr`` hold the accumulation type, ``narrow`` the inputs'.
 
     So do the fields of a NamedTuple, which the kernel's annotation names, where they are no int.
     Labels and tables are int64, everything else that is no constant an int32. ``"argument.field"``
     names a field: always as a constant, and where its own name is not enough in ``narrow``.
+
+    Without ``capabilities``, float64, whose values take two registers each, is for all of them.
     """
+    if capabilities is None:
+        capabilities = CAPABILITIES if dtype == torch.float64 else EVERY_CASE
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
     pointers |= dict.fromkeys(("labels_ptr", "labels", "key_labels", "table_ptr"), "*i64")

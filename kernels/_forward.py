@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import EVERY_CASE, SINGLE, Compilation, compilation
 from mim4dd.kernels._arguments import Features, Form, Losses, Norms, Pairs, Scales
 from mim4dd.kernels._critic import (
     IGNORE,
@@ -219,17 +219,18 @@ def _launch(layers: Layers, queries: Queries, critic: Critic, losses: Losses) ->
 
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, with the options that take most; and a plain one."""
-    for sizes, dtype, precision, D, capabilities in entries("forward"):
-        for kind, rich, several, only_positives in (
-            ("out", False, False, False),
-            ("out", False, False, True),
-            ("in", True, False, False),
-            ("in", True, False, True),
-            ("nce", True, False, False),
-            ("nce", True, True, False),
+    for sizes, dtype, precision, D, users in entries("forward"):
+        for kind, rich, several, only_positives, most in (
+            ("out", False, False, False, True),
+            ("out", False, False, True, False),
+            ("in", True, False, False, False),
+            ("in", True, False, True, False),
+            ("nce", True, False, False, True),
+            ("nce", True, True, False, True),
         ):
             if (several or not rich) and dtype != torch.bfloat16:
                 continue
+            capabilities = tuple(user for user in users if most or user in EVERY_CASE)
             tiles = sizes.for_several() if several else sizes
             absent = ["losses.positives"] * (kind == "nce") + ["partial_ptr"] * rich
             absent += ["losses.loss", "losses.lse"] * only_positives

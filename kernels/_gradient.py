@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import EVERY_CASE, SINGLE, Compilation, compilation
 from mim4dd.kernels._arguments import (
     Features,
     Form,
@@ -281,7 +281,7 @@ def _launch(
 
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry and both sides, with the options that take most; and a plain one."""
-    for sizes, dtype, precision, D, capabilities in entries("gradient"):
+    for sizes, dtype, precision, D, users in entries("gradient"):
         for own_queries, kind, rich, several in (
             (True, "out", False, False),
             (False, "out", False, False),
@@ -291,6 +291,8 @@ def compilations() -> Iterator[Compilation]:
         ):
             if (several or not rich) and dtype != torch.bfloat16:
                 continue
+            most = rich or not own_queries
+            capabilities = tuple(user for user in users if most or user in EVERY_CASE)
             tiles = sizes.for_several() if several else sizes
             absent = [] if rich else ["pairs.excluded", "norms.query", "norms.key", "upstream.lse"]
             absent += ["parts.scale"] * (not own_queries)

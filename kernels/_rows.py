@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import CAPABILITIES, SINGLE, Compilation, compilation
 from mim4dd.kernels._arguments import Pairs
 from mim4dd.kernels._critic import (
     IGNORE,
@@ -333,5 +333,10 @@ def compilations() -> Iterator[Compilation]:
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
         yield compilation(
-            f"count {BLOCK_N}x{BLOCK_M}", count_kernel, torch.float32, (), {**flags, **blocks}
+            f"count {BLOCK_N}x{BLOCK_M}",
+            count_kernel,
+            torch.float32,
+            (),
+            {**flags, **blocks},
+            CAPABILITIES,
         )
