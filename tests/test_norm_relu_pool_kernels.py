@@ -15,6 +15,9 @@ CASES = [
     Case(2, 3, 5, 5, 3, 1),  # no pooling
     Case(1, 2, 50, 48, 2, 2),  # several steps over a plane
 ]
+# Every case in float32, and two in each other dtype: rests, and several tiles.
+CASES_OF_DTYPES = [(case, torch.float32) for case in CASES]
+CASES_OF_DTYPES += [(CASES[i], dtype) for dtype in DTYPES if dtype != torch.float32 for i in (1, 3)]
 
 
 def launched(inputs, grad_out, tangents, case):
@@ -32,8 +35,7 @@ def launched(inputs, grad_out, tangents, case):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), CASES_OF_DTYPES, ids=str)
 def test_value_and_both_derivatives(case, dtype, layout, kernel_device):
     inputs, grad_out, tangents = make(case, dtype, kernel_device, layout)
     ours = launched(inputs, grad_out, tangents, case)
@@ -98,7 +100,8 @@ def test_nan_stays_visible(layout, kernel_device):
 
 
 def test_the_same_bits_every_time(kernel_device):
-    case = Case(3, 40, 6, 6, 8, 2)
+    # The interpreter runs one program after the other.
+    case = Case(3, 40, 6, 6, 8, 2) if kernel_device == "cuda" else Case(2, 6, 4, 4, 3, 2)
     given = make(case, torch.float32, kernel_device)
     first, second = launched(*given, case), launched(*given, case)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
