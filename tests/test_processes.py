@@ -42,12 +42,12 @@ def test_one_worker_is_this_process():
     assert torch.get_num_threads() == threads
 
 
-def test_workers_run_every_task_once_and_share_the_threads():
+def test_workers_run_every_task_once_and_share_the_threads(tmp_path):
     factor, tasks = torch.rand(5), list(torch.rand(4, 5))
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        results = list(run_parallel(partial(jobs.scaled, factor), tasks, workers=2))
+        results = list(run_parallel(partial(jobs.meeting, tmp_path, factor), tasks, workers=2))
         # One task left, as after an interruption, gets no more threads than each had before.
         last = run_parallel(partial(jobs.scaled, factor), tasks[:1], workers=2)
         results.append((0, next(last)[1]))
