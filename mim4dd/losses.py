@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from mim4dd import reference
 from mim4dd._checks import Reduction, check_choice, check_positive
 from mim4dd._transforms import untraced
-from mim4dd.ops._contrastive import (
+from mim4dd.ops.contrastive import evaluate
+from mim4dd.ops.contrastive.inputs import (
     Features,
-    Layers,
     Positives,
+    Sides,
     as_bias,
-    as_layers,
     as_logit_scale,
+    as_sides,
     by_label,
-    evaluate,
     positives_of,
 )
 from mim4dd.reference import IGNORE, Critic, Kind
@@ -65,21 +65,21 @@ class _ContrastiveLoss(nn.Module):
         return temperature() if isinstance(temperature, LearnedTemperature) else temperature
 
     def _evaluate(
-        self, layers: Layers, positives: Positives, kind: Kind, bias: Tensor | float | None = None
+        self, sides: Sides, positives: Positives, kind: Kind, bias: Tensor | float | None = None
     ) -> Tensor:
         """The reduced loss, with the results that stand beside it stored."""
-        logit_scale = as_logit_scale(layers, self._temperature(), None)
+        logit_scale = as_logit_scale(sides, self._temperature(), None)
         critic = Critic(kind, normalize=self.normalize)
         loss, contrast = evaluate(
-            layers, positives, logit_scale, as_bias(layers, bias), critic, self.reduction, None
+            sides, positives, logit_scale, as_bias(sides, bias), critic, self.reduction, None
         )
-        self._loss_per_query = untraced(contrast.loss)
+        self._loss_per_query = untraced(sides.shaped(contrast.loss))
         if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
                 critic = critic._replace(kind=Kind.OUT)
-                _, contrast = evaluate(layers, positives, logit_scale, None, critic, "none", None)
-        self._certificate = _certificate(contrast.loss, positives, layers.num_keys)
-        return loss
+                _, contrast = evaluate(sides, positives, logit_scale, None, critic, "none", None)
+        self._certificate = _certificate(sides.shaped(contrast.loss), positives, sides.num_keys)
+        return sides.shaped(loss)
 
     @property
     def loss_per_query(self) -> Tensor:
@@ -152,9 +152,9 @@ class InfoNCELoss(_ContrastiveLoss):
         key_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
-        layers = as_layers(query, key)
-        positives = positives_of(layers, positive_index, labels, key_labels)
-        return self._evaluate(layers, positives, Kind.OUT)
+        sides = as_sides(query, key)
+        positives = positives_of(sides, positive_index, labels, key_labels)
+        return self._evaluate(sides, positives, Kind.OUT)
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -196,9 +196,9 @@ class SupConLoss(_ContrastiveLoss):
         key_labels: Tensor,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
-        layers = as_layers(query, key)
+        sides = as_sides(query, key)
         kind = Kind[self.variant.upper()]
-        return self._evaluate(layers, by_label(layers, labels, key_labels), kind)
+        return self._evaluate(sides, by_label(sides, labels, key_labels), kind)
 
 
 class NCELoss(_ContrastiveLoss):
@@ -240,9 +240,9 @@ class NCELoss(_ContrastiveLoss):
         key_labels: Tensor,  # (M,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.nce`."""
-        layers = as_layers(query, key)
-        positives = by_label(layers, labels, key_labels)
-        return self._evaluate(layers, positives, Kind.NCE, self.bias)
+        sides = as_sides(query, key)
+        positives = by_label(sides, labels, key_labels)
+        return self._evaluate(sides, positives, Kind.NCE, self.bias)
 
 
 class MIM4DDLoss(nn.Module):

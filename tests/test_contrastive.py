@@ -9,8 +9,7 @@ from contrastive_problem import CRITICS, Problem, assert_same
 from torch.library import opcheck
 
 from mim4dd import clip_loss, info_nce, reference
-from mim4dd.ops._reduction import reduced_loss
-from mim4dd.ops.contrastive import contrastive, reduced_contrastive
+from mim4dd.ops.contrastive import contrastive, reduced_contrastive, reduced_loss
 from mim4dd.reference import Critic, Kind, Reduce
 
 # Every pair of options occurs with every critic; all combinations would be eight times as many.

@@ -29,7 +29,7 @@ from mim4dd._transforms import register_older_vmap
 class Rule:
     """An op and its derivative, in the terms of :class:`torch.autograd.Function`.
 
-    To call it is to call the op.
+    To call it is to call the op, with lists of outputs spread out among the others.
     """
 
     op: Any
@@ -37,81 +37,143 @@ class Rule:
     setup_context: Callable[..., None] | None
     backward: Callable[..., tuple[Any, ...]]
     vmap: Callable[..., tuple[Any, Any]] | None = None
+    jvp: Callable[..., tuple[Any, ...]] | None = None
     formula: Callable[..., Any] | None = None
+    lists: tuple[int, ...] = ()
+    outputs: int | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         """The op's outputs, differentiable by whatever is going on."""
         if torch.compiler.is_compiling():
             if in_forward_mode():
-                self._refuse_tangents("the compiled " if self.formula else "", inputs)
-            return self.op(*inputs)
+                has_others = self.formula is not None or self.jvp is not None
+                self._refuse_tangents("the compiled " if has_others else "", inputs)
+            return self.shown(self.op(*inputs))
         forward_mode, transformed = in_forward_mode(), are_functorch_transforms_active()
         if self.formula is not None and (forward_mode or transformed):
             return self.formula(*inputs)
-        if forward_mode:
+        if forward_mode and self.jvp is None:
             self._refuse_tangents("", inputs)
-        if transformed:
-            return Mim4ddOpUnderTransforms.apply(*inputs, self)
-        if torch.is_grad_enabled() and any(
-            isinstance(each, Tensor) and each.requires_grad for each in inputs
-        ):
-            return Mim4ddOp.apply(*inputs, self)
-        return self.kernel(*inputs)
+            forward_mode = False
+        if forward_mode or transformed:
+            call = _Call(self, tuple(len(inputs[place]) for place in self.lists))
+            return Mim4ddOpUnderTransforms.apply(*self.flat(inputs), call)
+        if torch.is_grad_enabled():
+            tensors = self.flat(inputs)
+            for each in tensors:
+                if isinstance(each, Tensor) and each.requires_grad:
+                    return Mim4ddOp.apply(*tensors, self, inputs)
+        return self.shown(self.kernel(inputs))
 
-    def kernel(self, *inputs: Any) -> Any:
-        """The op's outputs, without a graph."""
+    def kernel(self, inputs: Sequence[Any]) -> Any:
+        """What the op returns, without a graph."""
         with below_autograd():
             return self.op(*inputs)
 
+    def shown(self, outputs: Any) -> Any:
+        """What callers see of the op's outputs, or of their gradients."""
+        if not self.lists:
+            return outputs
+        flat: list[Any] = []
+        for part in outputs:
+            if isinstance(part, (list, tuple)):
+                flat += part
+            else:
+                flat.append(part)
+        return tuple(flat[: self.outputs])
+
+    def flat(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Inputs, or what there is for each, with the tensors of lists among the others."""
+        if not self.lists:
+            return inputs
+        flat: list[Any] = []
+        begin = 0
+        for place in self.lists:
+            flat += (*inputs[begin:place], *inputs[place])
+            begin = place + 1
+        flat += inputs[begin:]
+        return flat
+
     def keep(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """What the derivative needs."""
+        if self.lists:  # as torch.library has it
+            sizes = tuple(len(inputs[place]) for place in self.lists)
+            ctx.needs_input_grad = _Call(self, sizes).nested(ctx.needs_input_grad)[: len(inputs)]
         if self.setup_context is not None:
             self.setup_context(ctx, inputs, output)
 
     def _refuse_tangents(self, which: str, inputs: Sequence[Any]) -> None:
-        refuse_forward_ad(which + self.function, *(x for x in inputs if isinstance(x, Tensor)))
+        tensors = (x for x in self.flat(inputs) if isinstance(x, Tensor))
+        refuse_forward_ad(which + self.function, *tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A rule, and how long the lists are that it is called with."""
+
+    rule: Rule
+    sizes: tuple[int, ...]
+
+    def nested(self, flat: Sequence[Any]) -> list[Any]:
+        """What :meth:`Rule.flat` made flat."""
+        nested: list[Any] = []
+        at = 0
+        for place, size in zip(self.rule.lists, self.sizes, strict=True):
+            begin = at + place - len(nested)
+            nested += (*flat[at:begin], list(flat[begin : begin + size]))
+            at = begin + size
+        nested += flat[at:]
+        return nested
 
 
 class Mim4ddOp(torch.autograd.Function):
-    """Of an op's inputs and its rule, the op's outputs, where no transform is going on."""
+    """Of an op's inputs, flat, its rule, and the inputs as they are: what callers see of it.
+
+    Here no transform is going on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs_and_rule: Any) -> Any:
-        *inputs, ctx.rule = inputs_and_rule
-        output = ctx.rule.kernel(*inputs)
-        ctx.rule.keep(ctx, inputs, output)
-        return output
+    def forward(ctx: Any, *flat_and_rule: Any) -> Any:
+        *_, rule, inputs = flat_and_rule
+        ctx.rule, ctx.plain = rule, True
+        output = rule.kernel(inputs)
+        rule.keep(ctx, inputs, output)
+        return rule.shown(output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        return *ctx.rule.backward(ctx, *grad_outputs), None
+        return *ctx.rule.flat(ctx.rule.backward(ctx, *grad_outputs)), None, None
 
 
 class Mim4ddOpUnderTransforms(torch.autograd.Function):
-    """The same where transforms may look in."""
+    """The same where transforms may look in: they see no tensor but those in its arguments."""
 
     @staticmethod
-    def forward(*inputs_and_rule: Any) -> Any:
-        *inputs, rule = inputs_and_rule
-        return rule.kernel(*inputs)
+    def forward(*flat_and_call: Any) -> Any:
+        *flat, call = flat_and_call
+        return call.rule.shown(call.rule.kernel(call.nested(flat)))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs_and_rule: Sequence[Any], output: Any) -> None:
-        *inputs, ctx.rule = inputs_and_rule
-        ctx.rule.keep(ctx, inputs, output)
+    def setup_context(ctx: Any, flat_and_call: Sequence[Any], output: Any) -> None:
+        *flat, ctx.call = flat_and_call
+        ctx.call.rule.keep(ctx, ctx.call.nested(flat), output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        return *ctx.rule.backward(ctx, *grad_outputs), None
+        rule = ctx.call.rule
+        return *rule.flat(rule.backward(ctx, *grad_outputs)), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], *inputs_and_rule: Any) -> tuple[Any, Any]:
-        *inputs, rule = inputs_and_rule
-        return rule.vmap(rule, info, in_dims[:-1], *inputs)
+    def vmap(info: Any, in_dims: Sequence[Any], *flat_and_call: Any) -> tuple[Any, Any]:
+        *flat, call = flat_and_call
+        return call.rule.vmap(call.rule, info, call.nested(in_dims[:-1]), *call.nested(flat))
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        raise RuntimeError(NO_FORWARD_MODE.format(ctx.rule.function))
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        call = ctx.call
+        if call.rule.jvp is None:
+            raise RuntimeError(NO_FORWARD_MODE.format(call.rule.function))
+        return call.rule.jvp(ctx, *call.nested(tangents[:-1]))
 
 
 def declare(
@@ -120,7 +182,10 @@ def declare(
     backward: Callable[..., tuple[Any, ...]],
     *,
     vmap: Callable[..., tuple[Any, Any]] | None = None,
+    jvp: Callable[..., tuple[Any, ...]] | None = None,
     formula: Callable[..., Any] | None = None,
+    lists: tuple[int, ...] = (),
+    outputs: int | None = None,
 ) -> Rule:
     """Register the derivative of ``mim4dd::<name>`` and return what calls the op with it.
 
@@ -130,16 +195,36 @@ def declare(
         backward: Gradients of the inputs, None where ``ctx.needs_input_grad`` wants none.
         vmap: Calls its first argument, the rule or the bare op, over one more axis: after that as
             in :class:`torch.autograd.Function`.
+        jvp: Tangents of what callers see from those of the inputs; what ``setup_context`` keeps for
+            it goes through :func:`save`.
         formula: What transforms see in place of the op, where no compiler is in between.
+        lists: Places of the inputs that are lists of tensors.
+        outputs: How many callers see; the derivative alone has the others, in a plain call.
     """
     op = getattr(torch.ops.mim4dd, name).default
-    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIB)
     function = name.split("_bwd")[0]  # derivatives are named so
-    rule = Rule(op, function, setup_context, backward, vmap, formula)
+    rule = Rule(op, function, setup_context, backward, vmap, jvp, formula, lists, outputs)
+
+    def spread(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return backward(ctx, *rule.shown(grads))
+
+    torch.library.register_autograd(op, spread, setup_context=setup_context, lib=LIB)
     if vmap is not None:
         torch.library.register_vmap(op, functools.partial(vmap, op), lib=LIB)
         register_older_vmap(op)
     return rule
+
+
+def is_plain(ctx: Any) -> bool:
+    """Whether it is of a plain call, so that what callers do not see of its outputs is its own."""
+    return getattr(ctx, "plain", False)
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keep tensors for ``backward``, and for ``jvp``."""
+    ctx.save_for_backward(*tensors)
+    if in_forward_mode():
+        ctx.save_for_forward(*tensors)
 
 
 def refuse(name: str, what_to_do: str | None = None) -> None:

@@ -10,15 +10,10 @@ from mim4dd import reference
 from mim4dd._checks import Backend, Reduction, check_choice
 from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd._transforms import one_by_one
-from mim4dd.ops._contrastive import (
-    Layers,
-    as_layers,
-    as_logit_scale,
-    by_label,
-    evaluate,
-)
-from mim4dd.ops._reduction import reduce_all
 from mim4dd.ops._rules import declare, only
+from mim4dd.ops.contrastive import evaluate, reduce_all
+from mim4dd.ops.contrastive.inputs import Sides, as_logit_scale, as_sides, by_label
+from mim4dd.ops.contrastive.rules import contrastive_bwd_bwd
 from mim4dd.reference import Critic
 
 __all__ = ["clip_loss"]
@@ -72,25 +67,25 @@ def clip_loss(
         Radford et al. Learning Transferable Visual Models From Natural Language Supervision.
         arXiv:2103.00020, figure 3.
     """
-    layers = as_layers(query, key)
-    if not layers.single or layers.num_queries != layers.num_keys:
+    sides = as_sides(query, key)
+    if not sides.single or sides.num_queries != sides.num_keys:
         raise ValueError(
             "query and key must both be (N, D), one key for each query, "
-            f"got {layers.num_queries} queries and {layers.num_keys} keys"
+            f"got {sides.num_queries} queries and {sides.num_keys} keys"
         )
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    scale = as_logit_scale(layers, temperature, logit_scale)
+    scale = as_logit_scale(sides, temperature, logit_scale)
     if labels is None and backend is None:
-        of_query, of_key, *_ = _loss(layers.query[0], layers.key[0], scale, normalize)
+        of_query, of_key, *_ = _loss(sides.query[0], sides.key[0], scale, normalize)
         return reduce_all((of_query + of_key) / 2, reduction)
     if labels is None:
-        labels = torch.arange(layers.num_queries, device=layers.device)
-    of_query, of_key = _by_direction(layers, labels, scale, reduction, normalize, backend)
+        labels = torch.arange(sides.num_queries, device=sides.device)
+    of_query, of_key = _by_direction(sides, labels, scale, reduction, normalize, backend)
     return (of_query + of_key) / 2
 
 
 def _by_direction(
-    layers: Layers,
+    sides: Sides,
     labels: Tensor,
     scale: Tensor,
     reduction: Reduction,
@@ -100,8 +95,10 @@ def _by_direction(
     """Both directions, each on its own."""
     critic = Critic(normalize=normalize)
     return [
-        evaluate(pair, by_label(pair, labels, labels), scale, None, critic, reduction, backend)[0]
-        for pair in (layers, Layers(layers.key, layers.query, single=True))
+        evaluate(pair, by_label(pair, labels, labels), scale, None, critic, reduction, backend)[0][
+            0
+        ]
+        for pair in (sides, Sides.of(sides.key, sides.query, single=True))
     ]
 
 
@@ -177,7 +174,7 @@ def _second_derivative(
         rows: Tensor, columns: Tensor, lse: Tensor, upstream: Tensor, a: Tensor, b: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         shared = scale.new_zeros(1)
-        on_upstream, _, gradients = torch.ops.mim4dd.contrastive_bwd_bwd(
+        on_upstream, _, *gradients = contrastive_bwd_bwd(
             *([rows], [columns], positives, None, None, scale, None, *Critic()),
             *(lse[None], weight, upstream[None], None, [a], [b], tangent_scale[None], shared),
             [True, True, True, False],
@@ -219,9 +216,9 @@ def _derivative_through_unit_rows(
 
 def _formula(query: Tensor, key: Tensor, logit_scale: Tensor, normalize: bool) -> list[Tensor]:
     """By the op of :func:`mim4dd.info_nce`, which has a rule for every transform."""
-    layers = Layers([query], [key], single=True)
-    labels = torch.arange(layers.num_queries, device=layers.device)
-    return _by_direction(layers, labels, logit_scale, "none", normalize, None)
+    sides = Sides.of([query], [key], single=True)
+    labels = torch.arange(sides.num_queries, device=sides.device)
+    return _by_direction(sides, labels, logit_scale, "none", normalize, None)
 
 
 _loss = declare("clip_loss", _setup, _backward, vmap=one_by_one, formula=_formula)

@@ -1,19 +1,35 @@
 """InfoNCE: public function and checks."""
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mim4dd._checks import Backend, Reduction
-from mim4dd.ops._contrastive import (
+from mim4dd import reference
+from mim4dd._checks import (
+    Backend,
+    Reduction,
+    check_choice,
+    check_floating,
+    check_matching,
+    check_same_device,
+    check_tensor,
+    mix_under_autocast,
+    promoted,
+)
+from mim4dd.ops.contrastive import evaluate, reduce_all
+from mim4dd.ops.contrastive.inputs import (
     Features,
-    as_layers,
+    Sides,
     as_logit_scale,
+    as_sides,
     check_hardness,
-    evaluate,
+    excluded_keys,
     masked,
     positives_of,
 )
-from mim4dd.ops._exclusion import excluded_keys
-from mim4dd.ops._negatives import against_negatives
+from mim4dd.ops.log_sum_exp import log_sum_exp_of
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["info_nce"]
@@ -111,7 +127,7 @@ def info_nce(
         arXiv:1807.03748, eq. 4. With labels: Khosla et al., arXiv:2004.11362, eq. 2 (L_out).
         ``hardness``: Robinson et al., arXiv:2010.04592, in the form of sentence-transformers.
     """
-    layers = as_layers(query, key)
+    sides = as_sides(query, key)
     if negative_keys is not None:
         others = {
             "positive_index": positive_index is not None,
@@ -127,22 +143,94 @@ def info_nce(
         }
         if given := [name for name, is_given in others.items() if is_given]:
             raise ValueError(f"negative_keys excludes {', '.join(given)}: it names all negatives")
-        scale = as_logit_scale(layers, temperature, logit_scale)
-        return against_negatives(
-            layers, negative_keys, negative_mask, scale, reduction, normalize, backend
+        scale = as_logit_scale(sides, temperature, logit_scale)
+        return _against_negatives(
+            sides, negative_keys, negative_mask, scale, reduction, normalize, backend
         )
     if negative_mask is not None:
         raise ValueError("negative_mask says which negative_keys to ignore, and none are given")
-    positives = positives_of(layers, positive_index, labels, key_labels)
+    positives = positives_of(sides, positive_index, labels, key_labels)
     check_hardness(hardness)
     loss, _ = evaluate(
-        layers,
-        masked(layers, positives, query_mask, key_mask),
-        as_logit_scale(layers, temperature, logit_scale),
+        sides,
+        masked(sides, positives, query_mask, key_mask),
+        as_logit_scale(sides, temperature, logit_scale),
         None,
         Critic(Kind.OUT, decoupled, float(hardness), normalize),
         reduction,
         backend,
-        excluded_keys(layers, exclude_self, self_index, exclude_index),
+        excluded_keys(sides, exclude_self, self_index, exclude_index),
     )
-    return loss
+    return sides.shaped(loss)
+
+
+def _against_negatives(
+    sides: Sides,  # one of queries (N, D) and positives (N, D)
+    negative_keys: Tensor,  # (M, D) or (N, M, D)
+    negative_mask: Tensor | None,  # (M,) or (N, M)
+    logit_scale: Tensor,  # ()
+    reduction: Reduction,
+    normalize: bool,
+    backend: Backend,
+) -> Tensor:
+    """−log σ(the positive's logit − lse of the negatives): exact also where p is 1."""
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if not sides.single or sides.num_queries != sides.num_keys:
+        raise ValueError(
+            "with negative_keys, query and key must both be (N, D), key i being the positive of "
+            f"query i: got {sides.num_queries} queries and {sides.num_keys} keys"
+        )
+    query, key = sides.query[0], sides.key[0]
+    check_floating("negative_keys", negative_keys)
+    if mix_under_autocast(query, negative_keys):
+        check_same_device("query", query, "negative_keys", negative_keys)
+        query, key, negative_keys = promoted(query, key, negative_keys)
+    else:
+        check_matching("query", query, "negative_keys", negative_keys)
+    paired = negative_keys.dim() == 3
+    allowed = query.shape if paired else query.shape[1:]
+    given = (
+        (*negative_keys.shape[:1], *negative_keys.shape[2:]) if paired else negative_keys.shape[1:]
+    )
+    if negative_keys.dim() not in (2, 3) or given != allowed or 0 in negative_keys.shape:
+        raise ValueError(
+            f"negative_keys must be (M, D) or (N, M, D), with query (N, D) {tuple(query.shape)}, "
+            f"got {tuple(negative_keys.shape)}"
+        )
+    if negative_mask is not None:
+        _check_mask(negative_mask, negative_keys)
+
+    def rows(features: Tensor) -> Tensor:
+        return reference.unit_rows(features)[0] if normalize else features.to(sides.dtype)
+
+    with torch.autocast(query.device.type, enabled=False):
+        wide_query = rows(query)
+        positive = logit_scale * (wide_query * rows(key)).sum(1)
+        if paired:
+            # Of size 1/D of the negatives themselves: nothing to fuse.
+            if negative_mask is not None:  # what is masked may hold anything
+                negative_keys = negative_keys.where(negative_mask[..., None], 0)
+            logits = logit_scale * torch.einsum("nd,nmd->nm", wide_query, rows(negative_keys))
+            logits = logits.masked_fill(~logits.isfinite(), math.nan)
+            if negative_mask is None:
+                lse = logits.logsumexp(1)
+            else:
+                lse = reference.log_sum_exp(logits, negative_mask)
+        else:
+            negatives = Sides.of([query], [negative_keys], single=True)
+            lse = log_sum_exp_of(negatives, logit_scale, negative_mask, None, normalize, backend)
+    # Not softplus, which PyTorch replaces by its asymptote from 20 on.
+    loss = -F.logsigmoid(positive.masked_fill(~positive.isfinite(), math.nan) - lse)
+    return reduce_all(loss, reduction)
+
+
+def _check_mask(negative_mask: Tensor, negative_keys: Tensor) -> None:
+    check_tensor("negative_mask", negative_mask)
+    if negative_mask.dtype != torch.bool:
+        raise TypeError(f"negative_mask must have dtype torch.bool, got {negative_mask.dtype}")
+    check_same_device("negative_mask", negative_mask, "negative_keys", negative_keys)
+    if negative_mask.shape != negative_keys.shape[:-1]:
+        raise ValueError(
+            "negative_mask must hold one entry per row of negative_keys "
+            f"{tuple(negative_keys.shape)}, got shape {tuple(negative_mask.shape)}"
+        )

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from mim4dd._checks import Backend
-from mim4dd.ops._contrastive import (
+from mim4dd.ops.contrastive import evaluate
+from mim4dd.ops.contrastive.inputs import (
     Features,
-    Layers,
     Positives,
-    as_layers,
+    Sides,
     as_logit_scale,
-    evaluate,
+    as_sides,
+    excluded_keys,
     masked,
 )
-from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.reference import NO_POSITIVE, Critic
 
 __all__ = ["log_sum_exp"]
@@ -65,14 +65,14 @@ def log_sum_exp(
         >>> mim4dd.log_sum_exp(torch.eye(2), torch.eye(2), temperature=1.0)
         tensor([1.3133, 1.3133])
     """
-    layers = as_layers(query, key)
-    scale = as_logit_scale(layers, temperature, logit_scale)
-    excluded = excluded_keys(layers, exclude_self, self_index, exclude_index)
-    return log_sum_exp_of(layers, scale, key_mask, excluded, normalize, backend)
+    sides = as_sides(query, key)
+    scale = as_logit_scale(sides, temperature, logit_scale)
+    excluded = excluded_keys(sides, exclude_self, self_index, exclude_index)
+    return log_sum_exp_of(sides, scale, key_mask, excluded, normalize, backend)
 
 
 def log_sum_exp_of(
-    layers: Layers,
+    sides: Sides,
     logit_scale: Tensor,
     key_mask: Tensor | None,
     excluded: Tensor | None,  # (N, K)
@@ -80,10 +80,10 @@ def log_sum_exp_of(
     backend: Backend,
 ) -> Tensor:
     """The same of checked arguments."""
-    labels = torch.full((layers.num_queries,), NO_POSITIVE, device=layers.device)
+    labels = torch.full((sides.num_queries,), NO_POSITIVE, device=sides.device)
     _, contrast = evaluate(
-        layers,
-        masked(layers, Positives(labels, None), None, key_mask),
+        sides,
+        masked(sides, Positives(labels, None), None, key_mask),
         logit_scale,
         None,
         Critic(normalize=normalize),
@@ -91,4 +91,4 @@ def log_sum_exp_of(
         backend,
         excluded,
     )
-    return contrast.lse
+    return sides.shaped(contrast.lse)

@@ -5,16 +5,16 @@ from typing import Literal
 from torch import Tensor
 
 from mim4dd._checks import Backend, Reduction, check_choice
-from mim4dd.ops._contrastive import (
+from mim4dd.ops.contrastive import evaluate
+from mim4dd.ops.contrastive.inputs import (
     Features,
-    as_layers,
     as_logit_scale,
+    as_sides,
     by_label,
     check_hardness,
-    evaluate,
+    excluded_keys,
     masked,
 )
-from mim4dd.ops._exclusion import excluded_keys
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["sup_con"]
@@ -90,15 +90,15 @@ def sup_con(
     """
     check_choice("variant", variant, ("out", "in"))
     check_hardness(hardness)
-    layers = as_layers(query, key)
+    sides = as_sides(query, key)
     loss, _ = evaluate(
-        layers,
-        masked(layers, by_label(layers, labels, key_labels), query_mask, key_mask),
-        as_logit_scale(layers, temperature, logit_scale),
+        sides,
+        masked(sides, by_label(sides, labels, key_labels), query_mask, key_mask),
+        as_logit_scale(sides, temperature, logit_scale),
         None,
         Critic(Kind[variant.upper()], decoupled, float(hardness), normalize),
         reduction,
         backend,
-        excluded_keys(layers, exclude_self, self_index, exclude_index),
+        excluded_keys(sides, exclude_self, self_index, exclude_index),
     )
-    return loss
+    return sides.shaped(loss)

@@ -7,14 +7,14 @@ from torch.utils.checkpoint import checkpoint
 
 from mim4dd._checks import check_positive, check_rank, check_tensor
 from mim4dd.adapters.pytorch_metric_learning._defaults import check_defaults
-from mim4dd.ops._contrastive import (
-    Layers,
+from mim4dd.ops.contrastive import contrastive
+from mim4dd.ops.contrastive.inputs import (
     Positives,
-    as_layers,
+    Sides,
     as_logit_scale,
+    as_sides,
     by_label,
 )
-from mim4dd.ops.contrastive import contrastive
 from mim4dd.reference import Contrast, Critic
 
 # Queries whose positive logits exist at one time.
@@ -79,26 +79,26 @@ class LabelledLoss(nn.Module):
         check_rank("ref_emb", ref_emb, 2)
         for name, vector in (("labels", labels), ("ref_labels", ref_labels)):
             check_tensor(name, vector)
-        layers = as_layers(embeddings, ref_emb)
+        sides = as_sides(embeddings, ref_emb)
         # Labels may be on another device, as in the peer.
-        positives = by_label(layers, labels.to(layers.device), ref_labels.to(layers.device))
-        return self._of(layers, _without_ignored(positives), self_index)
+        positives = by_label(sides, labels.to(sides.device), ref_labels.to(sides.device))
+        return self._of(sides, _without_ignored(positives), self_index)
 
-    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
+    def _of(self, sides: Sides, positives: Positives, self_index: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def _contrast(
         self,
-        layers: Layers,
+        sides: Sides,
         positives: Positives,
         self_index: Tensor | None,
         critic: Critic,
         uniform: bool,
     ) -> Contrast:
         excluded = None if self_index is None else self_index[:, None]
-        scale = as_logit_scale(layers, self.temperature, None)
+        scale = as_logit_scale(sides, self.temperature, None)
         shared = *positives, excluded, scale, None, critic
-        return contrastive(layers.query, layers.key, *shared, uniform=uniform)
+        return contrastive(sides.query, sides.key, *shared, uniform=uniform)
 
 
 def check_no_miner(name: str, value: object) -> None:
@@ -162,9 +162,9 @@ class SupConLoss(LabelledLoss):
             collect_stats,
         )
 
-    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
+    def _of(self, sides: Sides, positives: Positives, self_index: Tensor | None) -> Tensor:
         contrast = self._contrast(
-            layers, positives, self_index, Critic(normalize=True), uniform=True
+            sides, positives, self_index, Critic(normalize=True), uniform=True
         )
         # Exact losses are zero without a positive alone; computed ones also where they underflow.
         num_queries = (contrast.positive_weight > 0).sum().clamp(min=1)
@@ -222,22 +222,22 @@ class NTXentLoss(LabelledLoss):
             collect_stats,
         )
 
-    def _of(self, layers: Layers, positives: Positives, self_index: Tensor | None) -> Tensor:
+    def _of(self, sides: Sides, positives: Positives, self_index: Tensor | None) -> Tensor:
         # A query's own key is of its class, and so no negative.
         critic = Critic(decoupled=True, normalize=True)
-        lse = self._contrast(layers, positives, None, critic, uniform=False).lse.squeeze(0)
+        lse = self._contrast(sides, positives, None, critic, uniform=False).lse.squeeze(0)
         # In the order of their classes, the positives of consecutive rows are consecutive keys.
         (labels, rows), (key_labels, columns) = (
             side.sort(stable=True) for side in positives if side is not None
         )
-        query = F.normalize(layers.query[0].to(layers.dtype), dim=1)[rows] / self.temperature
-        key = F.normalize(layers.key[0].to(layers.dtype), dim=1)[columns]
+        query = F.normalize(sides.query[0].to(sides.dtype), dim=1)[rows] / self.temperature
+        key = F.normalize(sides.key[0].to(sides.dtype), dim=1)[columns]
         lse = lse[rows]
         own = None if self_index is None else self_index[rows]
         first = torch.searchsorted(key_labels, labels)
         last = torch.searchsorted(key_labels, labels, right=True)
         total = lse.new_zeros(())
-        for start in range(0, layers.num_queries, _ROWS):
+        for start in range(0, sides.num_queries, _ROWS):
             some = slice(start, start + _ROWS)
             begin, end = int(first[some][0]), int(last[some][-1])
             total = total + checkpoint(
