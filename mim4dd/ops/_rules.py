@@ -59,10 +59,9 @@ class Rule:
             call = _Call(self, tuple(len(inputs[place]) for place in self.lists))
             return Mim4ddOpUnderTransforms.apply(*self.flat(inputs), call)
         if torch.is_grad_enabled():
-            tensors = self.flat(inputs)
-            for each in tensors:
-                if isinstance(each, Tensor) and each.requires_grad:
-                    return Mim4ddOp.apply(*tensors, self, inputs)
+            needs = [_needs_grad(each) for each in inputs]
+            if leaves := _chosen(inputs, needs):
+                return Mim4ddOp.apply(self, inputs, needs, *leaves)
         return self.shown(self.kernel(inputs))
 
     def kernel(self, inputs: Sequence[Any]) -> Any:
@@ -74,13 +73,12 @@ class Rule:
         """What callers see of the op's outputs, or of their gradients."""
         if not self.lists:
             return outputs
+        if self.outputs is not None:
+            return outputs[: self.outputs]
         flat: list[Any] = []
         for part in outputs:
-            if isinstance(part, (list, tuple)):
-                flat += part
-            else:
-                flat.append(part)
-        return tuple(flat[: self.outputs])
+            flat += part if isinstance(part, (list, tuple)) else (part,)
+        return tuple(flat)
 
     def flat(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Inputs, or what there is for each, with the tensors of lists among the others."""
@@ -96,15 +94,51 @@ class Rule:
 
     def keep(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """What the derivative needs."""
-        if self.lists:  # as torch.library has it
-            sizes = tuple(len(inputs[place]) for place in self.lists)
-            ctx.needs_input_grad = _Call(self, sizes).nested(ctx.needs_input_grad)[: len(inputs)]
         if self.setup_context is not None:
             self.setup_context(ctx, inputs, output)
 
     def _refuse_tangents(self, which: str, inputs: Sequence[Any]) -> None:
         tensors = (x for x in self.flat(inputs) if isinstance(x, Tensor))
         refuse_forward_ad(which + self.function, *tensors)
+
+
+def _needs_grad(each: Any) -> Any:
+    """Whether an input of an op requires a gradient; of a list of tensors, which of them do."""
+    if isinstance(each, Tensor):
+        return each.requires_grad
+    if isinstance(each, list) and each and isinstance(each[0], Tensor):
+        return [x.requires_grad for x in each]
+    return False
+
+
+def _chosen(parts: Sequence[Any], needs: Sequence[Any]) -> list[Any]:
+    """What there is for the inputs that need it, lists spread out."""
+    chosen: list[Any] = []
+    for part, need in zip(parts, needs, strict=True):
+        if need is True:
+            chosen.append(part)
+        elif need is not False:
+            chosen += [x for x, x_needs in zip(part, need, strict=True) if x_needs]
+    return chosen
+
+
+class Mim4ddOp(torch.autograd.Function):
+    """What callers see of an op's outputs, where no transform is going on.
+
+    Of a rule, the op's inputs, which of them need gradients, and those: each argument costs time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, inputs: Sequence[Any], needs: list[Any], *_: Tensor) -> Any:
+        ctx.rule, ctx.plain, ctx.needs_input_grad = rule, True, needs
+        output = rule.kernel(inputs)
+        rule.keep(ctx, inputs, output)
+        return rule.shown(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        gradients = ctx.rule.backward(ctx, *grad_outputs)
+        return None, None, None, *_chosen(gradients, ctx.needs_input_grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,25 +160,6 @@ class _Call:
         return nested
 
 
-class Mim4ddOp(torch.autograd.Function):
-    """Of an op's inputs, flat, its rule, and the inputs as they are: what callers see of it.
-
-    Here no transform is going on.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *flat_and_rule: Any) -> Any:
-        *_, rule, inputs = flat_and_rule
-        ctx.rule, ctx.plain = rule, True
-        output = rule.kernel(inputs)
-        rule.keep(ctx, inputs, output)
-        return rule.shown(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        return *ctx.rule.flat(ctx.rule.backward(ctx, *grad_outputs)), None, None
-
-
 class Mim4ddOpUnderTransforms(torch.autograd.Function):
     """The same where transforms may look in: they see no tensor but those in its arguments."""
 
@@ -155,8 +170,9 @@ class Mim4ddOpUnderTransforms(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, flat_and_call: Sequence[Any], output: Any) -> None:
-        *flat, ctx.call = flat_and_call
-        ctx.call.rule.keep(ctx, ctx.call.nested(flat), output)
+        *flat, call = flat_and_call
+        ctx.call, ctx.needs_input_grad = call, call.nested(ctx.needs_input_grad[:-1])
+        call.rule.keep(ctx, call.nested(flat), output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:

@@ -87,8 +87,8 @@ def reduced_contrastive(
             critic = critic._replace(normalize=False)
     elif torch.is_grad_enabled() and (reduction != "none" if uniform is None else uniform):
         wanted = [
-            any(rows.requires_grad for rows in query),
-            any(rows.requires_grad for rows in key),
+            True in [rows.requires_grad for rows in query],
+            True in [rows.requires_grad for rows in key],
             logit_scale.requires_grad,
             bias is not None and bias.requires_grad,
         ]

@@ -1,5 +1,6 @@
 """What the contrastive functions are given, checked and in the form that the op takes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Sides(NamedTuple):
     def of(cls, query: list[Tensor], key: list[Tensor], single: bool) -> "Sides":
         """Those of checked features."""
         first = query[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         return cls(query, key, single, first.shape[0], key[0].shape[0], first.device, dtype)
 
     def shaped(self, by_layer: Tensor) -> Tensor:
@@ -69,14 +70,15 @@ def as_sides(query: Features, key: Features) -> Sides:
     first = queries[0]
     check_floating("query", first)
     dtype, device, expected, mixed = first.dtype, first.device, None, False
-    for of_layer in zip(queries, keys, strict=True):
-        for name, rows in zip(("query", "key"), of_layer, strict=True):
+    for of_query, of_key in zip(queries, keys, strict=True):
+        for rows in (of_query, of_key):
             if rows.dim() != 2 or rows.dtype != dtype or rows.device != device:
-                _check_mixed(name, rows, first)
+                _check_mixed("key" if rows is of_key else "query", rows, first)
                 mixed = True
-        (num_queries, query_size), (num_keys, key_size) = (rows.shape for rows in of_layer)
-        if 0 in (num_queries, num_keys, query_size):
-            _refuse_empty(*of_layer)
+        num_queries, query_size = of_query.shape
+        num_keys, key_size = of_key.shape
+        if not num_queries * num_keys * query_size * key_size:
+            _refuse_empty(of_query, of_key)
         if query_size != key_size:
             raise ValueError(
                 f"query and key must have the same feature size, got {query_size} and {key_size}"
@@ -269,6 +271,8 @@ def _filled(sides: Sides, value: float) -> Tensor:
 
 def check_hardness(hardness: float) -> None:
     """Require a finite number, 0 or more."""
+    if type(hardness) is float and 0 <= hardness < math.inf:
+        return
     check_finite("hardness", hardness)
     if hardness < 0:
         raise ValueError(f"hardness must not be negative, got {hardness}")

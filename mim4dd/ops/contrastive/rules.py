@@ -189,7 +189,9 @@ def _scaled(ctx: Any, tensors: Sequence[Any], factor: Tensor) -> _Parts:
     elif features:
         in_place = is_plain(ctx) and not keeps_graph()
         multiply = torch._foreach_mul_ if in_place else torch._foreach_mul
-        features = list(multiply(features, list(factor.unbind()) * sides) or features)
+        one = ctx.num_layers == 1 or factor.stride(0) == 0  # as after a sum over layers
+        by = factor[0] if one else list(factor.unbind()) * sides
+        features = list(multiply(features, by) or features)
     if features and features[0].dtype != ctx.dtype:
         features = [part.to(ctx.dtype) for part in features]
     flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
