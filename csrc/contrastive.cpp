@@ -32,8 +32,7 @@ void write_positive_weights(const Problem<T>& problem, T* weights) {
 // The mean or the sum of the losses of every layer, (layers,), and over how many queries, ().
 template <typename T>
 std::tuple<Tensor, Tensor>
-reduce(Reduction reduction, const T* losses, const T* weights, int64_t layers, int64_t n) {
-  const int64_t count = n - std::count(weights, weights + n, T(0));
+reduce(Reduction reduction, const T* losses, int64_t count, int64_t layers, int64_t n) {
   const bool reduced = reduction != Reduction::kNone;
   Tensor values = empty_tensor<T, 1>({reduced ? layers : 0});
   for (int64_t layer = 0; layer < layers && reduced; ++layer) {
@@ -63,7 +62,7 @@ Contrast contrastive_cpu(
     bool normalize,
     int64_t reduction,
     std::vector<bool> gradients) {
-  const Inputs inputs = checked(
+  const Inputs inputs = check_inputs(
       {make_critic(kind, decoupled, hardness, normalize), query, key, labels, key_labels, excluded,
        logit_scale, bias});
   const Reduction how = checked(reduction, Reduction::kSum, "reduction");
@@ -77,9 +76,12 @@ Contrast contrastive_cpu(
     auto* const losses = loss.mutable_data_ptr<scalar_t>();
     auto* const weights = positive_weight.mutable_data_ptr<scalar_t>();
     write_positive_weights(problem, weights);
+    const int64_t num_counted = n - std::count(weights, weights + n, scalar_t(0));
+    Upstream<scalar_t> upstream;
+    if (how == Reduction::kMean) upstream.each = 1 / scalar_t(num_counted);
     FirstOrder<scalar_t> pass(problem, n, make_wanted(gradients));
-    pass.run({}, {losses, lse.mutable_data_ptr<scalar_t>()});
-    const auto [reduced, count] = reduce(how, losses, weights, layers, n);
+    pass.run(upstream, {losses, lse.mutable_data_ptr<scalar_t>()});
+    const auto [reduced, count] = reduce(how, losses, num_counted, layers, n);
     result = {reduced, count, loss, lse, positive_weight, pass.gradients(false)};
   });
   return result;
@@ -102,7 +104,7 @@ std::vector<Tensor> contrastive_bwd_cpu(
     Tensor grad_loss,
     std::optional<Tensor> grad_lse,
     std::vector<bool> gradients) {
-  const Inputs inputs = checked(
+  const Inputs inputs = check_inputs(
       {make_critic(kind, decoupled, hardness, normalize), query, key, labels, key_labels, excluded,
        logit_scale, bias});
   std::vector<Tensor> result;

@@ -216,7 +216,7 @@ class FirstOrder {
     weights.reserve(tile.last - tile.first);
     for (int64_t row = tile.first; row < tile.last; ++row) {
       const int64_t place = layer * num_queries_ + problem_.pairs.queries[row];
-      const T g = upstream.grad_loss == nullptr ? T(1) : upstream.grad_loss[place];
+      const T g = upstream.grad_loss == nullptr ? upstream.each : upstream.grad_loss[place];
       const T h = upstream.grad_lse == nullptr ? T(0) : upstream.grad_lse[place];
       weights.push_back(row_weights(problem_, tile.sums(row), row, g, h));
     }

@@ -324,8 +324,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> contrastive_bwd_bwd_cpu(
   STD_TORCH_CHECK(!normalize, "contrastive_bwd_bwd: rows must be given as they are compared");
   const Critic critic = make_critic(kind, decoupled, hardness, normalize);
   const Inputs inputs =
-      checked({critic, query, key, labels, key_labels, excluded, logit_scale, bias});
-  checked({critic, tangent_query, tangent_key, labels, key_labels, excluded, logit_scale, bias});
+      check_inputs({critic, query, key, labels, key_labels, excluded, logit_scale, bias});
+  check_inputs(
+      {critic, tangent_query, tangent_key, labels, key_labels, excluded, logit_scale, bias});
   const int64_t layers = inputs.layers(), n = inputs.queries();
   STD_TORCH_CHECK(
       tangent_query.size() == query.size() && tangent_logit_scale.numel() == layers &&

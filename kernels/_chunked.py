@@ -146,9 +146,10 @@ def chunk_pass(
     critic: Critic,
     gradients: Sequence[bool],
     lse: Tensor,  # (N,): written where there is a loss
-    loss: Tensor | None,  # (N,): written; then the gradients are those of its sum
+    loss: Tensor | None,  # (N,): written; then the gradients are those of its sum, over ``share``
     grad_loss: Tensor | None,  # (N,)
     grad_lse: Tensor | None,  # (N,)
+    share: Tensor | None = None,  # (): what the gradients are divided by
 ) -> Found:
     """One layer's forward with the gradients wanted, or its gradients alone.
 
@@ -202,6 +203,8 @@ def chunk_pass(
             accumulate(grad_key, weights.T, query[some])
         del similarity, weights  # before the next are made
 
+    if share is not None:
+        divisor = divisor * share
     if grad_query is not None:
         grad_query *= queries.scale / divisor
         grad_query = gradient_of_input(

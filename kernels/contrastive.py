@@ -48,19 +48,21 @@ def contrastive(
     gradients: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """Reduced loss (L,) and the number of its queries, loss and lse (L, N), positive weight (N,),
-    gradients of the summed losses, not rounded to half precision yet.
+    gradients of the reduced or else summed losses, not rounded to half precision yet.
     """
     critic = Critic(Kind(kind), decoupled, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, excluded, logit_scale, bias, critic)
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
     loss, lse = queries.weight.new_empty(2, len(query), len(labels))
+    how, count = Reduce(reduction), count_queries(queries.weight)
+    share = count if how == Reduce.MEAN else None
     found = [Found()] * len(query)
     if fused:
         layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
         loss[fused], lse[fused], positives = fused_forward(layers, queries, critic)
         if any(gradients):
-            ones = torch.ones_like(lse[fused])
-            upstream = lse[fused], ones, None
+            of_each = torch.ones_like(lse[fused])
+            upstream = lse[fused], of_each if share is None else of_each / share, None
             parts = fused_backward(
                 layers, queries, critic, *upstream, gradients, lse.dtype, positives
             )
@@ -69,12 +71,9 @@ def contrastive(
     for i in range(len(query)):
         if i not in fused:
             found[i] = chunk_pass(
-                query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None
+                query[i], key[i], queries, critic, gradients, lse[i], loss[i], None, None, share
             )
-    count = count_queries(queries.weight)
-    reduced = loss.new_empty(0)
-    if (how := Reduce(reduction)) != Reduce.NONE:
-        reduced = reduce_queries(loss, count, how)
+    reduced = loss.new_empty(0) if how == Reduce.NONE else reduce_queries(loss, count, how)
     return reduced, count, loss, lse, queries.weight, in_order(found, gradients)
 
 

@@ -249,6 +249,19 @@ def test_only_queries_with_a_positive_count(reduction, backend):
     torch.testing.assert_close(reduced, loss.sum(1) / (3 if reduction == Reduce.MEAN else 1))
 
 
+def test_gradients_formed_along_with_a_mean_are_those_of_the_sum_by_its_count(backend):
+    case = Case((6, 7, [4, 3]), torch.float32, backend.device)
+    case.labels, case.key_labels = (
+        torch.tensor(part, device=backend.device) for part in LABELS["one member"]
+    )
+    wanted = [True, True, True, False]
+    of_sum, of_mean = (
+        case.call(backend.ops.contrastive, Critic(), how, wanted)[-1]
+        for how in (Reduce.SUM, Reduce.MEAN)
+    )
+    torch.testing.assert_close([3 * each for each in of_mean], of_sum)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes_of_results(dtype, backend):
     """Losses are float32 or wider, gradients as their inputs; of a sum they are not rounded yet."""

@@ -59,8 +59,11 @@ class Rule:
             call = _Call(self, tuple(len(inputs[place]) for place in self.lists))
             return Mim4ddOpUnderTransforms.apply(*self.flat(inputs), call)
         if torch.is_grad_enabled():
-            needs = [_needs_grad(each) for each in inputs]
-            if leaves := _chosen(inputs, needs):
+            needs: list[Any] = []
+            leaves: list[Tensor] = []
+            for each in inputs:
+                needs.append(_needs_grad(each, leaves))
+            if leaves:
                 return Mim4ddOp.apply(self, inputs, needs, *leaves)
         return self.shown(self.kernel(inputs))
 
@@ -102,23 +105,26 @@ class Rule:
         refuse_forward_ad(which + self.function, *tensors)
 
 
-def _needs_grad(each: Any) -> Any:
-    """Whether an input of an op requires a gradient; of a list of tensors, which of them do."""
+def _needs_grad(each: Any, leaves: list[Tensor]) -> Any:
+    """Whether an input of an op requires a gradient, by list; what does is added to ``leaves``."""
     if isinstance(each, Tensor):
+        if each.requires_grad:
+            leaves.append(each)
         return each.requires_grad
     if isinstance(each, list) and each and isinstance(each[0], Tensor):
+        leaves += [x for x in each if x.requires_grad]
         return [x.requires_grad for x in each]
     return False
 
 
-def _chosen(parts: Sequence[Any], needs: Sequence[Any]) -> list[Any]:
-    """What there is for the inputs that need it, lists spread out."""
+def _of_leaves(gradients: Sequence[Any], needs: Sequence[Any]) -> list[Any]:
+    """The gradients of those that :func:`_needs_grad` adds."""
     chosen: list[Any] = []
-    for part, need in zip(parts, needs, strict=True):
+    for gradient, need in zip(gradients, needs, strict=True):
         if need is True:
-            chosen.append(part)
-        elif need is not False:
-            chosen += [x for x, x_needs in zip(part, need, strict=True) if x_needs]
+            chosen.append(gradient)
+        elif need and True in need:
+            chosen += [x for x, x_needs in zip(gradient, need, strict=True) if x_needs]
     return chosen
 
 
@@ -138,7 +144,7 @@ class Mim4ddOp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         gradients = ctx.rule.backward(ctx, *grad_outputs)
-        return None, None, None, *_chosen(gradients, ctx.needs_input_grad)
+        return None, None, None, *_of_leaves(gradients, ctx.needs_input_grad)
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,6 +139,8 @@ def _check_vector(name: str, vector: Tensor, side: str, rows: int, sides: Sides)
 
 def _check_labels(name: str, labels: Tensor, side: str, rows: int, sides: Sides) -> Tensor:
     _check_vector(name, labels, side, rows, sides)
+    if labels.dtype == torch.int64:
+        return labels
     check_integer(name, labels)
     return labels.long()
 

@@ -21,8 +21,9 @@ _CRITIC = "int kind, bool decoupled, float hardness, bool normalize"
 _UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
 
 # `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
-# last two as one number per layer, (L,). The unit gradients are those of the summed losses, in the
-# dtype of the losses: they are to be multiplied before they are rounded to that of the features.
+# last two as one number per layer, (L,). The unit gradients are those of the reduced losses, for
+# NONE of the summed ones, in the dtype of the losses: they are to be multiplied before they are
+# rounded to that of the features.
 # `reduced`, (L,) and empty for NONE, is formed by the op, as a call of PyTorch's takes as long as
 # a small product; `count`, (), is the number of queries that have a positive, in the loss' dtype.
 LIB.define(

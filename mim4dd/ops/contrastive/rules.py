@@ -11,6 +11,7 @@ from torch import Tensor
 
 import mim4dd.ops.contrastive.op  # noqa: F401  defines what is declared here
 from mim4dd import reference
+from mim4dd._checks import can_look_at
 from mim4dd._torch_private import keeps_graph
 from mim4dd._transforms import is_batched, one_by_one
 from mim4dd.ops._rules import declare, is_plain, save
@@ -128,11 +129,11 @@ def _backward(
     _: Any,
     grad_loss: Tensor | None,
     grad_lse: Tensor | None,
-    *__: Any,
+    __: Any,
 ) -> tuple[Any, ...]:
     upstream, wanted = (grad_reduced, grad_loss, grad_lse), _wanted(ctx.needs_input_grad)
     tensors = ctx.saved_tensors  # read once, or a checkpoint raises
-    factor = _unit_factor(ctx, tensors, *upstream) if _are_formed(ctx, wanted) else None
+    factor = _unit_factor(ctx, *upstream) if _are_formed(ctx, wanted) else None
     if factor is None:
         gradients = _by_kernel(ctx, tensors, wanted, *upstream)
     else:
@@ -146,32 +147,23 @@ def _are_formed(ctx: Any, wanted: list[bool]) -> bool:
 
 
 def _unit_factor(
-    ctx: Any,
-    tensors: Sequence[Any],
-    grad_reduced: Tensor | None,
-    grad_loss: Tensor | None,
-    grad_lse: Tensor | None,
+    ctx: Any, grad_reduced: Tensor | None, grad_loss: Tensor | None, grad_lse: Tensor | None
 ) -> Tensor | None:
     """What makes the unit gradients those wanted, (L,); None if nothing does."""
     # With create_graph the result has to be differentiable, and the unit gradients are constants.
     if grad_lse is not None or torch.is_grad_enabled():
         return None
     if ctx.reduction != Reduce.NONE:
-        return None if grad_loss is not None else _grad_of_each(ctx, tensors, grad_reduced)
+        return grad_reduced if grad_loss is None else None
     if grad_loss is None:
         return None
     uniform = grad_loss.shape[1] == 1 or grad_loss.stride(1) == 0  # no look at values: no GPU waits
     return grad_loss[:, 0] if uniform else None
 
 
-def _grad_of_each(ctx: Any, tensors: Sequence[Any], grad_reduced: Tensor | None) -> Tensor | None:
-    """What the loss of every query of a layer receives through the reduced loss, (L,)."""
-    if grad_reduced is None or ctx.reduction == Reduce.NONE:
-        return None
-    if ctx.reduction == Reduce.SUM:
-        return grad_reduced
-    count = tensors[2 * ctx.num_layers + _NUM_SHARED]
-    return grad_reduced / count
+def _is_one(factor: Tensor) -> bool:
+    """Whether it is seen to change nothing, as of a loss that backward is called on itself."""
+    return can_look_at(factor) and type(factor) is Tensor and set(factor.tolist()) == {1.0}
 
 
 def _scaled(ctx: Any, tensors: Sequence[Any], factor: Tensor) -> _Parts:
@@ -183,19 +175,20 @@ def _scaled(ctx: Any, tensors: Sequence[Any], factor: Tensor) -> _Parts:
     sides, singles = sum(ctx.unit_wanted[:2]), sum(ctx.unit_wanted[2:])
     num_features = sides * ctx.num_layers
     unit_gradients = tensors[-num_features - singles :]
-    features = list(unit_gradients[:num_features])
-    if features and is_batched(factor):  # for these there is no product of lists
-        features = [each * f for each, f in zip(features, [*factor.unbind()] * sides, strict=True)]
-    elif features:
-        in_place = is_plain(ctx) and not keeps_graph()
-        multiply = torch._foreach_mul_ if in_place else torch._foreach_mul
-        one = ctx.num_layers == 1 or factor.stride(0) == 0  # as after a sum over layers
-        by = factor[0] if one else list(factor.unbind()) * sides
-        features = list(multiply(features, by) or features)
+    features, numbers = list(unit_gradients[:num_features]), unit_gradients[num_features:]
+    in_place = is_plain(ctx) and not keeps_graph()
+    if is_batched(factor):  # for these there is no product of lists
+        by = [*factor.unbind()] * sides
+        features = [each * f for each, f in zip(features, by, strict=True)]
+        numbers = [part * factor for part in numbers]
+    elif not (in_place and _is_one(factor)):
+        if features:
+            multiply = torch._foreach_mul_ if in_place else torch._foreach_mul
+            features = list(multiply(features, list(factor.unbind()) * sides) or features)
+        numbers = [part * factor for part in numbers]
     if features and features[0].dtype != ctx.dtype:
         features = [part.to(ctx.dtype) for part in features]
-    flat = [*features, *(part * factor for part in unit_gradients[num_features:])]
-    return _parts(flat, ctx.unit_wanted, ctx.num_layers)
+    return _parts([*features, *numbers], ctx.unit_wanted, ctx.num_layers)
 
 
 def _by_kernel(
@@ -206,10 +199,11 @@ def _by_kernel(
     grad_loss: Tensor | None,
     grad_lse: Tensor | None,
 ) -> _Parts:
-    pairs, (_, lse, positive_weight, *_) = _kept(ctx, tensors)
+    pairs, (count, lse, positive_weight, *_) = _kept(ctx, tensors)
     if grad_loss is None:
         grad_loss = torch.zeros_like(lse)
-    if (of_each := _grad_of_each(ctx, tensors, grad_reduced)) is not None:
+    if grad_reduced is not None and ctx.reduction != Reduce.NONE:
+        of_each = grad_reduced / count if ctx.reduction == Reduce.MEAN else grad_reduced
         grad_loss = grad_loss + of_each.unsqueeze(1)
     # lse only saves work: the derivative through it is part of the op's own.
     flat = contrastive_bwd(
