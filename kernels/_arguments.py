@@ -1,8 +1,4 @@
-"""What travels together to the contrastive kernels.
-
-Triton takes a NamedTuple apart: each field is an argument of its own, and one that is None is known
-when the kernel is compiled.
-"""
+"""What travels together to the contrastive kernels."""
 
 from typing import NamedTuple
 

@@ -6,6 +6,7 @@ width.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,12 +16,22 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
 from mim4dd.kernels._arguments import Form, Norms, Pairs, Saved, Scales, Upstream
 from mim4dd.kernels._critic import (
+    IGNORE,
+    QueryTile,
     WeightTerms,
+    add_tile,
     keeps_rest,
     load_bias,
+    load_excluded,
+    load_keys,
+    load_scales,
     load_upstream,
+    logits_of,
     loss_of,
+    no_sums,
+    pair,
     pull_of,
+    queries_along,
     terms_along,
     weights_of,
 )
@@ -34,11 +45,73 @@ from mim4dd.kernels._inputs import (
     packed,
     upstream_of,
 )
-from mim4dd.kernels._row_pass import load_pairs, load_row, sum_row
-from mim4dd.kernels._rows import finish
+from mim4dd.kernels._rows import join_parts
 from mim4dd.reference import Critic
 
 WORKSPACE = 2**26  # bytes of logits at a time; not tuned on a GPU yet
+
+
+class Row(NamedTuple):
+    """The query of a program, (1,) each, and its scales."""
+
+    similarity_ptr: tl.tensor  # (M,): products with the keys
+    query: QueryTile
+    used: tl.tensor  # whether it takes part
+    norm: tl.tensor
+    scale: tl.tensor
+    raised: tl.tensor
+
+
+class PairTile(NamedTuple):
+    """A row's pairs with some keys, (1, BLOCK_M) each."""
+
+    similarity: tl.tensor
+    norms: tl.tensor  # products of the norms, which are in it
+    logits: tl.tensor
+    valid: tl.tensor
+    positive: tl.tensor
+
+
+@triton.jit
+def load_row(similarity_ptr, query_norms_ptr, pairs, scales, first, dtype: tl.constexpr):
+    """The row of this program, in a chunk that begins with query ``first``."""
+    row = tl.program_id(0).to(tl.int64)
+    offs_n = first + row + tl.arange(0, 1)
+    labels = tl.load(pairs.labels + offs_n)
+    if query_norms_ptr is not None:
+        norm = tl.load(query_norms_ptr + offs_n)
+    else:
+        norm = tl.full((1,), 1.0, dtype)
+    scale, raised = load_scales(scales.scale, scales.raised)
+    query = QueryTile(offs_n, labels, load_excluded(pairs, offs_n))
+    similarity_ptr += row * pairs.num_keys
+    return Row(similarity_ptr, query, labels != IGNORE, norm, scale, raised)
+
+
+@triton.jit
+def load_pairs(row, key_norms_ptr, pairs, offs_m, form: tl.constexpr):
+    """A row's pairs with keys ``offs_m``, (1, BLOCK_M)."""
+    keys = load_keys(pairs, offs_m)
+    similarity = tl.load(row.similarity_ptr + offs_m, mask=keys.mask, other=0.0)
+    norms = row.norm[:, None]
+    if key_norms_ptr is not None:
+        norms = norms * tl.load(key_norms_ptr + offs_m, mask=keys.mask, other=0.0)
+        similarity *= norms
+    valid, positive = pair(queries_along(row.query, True), keys, pairs)
+    logits = logits_of(similarity, positive, row.scale, row.raised, form)
+    return PairTile(similarity, norms, logits, valid & row.used[:, None], positive)
+
+
+@triton.jit
+def sum_row(row, key_norms_ptr, pairs, bias, needed, form: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What the loss of a row is made of, over all keys; of none unless it is ``needed``."""
+    sums = no_sums(1, form, bias.dtype)
+    last = tl.where(tl.max(needed.to(tl.int32), axis=0) > 0, pairs.num_keys, 0)
+    for start in range(0, last, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)[None, :].to(tl.int64)
+        tile = load_pairs(row, key_norms_ptr, pairs, offs_m, form)
+        sums = add_tile(sums, tile.logits, bias[:, None], tile.valid, tile.positive, form)
+    return sums
 
 
 @triton.jit
@@ -236,7 +309,7 @@ def gradient_of_input(
         return grad.to(dtype)
     R, D = rows.shape
     partial, slabs = grad.view(1, -1), layers.table(D)
-    return finish(partial, rows, norms, labels, slabs, (D,), R, dtype).view_as(rows)
+    return join_parts(partial, rows, norms, labels, slabs, (D,), R, dtype).view_as(rows)
 
 
 def compilations() -> Iterator[Compilation]:

@@ -1,8 +1,4 @@
-"""The kernels of CLIP's symmetric loss, and what travels together to them.
-
-Triton takes a NamedTuple apart: each field is an argument of its own, and one that is None is known
-when the kernel is compiled.
-"""
+"""The kernels of CLIP's symmetric loss, and what travels together to them."""
 
 from typing import NamedTuple
 

@@ -30,10 +30,16 @@ from mim4dd.kernels._critic import (
     pair,
     queries_along,
 )
-from mim4dd.kernels._dots import Block, load_norms, load_tile, sides_of, similarity_of
 from mim4dd.kernels._inputs import Layers, Queries, form_of, split
 from mim4dd.kernels._rows import locate
-from mim4dd.kernels._tiles import entries
+from mim4dd.kernels._tiles import (
+    Block,
+    entries,
+    load_norms,
+    load_tile,
+    sides_of,
+    similarity_of,
+)
 from mim4dd.reference import Critic, Kind
 
 

@@ -38,11 +38,17 @@ from mim4dd.kernels._critic import (
     terms_along,
     weights_of,
 )
-from mim4dd.kernels._dots import Block, load_norms, load_tile, sides_of, similarity_of
 from mim4dd.kernels._forward import fused_positives
 from mim4dd.kernels._inputs import Found, Layers, Queries, boosted, form_of, split, upstream_of
-from mim4dd.kernels._rows import finish, locate
-from mim4dd.kernels._tiles import entries
+from mim4dd.kernels._rows import join_parts, locate
+from mim4dd.kernels._tiles import (
+    Block,
+    entries,
+    load_norms,
+    load_tile,
+    sides_of,
+    similarity_of,
+)
 from mim4dd.reference import Critic
 
 
@@ -274,7 +280,7 @@ def _launch(
         norms = layers.query_norms if own_queries else layers.key_norms
         labels = queries.labels if own_queries else queries.key_labels
         slabs = layers.table(max(layers.sizes))
-        grad = finish(grad, rows, norms, labels, slabs, layers.sizes, own, dtype)
+        grad = join_parts(grad, rows, norms, labels, slabs, layers.sizes, own, dtype)
     parts = grad.split([own * D for D in layers.sizes])
     return [p.view(own, D) for p, D in zip(parts, layers.sizes, strict=True)], scale, bias
 

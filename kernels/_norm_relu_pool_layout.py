@@ -1,8 +1,4 @@
-"""What travels together to the kernels of norm_relu_pool, and where it is in memory.
-
-Triton takes a NamedTuple apart: each field is an argument of its own, aligned or not, and a field
-that is None is known when the kernel is compiled.
-"""
+"""What travels together to the kernels of norm_relu_pool, and where it is in memory."""
 
 from typing import NamedTuple
 
@@ -45,7 +41,7 @@ class Sizes(NamedTuple):
     tiles: int  # programs
 
 
-class Tiling(NamedTuple):
+class PoolTiling(NamedTuple):
     """What a kernel is compiled for."""
 
     POOL: int  # pixels along a side of a window

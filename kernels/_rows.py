@@ -1,4 +1,4 @@
-"""Kernels that go over rows: count labels, scale to unit length, finish gradients; and the table.
+"""Kernels that go over rows, and the table: count labels, scale to unit length, join parts.
 
 Layers are packed behind one another in one flat buffer, so that one launch covers all of them
 without a list of pointers: where a layer starts follows from the shapes alone. So the table that
@@ -225,7 +225,7 @@ def normalize_kernel(
 
 
 @triton.jit
-def finish_kernel(
+def join_parts_kernel(
     partial_ptr,  # (splits, packed)
     grad_ptr,  # packed
     rows_ptr,  # packed
@@ -291,7 +291,7 @@ def normalize(
     return scaled, norms
 
 
-def finish(
+def join_parts(
     partial: Tensor,
     rows: Tensor,
     norms: Tensor | None,
@@ -305,7 +305,7 @@ def finish(
     grad = torch.empty(R * sum(sizes), dtype=dtype, device=rows.device)
     blocks = row_blocks(max(sizes))
     with torch.cuda.device_of(rows):
-        finish_kernel[(triton.cdiv(R, blocks["BLOCK_R"]), len(sizes))](
+        join_parts_kernel[(triton.cdiv(R, blocks["BLOCK_R"]), len(sizes))](
             partial,
             grad,
             rows,
@@ -328,7 +328,7 @@ def compilations() -> Iterator[Compilation]:
         yield compilation(
             "normalize", normalize_kernel, dtype, ("rows_ptr", "scaled_ptr"), {"KEYS": True, **rows}
         )
-        yield compilation("finish", finish_kernel, dtype, ("rows_ptr", "grad_ptr"), rows)
+        yield compilation("join parts", join_parts_kernel, dtype, ("rows_ptr", "grad_ptr"), rows)
     flags = {"DECOUPLED": True, "num_warps": 8, "enable_fp_fusion": True, **SINGLE}
     for BLOCK_N, BLOCK_M in ((16, 256), (1, 4096)):
         blocks = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}

@@ -23,7 +23,15 @@ from mim4dd.kernels._arguments import (
     Tangents,
     Upstream,
 )
-from mim4dd.kernels._chunked import accumulate, multiply, row_launch, rows_per_chunk
+from mim4dd.kernels._chunked import (
+    accumulate,
+    load_pairs,
+    load_row,
+    multiply,
+    row_launch,
+    rows_per_chunk,
+    sum_row,
+)
 from mim4dd.kernels._critic import (
     WeightTerms,
     keeps_rest,
@@ -34,7 +42,6 @@ from mim4dd.kernels._critic import (
     weights_of,
 )
 from mim4dd.kernels._inputs import Found, Queries, form_of, upstream_of
-from mim4dd.kernels._row_pass import load_pairs, load_row, sum_row
 from mim4dd.reference import Critic
 
 

@@ -64,7 +64,7 @@ def clip_loss(
     column_parts = logit_scale.new_empty(tiles, 2, N)
     outputs = [logit_scale.new_empty(N) for _ in range(6)]
 
-    def finish(parts: Tensor, some: slice, of_side: list[Tensor]) -> None:
+    def write_losses(parts: Tensor, some: slice, of_side: list[Tensor]) -> None:
         results = [each[some] for each in (pair, *of_side)]
         C = len(results[0])
         losses_kernel[(triton.cdiv(C, MERGE["BLOCK_N"]),)](parts, *results, C, len(parts), **MERGE)
@@ -86,8 +86,8 @@ def clip_loss(
                 **TILE,
             )
             del similarity  # before the next is made
-            finish(row_parts, some, outputs[::2])
-        finish(column_parts, slice(None), outputs[1::2])
+            write_losses(row_parts, some, outputs[::2])
+        write_losses(column_parts, slice(None), outputs[1::2])
     return tuple(outputs)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._norm_relu_pool_backward import backward_kernel, over_samples_kernel
 from mim4dd.kernels._norm_relu_pool_forward import forward_kernel
-from mim4dd.kernels._norm_relu_pool_layout import Affine, Maps, Sizes, Statistics, Tiling
+from mim4dd.kernels._norm_relu_pool_layout import Affine, Maps, PoolTiling, Sizes, Statistics
 from mim4dd.kernels._norm_relu_pool_second import second_kernel
 
 TILE = 512  # elements: four for each thread of four warps
@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
     grid: tuple[int]
     sizes: Sizes
-    tiling: Tiling
+    tiling: PoolTiling
     layout: torch.memory_format
 
     def image(self, tensor: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
     windows = (H // pool) * (W // pool)
     block = blocks(C if own else C // num_groups, windows, channels_last, input.element_size())
     tiles = triton.cdiv(C, block[0]) if own else num_groups
-    tiling = Tiling(pool, own, channels_last, windows * pool**2 != H * W, *block)
+    tiling = PoolTiling(pool, own, channels_last, windows * pool**2 != H * W, *block)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return Launch((B * tiles,), Sizes(C, H, W, num_groups, tiles), tiling, layout)
 
@@ -227,7 +227,7 @@ def compilations() -> Iterator[Compilation]:
     for dtype, last, own in product((torch.float32, torch.float64, torch.bfloat16), *[(0, 1)] * 2):
         layout, norm = ("planes", "channels-last")[last], ("group", "instance")[own]
         block = blocks(128, 256, bool(last), dtype.itemsize)
-        tiling = Tiling(2, bool(own), bool(last), not own, *block)
+        tiling = PoolTiling(2, bool(own), bool(last), not own, *block)
         for name, kernel, options in kernels:
             yield compilation(
                 f"norm_relu_pool {name} {layout} {norm}",

@@ -111,7 +111,7 @@ def test_wide_layers_are_chunked_beside_narrow_ones(kernel_device, monkeypatch):
 
 
 @pytest.mark.parametrize("critic", [Critic(Kind.IN), Critic(Kind.NCE)], ids=name)
-def test_the_reduced_loss_and_the_gradients_of_the_sum_come_along(critic, backend, kernel_device):
+def test_the_reduced_loss_and_its_gradients_come_along(critic, backend, kernel_device):
     case = Case((9, 13, [8, 20]), torch.float64, kernel_device)
     wanted = [True, True, True, False]
     mean, count, loss, _, weight, actual = case.call(
@@ -121,7 +121,7 @@ def test_the_reduced_loss_and_the_gradients_of_the_sum_come_along(critic, backen
     torch.testing.assert_close(mean, loss.sum(1) / count)
     total, *_ = case.call(kernels().contrastive, critic, Reduce.SUM, [False] * 4)
     torch.testing.assert_close(total, loss.sum(1))
-    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
+    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss) / count, 0 * case.grad_lse
     _, _, exact = first_order(case, critic, torch.float64)
     for a, e in zip(over_layers(actual), exact, strict=True):
         assert_gradient(a, e, e, case, critic)
@@ -200,7 +200,7 @@ def test_gradients_of_a_sum_are_not_rounded_yet(critic, dtype, backend, kernel_d
     case = Case((40, 30, [8]), dtype, kernel_device, scale=30.0)
     case.query[0], case.key[0] = 2048 * case.query[0], case.key[0] / 2048
     wanted = [True, True, True, False]
-    *_, found = case.call(kernels().contrastive, critic, Reduce.MEAN, wanted)
+    *_, found = case.call(kernels().contrastive, critic, Reduce.SUM, wanted)
     case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
     *_, exact = first_order(case, critic, torch.float64)
     assert critic.normalize or exact[1].abs().max() > torch.finfo(torch.float16).max

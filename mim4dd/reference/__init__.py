@@ -10,15 +10,17 @@ from mim4dd.reference._contrastive import (
     Contrast,
     Critic,
     Kind,
+    Reduce,
     contrastive,
+    count_queries,
     log_sum_exp,
     mi_lower_bound,
+    reduce_queries,
     taking_part,
     unit_rows,
     unit_rows_bwd,
 )
 from mim4dd.reference._norm_relu_pool import norm_relu_pool
-from mim4dd.reference._reduction import Reduce, count_queries, reduce_queries
 from mim4dd.reference._steps import adam_adjoint, adam_step, sgd_adjoint, sgd_step
 from mim4dd.reference._trajectory import (
     scatter_add_rows,

@@ -30,6 +30,14 @@ class Critic(NamedTuple):
     normalize: bool = False  # rows of both sides are scaled to unit length first
 
 
+class Reduce(IntEnum):
+    """A reduction's number, as ops take it: those of at::Reduction and csrc/contrastive.h."""
+
+    NONE = 0
+    MEAN = 1
+    SUM = 2
+
+
 class Contrast(NamedTuple):
     """What every contrastive loss gives per query, each (N,)."""
 
@@ -171,6 +179,17 @@ def _nce(
     terms = -F.logsigmoid((logits + bias).where(positive, -(logits + bias)))
     loss = terms.where(positive | negative, 0).sum(1)
     return loss, torch.zeros_like(loss), positive.any(1)
+
+
+def count_queries(positive_weight: Tensor) -> Tensor:
+    """How many queries have a positive: what a mean is divided by."""
+    return (positive_weight > 0).sum(dtype=positive_weight.dtype)
+
+
+def reduce_queries(loss: Tensor, count: Tensor, how: Reduce) -> Tensor:
+    """Reduce over the last axis, where the loss of a query without a positive is 0."""
+    total = loss.sum(-1)
+    return total / count if how == Reduce.MEAN else total
 
 
 def mi_lower_bound(loss: Tensor, labels: Tensor, key_labels: Tensor) -> Tensor:
