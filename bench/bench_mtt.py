@@ -17,10 +17,10 @@ from trajectories import as_function
 
 from mim4dd import flatten_parameters
 from mim4dd.distill import networks
+from mim4dd.distill.config.presets import preset
 from mim4dd.distill.data import ImageData, from_tensors
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
-from mim4dd.distill.presets import preset
 
 # Where rounding puts an activation on the other side of a ReLU's kink, gradients move by chance
 # (bench/unroll.py), here through up to 50 steps; a wrong formula moves them by half their size.

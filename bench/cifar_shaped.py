@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mim4dd.distill.data.shapes import draw_shapes
-from mim4dd.distill.storage import write_atomically
+from mim4dd.distill.files.atomic import write_atomically
 
 _CLASSES = 10
 _BATCHES = 5  # files of training images

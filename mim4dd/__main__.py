@@ -15,8 +15,8 @@ def main() -> None:
     try:
         from mim4dd.cli import app
         from mim4dd.cli.signs import print_any_sign
-        from mim4dd.distill.heap import keep_freed_memory
         from mim4dd.distill.loop import Interrupted
+        from mim4dd.distill.runtime.heap import keep_freed_memory
     except ModuleNotFoundError as error:
         _exit_missing(error)
     keep_freed_memory()

@@ -10,8 +10,8 @@ from tiny import make_data, make_network, with_loss
 
 from mim4dd.distill.loop import Interrupted, LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.training.network import seeded_network
 
 LOOP = LoopSettings(iterations=8, lr_img=0.5, ipc=2, lr_teacher=0.05, checkpoint_every=4)
 

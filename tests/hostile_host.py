@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from mim4dd.__main__ import main
-from mim4dd.distill import cost, memory
+from mim4dd.distill.runtime import cost, memory
 
 FEW = "--width 8 --num-keys 40 --batch-real 8 --iterations 2 --num-eval 1 --eval-epochs 1"
 

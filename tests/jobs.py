@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from mim4dd.__main__ import main
-from mim4dd.distill.processes import run_parallel
-from mim4dd.distill.threads import threads_for
+from mim4dd.distill.runtime.processes import run_parallel
+from mim4dd.distill.runtime.threads import threads_for
 
 
 def squares(worker):

@@ -11,11 +11,11 @@ from tiny import make_data, make_network
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.loop import LoopSettings, distill
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod
+from mim4dd.distill.methods.base import BaseMethod, Objective
 from mim4dd.distill.methods.dc import DC, DCSettings
-from mim4dd.distill.ranks import joined_ranks, rank
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runtime.ranks import joined_ranks, rank
+from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
 
@@ -33,7 +33,7 @@ class Mean(BaseMethod):
         if self.fails and rank() == 1 and real.iteration == 3:
             raise DivergenceError(2, "the loss of step 2 is nan")
         images, _ = real.sample(8)
-        return BaseLoss((image_syn.mean(0) - images.mean(0)).square().sum(), [])
+        return Objective((image_syn.mean(0) - images.mean(0)).square().sum(), [])
 
 
 def make_dc(data):

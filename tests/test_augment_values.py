@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 import torch
 
-from mim4dd.distill.augment import FAMILIES
+from mim4dd.distill.training.augment import FAMILIES
 
 SIZE = 9  # odd, and no multiple of 8: an eighth of it and a half are rounded
 

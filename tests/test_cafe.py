@@ -9,11 +9,11 @@ from bilevel import check_resumes_bit_for_bit, real_data, synthetic, task
 from torch import nn
 
 from mim4dd import flatten_parameters, fuse
-from mim4dd.distill.features import layer_features, unpooled_features
+from mim4dd.distill.config.presets import preset
 from mim4dd.distill.methods import cafe
 from mim4dd.distill.methods.cafe import CAFE, CAFESettings
 from mim4dd.distill.networks import MLP, AlexNet, ConvNet
-from mim4dd.distill.presets import preset
+from mim4dd.distill.training.features import layer_features, unpooled_features
 
 SETTINGS = CAFESettings(outer_loop=4, inner_loop=2, lr_net=0.1, batch_real=4, lambda_1=0.0)
 
@@ -56,7 +56,7 @@ def definition(network, image_syn, batches, early, last, beta, features_of=featu
 @pytest.mark.parametrize(("early", "last", "beta"), [(0.3, 0, 0), (0, 2.0, 0), (0, 0, 0.01),
                                                      (0.1, 2.0, 0.01)])  # fmt: skip
 def test_the_loss_is_alignment_and_discrimination(early, last, beta, aligned_maps, monkeypatch):
-    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 5 * 8 * 8)
+    monkeypatch.setattr("mim4dd.distill.training.passes._PIXELS", 5 * 8 * 8)
     data, new_network = task()
     settings = CAFESettings(
         batch_real=4,

@@ -9,7 +9,7 @@ import torch
 from labelled_images import CIFAR, assert_holds, random_bytes
 
 from mim4dd.distill.data import load_data
-from mim4dd.distill.data.plain_pickle import load_plain_pickle
+from mim4dd.distill.files.plain_pickle import load_plain_pickle
 
 
 def python_2(value):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mim4dd import __main__ as program
 from mim4dd.__main__ import main
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
@@ -335,7 +335,7 @@ def test_more_images_than_a_class_has_start_from_noise(mim4dd, monkeypatch):
     assert status == 0, err
     assert len(RunDirectory("run").load_result().image_syn) == 2000
     with monkeypatch.context() as patch:  # refused before anything is trained
-        patch.delattr("mim4dd.distill.evaluate.train_network")
+        patch.delattr("mim4dd.distill.evaluation.evaluate.train_network")
         for option, way_out in {
             "": "--no-baselines leaves the baselines out",
             " --fairness": "evaluate this set without --fairness",

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from mim4dd import KeyQueue, MIM4DDLoss
-from mim4dd.distill import code_identity as module
-from mim4dd.distill.identity import describe
+from mim4dd.distill.identity import code as module
+from mim4dd.distill.identity.describe import describe
 
 SOURCE = """
 import functools

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from mim4dd.distill import cost
-from mim4dd.distill.cost import Meter, peak_bytes
+from mim4dd.distill.runtime import cost
+from mim4dd.distill.runtime.cost import Meter, peak_bytes
 
 CPU = torch.device("cpu")
 

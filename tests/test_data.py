@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from mim4dd.distill.data import from_dataset, from_tensors, load_data
-from mim4dd.distill.memory import available_memory
-from mim4dd.distill.normalization import fixed_normalization
+from mim4dd.distill.data.normalization import fixed_normalization
+from mim4dd.distill.runtime.memory import available_memory
 
 
 def test_digits_have_a_fixed_stratified_split():
@@ -118,7 +118,7 @@ def test_samples_that_are_neither(sample, error, message):
 
 
 def test_zca_that_does_not_fit_is_refused_before_anything_is_computed(monkeypatch):
-    monkeypatch.setattr("mim4dd.distill.normalization.available_memory", lambda device: 2**30)
+    monkeypatch.setattr("mim4dd.distill.data.normalization.available_memory", lambda device: 2**30)
     images, labels = torch.rand(1, 3, 1, 1).expand(6, 3, 128, 128), torch.arange(6) % 2
     message = (
         r"of 49152 pixels and channels here: its matrix of 49152 × 49152 takes 9\.0 GiB, fitting "
@@ -130,8 +130,8 @@ def test_zca_that_does_not_fit_is_refused_before_anything_is_computed(monkeypatc
 
 def test_available_memory(monkeypatch, tmp_path):
     kernel, group = tmp_path / "meminfo", tmp_path / "cgroup"
-    monkeypatch.setattr("mim4dd.distill.memory._MEMINFO", kernel)
-    monkeypatch.setattr("mim4dd.distill.memory._CGROUP", group)
+    monkeypatch.setattr("mim4dd.distill.runtime.memory._MEMINFO", kernel)
+    monkeypatch.setattr("mim4dd.distill.runtime.memory._CGROUP", group)
     assert available_memory(torch.device("cpu")) is None
     kernel.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
     assert available_memory(torch.device("cpu")) == 1_024_000

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from mim4dd.distill.data import load_data
-from mim4dd.distill.data.imagenet import IMAGENET_SUBSETS
+from mim4dd.distill.data.readers.imagenet import IMAGENET_SUBSETS
 
 
 def idx(values):

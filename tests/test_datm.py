@@ -10,7 +10,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.datm import DATM, DATMSettings
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 SETTINGS = DATMSettings(syn_steps=4, max_start_epoch=3, batch_syn=4)
 

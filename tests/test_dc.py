@@ -57,7 +57,7 @@ def test_the_distance_is_a_loop_over_rows():
 @pytest.mark.parametrize("together", [False, True])
 def test_the_loss_is_the_definition_along_the_inner_training(soft, together, monkeypatch):
     """Five steps by hand: fresh networks at 0 and 3, between them epochs of SGD on the set."""
-    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 3 * 8 * 8)
+    monkeypatch.setattr("mim4dd.distill.training.passes._PIXELS", 3 * 8 * 8)
     if together:
         monkeypatch.setattr("mim4dd.distill.methods.dc.sum_over_classes", all_classes_at_once)
     data, new_network = task()

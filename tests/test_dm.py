@@ -12,7 +12,7 @@ from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.dm import DM, DMSettings
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = DMSettings(batch_real=5)
 
@@ -49,7 +49,7 @@ def embeddings(network, images):
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
     """Σ_c ‖mean ψ(real_c) − mean ψ(syn_c)‖², in the mean over the networks."""
-    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 4 * 8 * 8)
+    monkeypatch.setattr("mim4dd.distill.training.passes._PIXELS", 4 * 8 * 8)
     if as_on_gpu:
         monkeypatch.setattr("mim4dd.distill.methods.dm.for_each_network", at_once)
         monkeypatch.setattr("mim4dd.distill.methods.dm.sum_over_classes", all_classes_at_once)

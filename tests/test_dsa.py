@@ -4,9 +4,9 @@ import pytest
 import torch
 from bilevel import check_resumes_bit_for_bit, real_data, synthetic, task
 
-from mim4dd.distill.augment import DSA as Augmentation
 from mim4dd.distill.methods.dc import DC, DCSettings
 from mim4dd.distill.methods.dsa import DSA, DSASettings
+from mim4dd.distill.training.augment import Augmentation
 
 STRATEGY = "color_crop_cutout_scale_rotate"
 SETTINGS = DSASettings(outer_loop=3, inner_loop=2, lr_net=0.1, batch_real=4, dsa_strategy=STRATEGY)

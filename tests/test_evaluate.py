@@ -10,7 +10,7 @@ from torch import nn
 
 from mim4dd import flatten_parameters
 from mim4dd.distill.data import from_tensors
-from mim4dd.distill.evaluate import (
+from mim4dd.distill.evaluation.evaluate import (
     Accuracy,
     Evaluation,
     evaluate,
@@ -18,7 +18,7 @@ from mim4dd.distill.evaluate import (
     evaluate_random_real,
     trained_network,
 )
-from mim4dd.distill.training import accuracy, seeded_network, train_network
+from mim4dd.distill.training.network import accuracy, seeded_network, train_network
 
 EVALUATION = Evaluation(num_eval=2, eval_epochs=100, eval_dsa_strategy="none")
 
@@ -118,7 +118,7 @@ def schedule_of(monkeypatch, call):
     def spy(network, images, labels, **options):
         asked.append((len(images), options["num_steps"], options["lr_drop"]))
 
-    monkeypatch.setattr("mim4dd.distill.evaluate.train_network", spy)
+    monkeypatch.setattr("mim4dd.distill.evaluation.evaluate.train_network", spy)
     call()
     return set(asked)
 

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from tiny import TRAINING, make_data, make_experts, make_network
 
 from mim4dd import flatten_parameters
-from mim4dd.distill.evaluate import Evaluation, evaluate_full
-from mim4dd.distill.expert_buffer import (
+from mim4dd.distill.evaluation.evaluate import Evaluation, evaluate_full
+from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
+from mim4dd.distill.experts.buffer import (
     expert_header,
     expert_path,
     parameter_shapes,
     save_expert,
 )
-from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
-from mim4dd.distill.storage import load_tensors, save_tensors
+from mim4dd.distill.files.atomic import load_tensors, save_tensors
 
 
 def test_a_stored_epoch_is_a_copy_of_its_moment(tmp_path):

@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from tiny import make_data, make_network
 
-from mim4dd.distill.evaluate import Evaluation, evaluate, evaluate_full, evaluate_random_real
-from mim4dd.distill.fairness import Recipe, fair_gains
+from mim4dd.distill.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluate_full,
+    evaluate_random_real,
+)
+from mim4dd.distill.evaluation.fairness import Recipe, fair_gains
 
 LR = 0.05
 EVALUATION = Evaluation(num_eval=2, eval_epochs=20, eval_dsa_strategy="crop")
@@ -52,7 +57,7 @@ def test_soft_labels_have_soft_labels_to_beat(task, monkeypatch):
         is_augmented = options["augment"] is not None
         trained_on.append((len(images), labels, options["lr"], is_augmented))
 
-    monkeypatch.setattr("mim4dd.distill.evaluate.train_network", spy)
+    monkeypatch.setattr("mim4dd.distill.evaluation.evaluate.train_network", spy)
     gains = gains_of(task, soft)
     assert [tuple(each.recipe) for each in gains] == [
         ("soft", "crop"),
@@ -84,7 +89,7 @@ def test_random_real_images_are_labelled_by_what_the_whole_set_teaches(task, mon
         seen.append(label)
         return evaluate_random_real(make_network, ipc, lr, data, evaluation, label)
 
-    monkeypatch.setattr("mim4dd.distill.fairness.evaluate_random_real", spy)
+    monkeypatch.setattr("mim4dd.distill.evaluation.fairness.evaluate_random_real", spy)
     gains_of(task, F.one_hot(labels, 3).float(), long)
     label, *others = seen
     assert others == [None, None]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mim4dd import MIM4DDLoss
-from mim4dd.distill.feature_matching import FeatureMatchingLoss
-from mim4dd.distill.mutual_information import MIM4DDSettings
+from mim4dd.distill.add_ons.feature_matching import FeatureMatchingLoss
+from mim4dd.distill.add_ons.mutual_information import MIM4DDSettings
 
 
 def test_it_is_the_mean_distance_of_pairs_of_one_class():

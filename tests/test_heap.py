@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim4dd.distill.heap import keep_freed_memory
-from mim4dd.distill.processes import run_parallel
+from mim4dd.distill.runtime.heap import keep_freed_memory
+from mim4dd.distill.runtime.processes import run_parallel
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have settings of their own"

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from mim4dd.cli.signs import print_any_sign
-from mim4dd.distill import cost
 from mim4dd.distill.data import from_folder
-from mim4dd.distill.memory import available_memory
+from mim4dd.distill.files.atomic import readable, require_writable, write_text
 from mim4dd.distill.pictures import draw_grid, save_figure
-from mim4dd.distill.processes import run_parallel
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import readable, require_writable, write_text
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runtime import cost
+from mim4dd.distill.runtime.memory import available_memory
+from mim4dd.distill.runtime.processes import run_parallel
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def test_the_peak_where_the_kernel_does_not_say(content, tmp_path, monkeypatch):
 
 def test_memory_where_the_kernel_does_not_say(tmp_path, monkeypatch):
     for place in (tmp_path / "absent", tmp_path):  # a folder cannot be read as a file
-        monkeypatch.setattr("mim4dd.distill.memory._MEMINFO", place)
+        monkeypatch.setattr("mim4dd.distill.runtime.memory._MEMINFO", place)
         assert available_memory(CPU) is None
 
 

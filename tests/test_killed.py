@@ -3,8 +3,8 @@
 import pytest
 from killing import finish, kill_again_and_again
 
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import read_json
+from mim4dd.distill.files.atomic import read_json
+from mim4dd.distill.runs import RunDirectory
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 3"
 DISTILL = (

@@ -10,12 +10,12 @@ import torch
 from tiny import make_data, make_experts, make_network
 
 from mim4dd import MIM4DDLoss
-from mim4dd.distill.evaluate import Accuracy
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
+from mim4dd.distill.evaluation.evaluate import Accuracy
 from mim4dd.distill.loop import Interrupted, LoopSettings, distill
-from mim4dd.distill.methods.base import BaseLoss
+from mim4dd.distill.methods.base import Objective
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
-from mim4dd.distill.mutual_information import MIM4DD
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 SETTINGS = LoopSettings(iterations=12, lr_img=5.0, lr_lr=1e-4, lr_teacher=0.05, checkpoint_every=5)
 
@@ -55,7 +55,7 @@ class Stops(MIM4DD):
 
 
 def with_value(value):
-    return lambda outcome: BaseLoss(outcome.value * value, outcome.compared, outcome.metrics)
+    return lambda outcome: Objective(outcome.value * value, outcome.compared, outcome.metrics)
 
 
 def interrupt(outcome):

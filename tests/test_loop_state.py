@@ -7,12 +7,12 @@ import torch
 from tiny import make_data
 
 from mim4dd import MIM4DDLoss
-from mim4dd.distill.identity import describe_object
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
+from mim4dd.distill.identity.describe import describe_object
 from mim4dd.distill.loop import LoopSettings, distill
-from mim4dd.distill.loop_state import LoopState, Snapshot
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial, RealData
-from mim4dd.distill.mutual_information import MIM4DD
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.loop.state import LoopState, Snapshot
+from mim4dd.distill.methods.base import BaseMethod, Initial, Objective, RealData
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 SETTINGS = LoopSettings(
     ipc=2, iterations=9, lr_img=0.1, lr_y=0.5, ema_decay=0.8, checkpoint_every=4
@@ -44,7 +44,7 @@ class Learner(BaseMethod):
         self.seen.append((real.iteration, image_syn.detach().clone(), label_syn.detach().clone()))
         self.target = self.target + torch.rand((), generator=real.generator)
         value = (image_syn - self.target).square().mean() - label_syn[:, 1].log().mean()
-        return BaseLoss(value, [], {"target": self.target.item()})
+        return Objective(value, [], {"target": self.target.item()})
 
 
 def run_in(path, method, settings=SETTINGS):
@@ -157,21 +157,23 @@ def returning(loss, initial=None):
 @pytest.mark.parametrize(
     ("method", "error", "message"),
     [
-        (returning(lambda images: images.sum()), TypeError, "Given must return a BaseLoss, got T"),
-        (returning(lambda images: BaseLoss(0.5, [])), TypeError, "must be a tensor, got float"),
+        (returning(lambda images: images.sum()), TypeError, "Given must return an Objective, got"),
+        (returning(lambda images: Objective(0.5, [])), TypeError, "must be a tensor, got float"),
         (
-            returning(lambda images: BaseLoss(images.sum(0), [])),
+            returning(lambda images: Objective(images.sum(0), [])),
             ValueError,
             r"value must be a scalar \(\), got \(1, 8, 8\)",
         ),
         (
-            returning(lambda images: BaseLoss(images.detach().sum(), [])),
+            returning(lambda images: Objective(images.detach().sum(), [])),
             ValueError,
             "must depend on image_syn or label_syn, but sends gradients to neither",
         ),
         (
             returning(
-                lambda images: BaseLoss(torch.zeros((), requires_grad=True) + images.data.sum(), [])
+                lambda images: Objective(
+                    torch.zeros((), requires_grad=True) + images.data.sum(), []
+                )
             ),
             ValueError,
             "must depend on image_syn or label_syn, but sends gradients to neither",
@@ -187,9 +189,9 @@ def returning(loss, initial=None):
             r"initial must give label_logits \(6, 3\) for 2 images per class, got \(6,\)",
         ),
         (
-            MIM4DD(returning(lambda images: BaseLoss(images.sum(), [])), MIM4DDLoss(), weight=1.0),
+            MIM4DD(returning(lambda images: Objective(images.sum(), [])), MIM4DDLoss(), weight=1.0),
             ValueError,
-            "Given must give the networks to compare in BaseLoss.compared for MIM4DD, got none",
+            "Given must give the networks to compare in Objective.compared for MIM4DD, got none",
         ),
     ],
 )
@@ -207,7 +209,7 @@ def test_classes_of_a_set_need_as_many_images_each():
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     class Stateless(BaseMethod):
         def loss(self, image_syn, label_syn, syn_lr, real):
-            return BaseLoss(image_syn.square().mean(), [])
+            return Objective(image_syn.square().mean(), [])
 
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mim4dd.distill.methods import METHODS
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 PAGE = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -5,8 +5,8 @@ import torch
 from tiny import make_data, make_network
 
 from mim4dd import MIM4DDLoss, flatten_parameters
-from mim4dd.distill.methods.base import BaseLoss, ComparedNetwork, RealData
-from mim4dd.distill.mutual_information import MIM4DD, MIM4DDSettings, layer_features
+from mim4dd.distill.add_ons.mutual_information import MIM4DD, MIM4DDSettings, layer_features
+from mim4dd.distill.methods.base import ComparedNetwork, Objective, RealData
 
 
 class ToyMethod:
@@ -19,7 +19,7 @@ class ToyMethod:
     def loss(self, image_syn, label_syn, syn_lr, real):
         theta_syn = self.theta * (1 + syn_lr * image_syn.square().mean())
         compared = ComparedNetwork(self.network, theta_syn, self.theta)
-        return BaseLoss(image_syn.abs().mean(), [compared], {"toy": 1.0})
+        return Objective(image_syn.abs().mean(), [compared], {"toy": 1.0})
 
 
 @pytest.fixture

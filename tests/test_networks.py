@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mim4dd import flatten_parameters, unroll_sgd
-from mim4dd.distill.config import TaskSettings
+from mim4dd.distill.config.commands import TaskSettings
 from mim4dd.distill.data import load_data
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.networks import (

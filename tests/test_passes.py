@@ -11,16 +11,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from mim4dd import MIM4DDLoss
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
+from mim4dd.distill.methods.base import BaseMethod, ComparedNetwork, Objective
 from mim4dd.distill.methods.cafe import CAFE, CAFESettings
 from mim4dd.distill.methods.dc import DC, DCSettings
 from mim4dd.distill.methods.dm import DM, DMSettings
 from mim4dd.distill.methods.dsa import DSA, DSASettings
 from mim4dd.distill.methods.rat_bptt import RaTBPTT, RaTBPTTSettings
-from mim4dd.distill.mutual_information import MIM4DD
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.passes import in_passes, sum_in_turn
-from mim4dd.distill.training import accuracy, seeded_network
+from mim4dd.distill.training.network import accuracy, seeded_network
+from mim4dd.distill.training.passes import in_passes, sum_in_turn
 from mim4dd.unroll import flatten_parameters
 
 BATCH = 4  # of real images in a pass
@@ -28,7 +28,7 @@ BATCH = 4  # of real images in a pass
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch):
-    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", BATCH * 8 * 8)
+    monkeypatch.setattr("mim4dd.distill.training.passes._PIXELS", BATCH * 8 * 8)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class ComparedAlone(BaseMethod):
 
     def loss(self, image_syn, label_syn, syn_lr, real):
         theta = flatten_parameters(self.network)
-        return BaseLoss(torch.zeros(()), [ComparedNetwork(self.network, theta, theta)])
+        return Objective(torch.zeros(()), [ComparedNetwork(self.network, theta, theta)])
 
 
 METHODS = {

@@ -12,21 +12,21 @@ import typer
 from mim4dd import distill
 from mim4dd.__main__ import main
 from mim4dd.cli.options import with_options
-from mim4dd.distill.config import (
+from mim4dd.distill.config.commands import (
     CompareConfig,
     DistillConfig,
     ExpertsConfig,
     needs_experts,
     part,
 )
+from mim4dd.distill.config.presets import expert_preset, preset
 from mim4dd.distill.experts import ExpertTraining
-from mim4dd.distill.presets import expert_preset, preset
-from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.settings import check_options, option_names
 from mim4dd.distill.sweep.grid import make_setting
 from mim4dd.distill.sweep.jobs import distillation_job
 
-PRESETS = json.loads(files("mim4dd.distill").joinpath("presets.json").read_text())
+PRESETS = json.loads(files("mim4dd.distill.config").joinpath("presets.json").read_text())
 SETTINGS = [
     (method, data, None if ipc == "any" else int(ipc))
     for method, by_data in PRESETS["methods"].items()

@@ -14,7 +14,7 @@ import jobs
 import pytest
 import torch
 
-from mim4dd.distill.processes import WorkerError, run_parallel, start_worker_server
+from mim4dd.distill.runtime.processes import WorkerError, run_parallel, start_worker_server
 
 
 def alive(pid):
@@ -171,7 +171,7 @@ def test_workers_run_the_package_that_their_parent_runs(tmp_path):
     script = tmp_path / "installed.py"
     script.write_text(
         "import mim4dd\n"
-        "from mim4dd.distill.processes import run_parallel, start_worker_server\n\n"
+        "from mim4dd.distill.runtime.processes import run_parallel, start_worker_server\n\n"
         "def package(worker):\n"
         "    return lambda task: mim4dd.__file__\n\n"
         "if __name__ == '__main__':\n"

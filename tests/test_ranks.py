@@ -10,13 +10,13 @@ import torch
 from ranked import SETTINGS, make_dc, run_ranks
 from tiny import make_data
 
-from mim4dd.distill.config import DistillConfig, ExpertsConfig
-from mim4dd.distill.config_file import read_config
+from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
+from mim4dd.distill.config.file import read_config
 from mim4dd.distill.experts import train_experts
-from mim4dd.distill.loop import _stream, distill
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, RealData
-from mim4dd.distill.ranks import joined_ranks
-from mim4dd.distill.run import RunDirectory, SyntheticSet
+from mim4dd.distill.loop.loop import _stream, distill
+from mim4dd.distill.methods.base import BaseMethod, Objective, RealData
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runtime.ranks import joined_ranks
 
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2"
 OPTIONS = (
@@ -76,7 +76,7 @@ class MeanOfRanks(BaseMethod):
             )
             for rank in range(2)
         ]
-        return BaseLoss((losses[0].value + losses[1].value) / 2, losses[0].compared)
+        return Objective((losses[0].value + losses[1].value) / 2, losses[0].compared)
 
 
 def test_all_step_along_the_mean_gradient(whole, monkeypatch):

@@ -12,7 +12,7 @@ from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.rat_bptt import RaTBPTT, RaTBPTTSettings
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.training.network import seeded_network
 from mim4dd.unroll import flatten_parameters
 
 SETTINGS = RaTBPTTSettings(syn_steps=6, window=3, inner_lr=0.01, batch_syn=4, batch_target=7)
@@ -68,7 +68,7 @@ def naive_adam(call, theta, image_syn, label_syn, batches, window):
 @pytest.mark.parametrize("num_networks", [1, 2])
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_the_loss_is_the_definition(norm, num_networks, as_on_gpu, monkeypatch):
-    monkeypatch.setattr("mim4dd.distill.passes._PIXELS", 3 * 8 * 8)
+    monkeypatch.setattr("mim4dd.distill.training.passes._PIXELS", 3 * 8 * 8)
     if as_on_gpu:
         monkeypatch.setattr("mim4dd.distill.methods.rat_bptt.for_each_network", at_once)
     data = doubled(make_data())

@@ -13,14 +13,14 @@ from torch.func import functional_call
 
 from mim4dd.distill.data import from_tensors
 from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.methods.base import RealData
-from mim4dd.distill.methods.mtt import MTT, MTTSettings
-from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.replay_buffer import (
+from mim4dd.distill.experts.replay_buffer import (
     export_replay_buffers,
     import_replay_buffers,
     read_replay_buffer,
 )
+from mim4dd.distill.methods.base import RealData
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.networks import ConvNet
 
 SETTINGS = MTTSettings(syn_steps=3, expert_epochs=2, max_start_epoch=1)
 

@@ -9,24 +9,24 @@ import torch
 from tiny import make_data, make_experts, make_network
 
 from mim4dd import MIM4DDLoss, PositiveStepSize
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
 from mim4dd.distill.data import from_tensors
-from mim4dd.distill.identity import describe_object
+from mim4dd.distill.files.atomic import load_tensors, save_tensors
+from mim4dd.distill.identity.describe import describe_object
 from mim4dd.distill.loop import LoopSettings, distill
-from mim4dd.distill.loop_settings import MAY_CHANGE
-from mim4dd.distill.loop_state import LoopState
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, Initial
+from mim4dd.distill.loop.settings import MAY_CHANGE
+from mim4dd.distill.loop.state import LoopState
+from mim4dd.distill.methods.base import BaseMethod, Initial, Objective
 from mim4dd.distill.methods.dc import DC, DCSettings
 from mim4dd.distill.methods.dm import DM, DMSettings
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.rat_bptt import RaTBPTT, RaTBPTTSettings
-from mim4dd.distill.mutual_information import MIM4DD
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import load_tensors, save_tensors
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = LoopSettings(iterations=2, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
 SOURCE = """
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod
+from mim4dd.distill.methods.base import Objective, BaseMethod
 
 SCALE = 2.0
 _POWERS = (1.0, 2.0)
@@ -40,7 +40,7 @@ class Mean(BaseMethod):
     def loss(self, image_syn, label_syn, syn_lr, real):
         # A comment.
         distance = image_syn.mean(0) - real.data.image_train.mean(0)
-        return BaseLoss(SCALE * penalty(distance, self.power), [])
+        return Objective(SCALE * penalty(distance, self.power), [])
 
 def penalty(distance, power):
     return distance.abs().pow(power * _POWERS[0]).sum()
@@ -198,7 +198,7 @@ def test_what_says_nothing_of_itself_or_is_finished_is_not_continued(data, tmp_p
 @pytest.mark.parametrize("iterations", [2, 3])  # a finished run, and one that goes on
 def test_another_version_of_the_library_is_warned_of(iterations, data, tmp_path, monkeypatch):
     run = left(data, tmp_path, users())
-    monkeypatch.setattr("mim4dd.distill.resume.__version__", "9.0")
+    monkeypatch.setattr("mim4dd.distill.loop.resume.__version__", "9.0")
     more = dataclasses.replace(SETTINGS, iterations=iterations)
     with pytest.warns(UserWarning, match=r"another version of mim4dd.*'0\..*' → '9\.0'"):
         distill(users(), data, more, run, resume=True)
@@ -256,7 +256,7 @@ class Cliff(BaseMethod):
 
     def loss(self, image_syn, label_syn, syn_lr, real):
         value = image_syn.square().sum()
-        return BaseLoss(value.log() * value if value < 1e4 else value * math.inf, [])
+        return Objective(value.log() * value if value < 1e4 else value * math.inf, [])
 
 
 def test_a_run_that_diverged_goes_on_with_smaller_steps(data, tmp_path):
@@ -288,7 +288,7 @@ class Ends(BaseMethod):
 
     def loss(self, image_syn, label_syn, syn_lr, real):
         value = (syn_lr * image_syn).square().sum()
-        return BaseLoss(value * math.nan if real.iteration == self.at else value, [])
+        return Objective(value * math.nan if real.iteration == self.at else value, [])
 
 
 @pytest.mark.parametrize("positive", [False, True])
@@ -312,7 +312,7 @@ class Pull(BaseMethod):
     """Pulls the learned step size down, and the images nowhere."""
 
     def loss(self, image_syn, label_syn, syn_lr, real):
-        return BaseLoss(syn_lr + 0 * image_syn.sum(), [])
+        return Objective(syn_lr + 0 * image_syn.sum(), [])
 
 
 def test_a_positive_step_size_starts_alike_and_stays_positive(data, tmp_path):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from mim4dd.distill.augment import DSA
 from mim4dd.distill.data import from_dataset, from_tensors, load_data
-from mim4dd.distill.run import RunDirectory, SyntheticSet
-from mim4dd.distill.show import draw_run
+from mim4dd.distill.report.show import draw_run
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.training.augment import Augmentation
 
 
 def make_rows(per_class=20, num_classes=2, features=5):
@@ -63,7 +63,7 @@ def test_rows_have_no_image_size():
         ):
             getattr(data, name)
     with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\), got \(4, 5\).*\"none\""):
-        DSA("crop")(data.image_train[:4], torch.Generator())
+        Augmentation("crop")(data.image_train[:4], torch.Generator())
 
 
 ROWS, LABELS = make_rows()

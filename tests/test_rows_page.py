@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mim4dd.distill.run import SyntheticSet
+from mim4dd.distill.runs import SyntheticSet
 
 PAGE = (Path(__file__).parent.parent / "docs" / "rows.md").read_text()
 (PROGRAM,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

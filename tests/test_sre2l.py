@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from tiny import at_once, make_data, same_after_a_stop
 
 from mim4dd import MIM4DDLoss
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
-from mim4dd.distill.mutual_information import MIM4DD
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = SRe2LSettings(squeeze_epochs=3, squeeze_batch=16, r_bn=0.3, jitter=2)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mim4dd.distill.storage import (
+from mim4dd.distill.files.atomic import (
     load_tensors,
     read_json,
     replacing,
@@ -70,7 +70,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp
     path = tmp_path / "a.json"
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from mim4dd.distill.storage import replacing\n"
+        "from mim4dd.distill.files.atomic import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

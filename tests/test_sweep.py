@@ -9,9 +9,9 @@ import pytest
 from killing import finish, kill_again_and_again
 
 from mim4dd.__main__ import main
-from mim4dd.distill.config import DistillConfig
-from mim4dd.distill.config_file import read_config
-from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.config.file import read_config
+from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.sweep.job import Job, Result, run_job
 from mim4dd.distill.sweep.run import sweep
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mim4dd.distill.config import DistillConfig
+from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.sweep.grid import base_of, make_grid, parse_vary, shown
 from mim4dd.distill.sweep.space import Range, parse_space
 

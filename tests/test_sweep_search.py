@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_sweep import GIVEN
 
-from mim4dd.distill.config import TaskSettings
-from mim4dd.distill.expert_buffer import ExpertBuffer
+from mim4dd.distill.config.commands import TaskSettings
+from mim4dd.distill.experts.buffer import ExpertBuffer
 from mim4dd.distill.sweep.grid import make_setting
 from mim4dd.distill.sweep.job import Job, Result, held_out_data, run_job
 from mim4dd.distill.sweep.search import search

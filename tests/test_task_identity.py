@@ -12,20 +12,20 @@ from tiny import TRAINING
 from torch import nn
 
 from mim4dd import fuse
-from mim4dd.distill import data_identity
-from mim4dd.distill.config import DistillConfig
+from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.data import from_folder, from_tensors
-from mim4dd.distill.data_identity import describe_data
-from mim4dd.distill.distillation import judge
-from mim4dd.distill.expert_buffer import expert_path
 from mim4dd.distill.experts import ExpertBuffer, train_experts
-from mim4dd.distill.identity import describe_network, differences
+from mim4dd.distill.experts.buffer import expert_path
+from mim4dd.distill.files.atomic import load_tensors, save_tensors
+from mim4dd.distill.identity import data as data_identity
+from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.identity.describe import describe_network, differences
+from mim4dd.distill.job import judge
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import load_tensors, save_tensors
+from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.sweep.grid import make_setting
 from mim4dd.distill.sweep.jobs import claim_sources
 

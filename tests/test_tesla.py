@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from tiny import make_data, make_experts, make_network
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.augment import augmentation
+from mim4dd.distill.config.presets import preset
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.tesla import TESLA
-from mim4dd.distill.presets import preset
+from mim4dd.distill.training.augment import augmentation
 
 
 @pytest.fixture

@@ -14,21 +14,21 @@ from killing import finish, kill_again_and_again, start
 from tiny import TRAINING, make_data
 
 from mim4dd._threads import use_threads, user_threads
-from mim4dd.distill.compare import compare
-from mim4dd.distill.compare_work import workers_at
-from mim4dd.distill.config import CompareConfig
-from mim4dd.distill.evaluate import Evaluation, evaluate
+from mim4dd.distill.add_ons.mutual_information import MIM4DD
+from mim4dd.distill.commands.compare import compare
+from mim4dd.distill.commands.compare_work import workers_at
+from mim4dd.distill.config.commands import CompareConfig
+from mim4dd.distill.evaluation.evaluate import Evaluation, evaluate
 from mim4dd.distill.experts import train_experts
-from mim4dd.distill.interruption import Interrupted, stopping_at_once
+from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.dm import DM, DMSettings
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
-from mim4dd.distill.mutual_information import MIM4DD
 from mim4dd.distill.networks import MLP, ConvNet
-from mim4dd.distill.processes import run_parallel
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import read_json
-from mim4dd.distill.threads import threads_for, work_of, workers_for, working_threads
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runtime.interruption import Interrupted, stopping_at_once
+from mim4dd.distill.runtime.processes import run_parallel
+from mim4dd.distill.runtime.threads import threads_for, work_of, workers_for, working_threads
 from mim4dd.losses import MIM4DDLoss
 
 
@@ -97,7 +97,7 @@ import torch
 import mim4dd
 
 {set_threads}
-from mim4dd.distill.threads import threads_for, user_threads
+from mim4dd.distill.runtime.threads import threads_for, user_threads
 
 print(user_threads(), threads_for(1), threads_for(10**12))
 """
@@ -208,7 +208,7 @@ def test_by_default_small_work_is_spread_and_large_is_not(four):
 
 def test_the_workers_server_starts_for_workers_alone(four, tmp_path, monkeypatch):
     started = []
-    server = "mim4dd.distill.compare.start_worker_server"
+    server = "mim4dd.distill.commands.compare.start_worker_server"
     monkeypatch.setattr(server, lambda: started.append(True))
 
     def stop(config):

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mim4dd
 from mim4dd._turns import alone_in, differentiable_attention
 from mim4dd.adapters.reparam_module import ReparamModule
-from mim4dd.distill.features import layer_features
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.training.features import layer_features
+from mim4dd.distill.training.network import seeded_network
 
 LIMIT = 120  # seconds, of what takes a few
 

@@ -15,8 +15,8 @@ from mim4dd import (
     unroll_sgd,
 )
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.augment import DSA
 from mim4dd.distill.networks import ConvNet
+from mim4dd.distill.training.augment import Augmentation
 
 RELATIVE_ERROR = 1e-9
 BUDGETS = {"nothing": 0, "some activations": 400_000, "everything": 10**9}
@@ -216,7 +216,7 @@ def test_the_fields_network_under_dsa(budget, device):
     image_syn = torch.randn(3, 1, 8, 8, dtype=torch.float64, device=device, requires_grad=True)
     labels = torch.arange(3, device=device)
     batches = labels.expand(9, 3)
-    augment = DSA()
+    augment = Augmentation()
 
     def draws(images, step):
         seeds = torch.randint(2**63 - 1, (9,), generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from field_networks import CLASSES, NETWORKS
 
 from mim4dd import flatten_parameters, fuse, reference, unroll_sgd
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.augment import DSA, FAMILIES
+from mim4dd.distill.training.augment import FAMILIES, Augmentation
 
 RELATIVE_ERROR = 1e-9
 FUSED = [  # those with a norm, a ReLU and perhaps an average pooling in one Sequential
@@ -41,7 +41,7 @@ def loss(output, labels):
 def every_family(images, generator):
     """All of DSA in one step; the last one is that which indexes around the channels."""
     for family in sorted(FAMILIES, key=lambda name: name == "crop"):
-        images = DSA(family)(images, generator)
+        images = Augmentation(family)(images, generator)
     return images
 
 
@@ -99,7 +99,7 @@ def test_under_dsa(name, device):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["MLP", "LeNet", "ConvNet", "ConvNetBN"])
 def test_under_one_family(name, family, device):
-    check(name, device, augment=DSA(family))
+    check(name, device, augment=Augmentation(family))
 
 
 def test_fused_are_all_that_can_be():

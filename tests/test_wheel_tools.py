@@ -81,7 +81,7 @@ def test_every_source_counts_and_nothing_that_is_made(tmp_path):
     assert source_digest(tmp_path) == digest
     names = {path.relative_to(tmp_path).as_posix() for path in sources(tmp_path)}
     assert {"setup.py", "csrc/module.cpp", "csrc/dispatch.h", "kernels/contrastive.py"} <= names
-    assert {"mim4dd/distill/presets.json", "mim4dd/py.typed"} <= names
+    assert {"mim4dd/distill/config/presets.json", "mim4dd/py.typed"} <= names
     for path in (tmp_path / "csrc" / "dispatch.h", tmp_path / "mim4dd" / "new.py"):
         path.open("a").write("# more\n")
         assert source_digest(tmp_path) != digest

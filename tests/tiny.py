@@ -10,8 +10,8 @@ from mim4dd.distill.data import from_tensors
 from mim4dd.distill.experts import ExpertTraining, train_experts
 from mim4dd.distill.loop import Interrupted, distill
 from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.passes import sum_over_classes
-from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.training.passes import sum_over_classes
 
 TRAINING = ExpertTraining(num_experts=2, train_epochs=4, lr_expert=0.05, batch_train=16)
 

@@ -13,7 +13,7 @@ from mim4dd.cli.evaluate import evaluate
 from mim4dd.cli.experts import experts
 from mim4dd.cli.show import show
 from mim4dd.cli.sweep import sweep
-from mim4dd.distill.ranks import require_one_process
+from mim4dd.distill.runtime.ranks import require_one_process
 
 __all__ = ["app"]
 

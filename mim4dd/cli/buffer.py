@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import flags_on_command_line, with_options
-from mim4dd.distill.config import TaskSettings
+from mim4dd.distill.config.commands import TaskSettings
 
 __all__ = ["buffer"]
 
@@ -27,7 +27,7 @@ def buffer(
 
     The first expert is tested on the data; one that is no better than chance is warned of.
     """
-    from mim4dd.distill.replay_buffer import export_replay_buffers, import_replay_buffers
+    from mim4dd.distill.experts.replay_buffer import export_replay_buffers, import_replay_buffers
 
     theirs, ours = any(source.glob("replay_buffer_*.pt")), any(source.glob("expert_*.safetensors"))
     if theirs == ours:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import with_options
-from mim4dd.distill.config import CompareConfig
+from mim4dd.distill.config.commands import CompareConfig
 
 __all__ = ["compare"]
 
@@ -31,8 +31,8 @@ def compare(
 
     Experts are trained where the method needs them.
     """
-    from mim4dd.distill.compare import compare as run_comparison
-    from mim4dd.distill.compare import comparison_table
+    from mim4dd.distill.commands.compare import compare as run_comparison
+    from mim4dd.distill.commands.compare import comparison_table
 
     summary = run_comparison(config, out, install_seconds, workers=workers)
     typer.echo(comparison_table(summary))

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import flag, flags_on_command_line, reads_options, with_options
-from mim4dd.distill.config import DistillConfig
-from mim4dd.distill.evaluate import Evaluation
-from mim4dd.distill.loop_settings import MAY_CHANGE
-from mim4dd.distill.ranks import joined_ranks, rank, wait_for_ranks
-from mim4dd.distill.run import RunDirectory
+from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.evaluation.evaluate import Evaluation
+from mim4dd.distill.loop.settings import MAY_CHANGE
+from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runtime.ranks import joined_ranks, rank, wait_for_ranks
 from mim4dd.distill.settings import option_names
 
 __all__ = ["distill"]
@@ -76,9 +76,9 @@ def _require_may_change(context: typer.Context) -> None:
 def _distill(
     config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
 ) -> None:
-    from mim4dd.distill.distillation import judge, run_distillation
-    from mim4dd.distill.evaluate import percent
-    from mim4dd.distill.show import draw_run
+    from mim4dd.distill.evaluation.evaluate import percent
+    from mim4dd.distill.job import judge, run_distillation
+    from mim4dd.distill.report.show import draw_run
 
     data = config.load_data()
     result = run_distillation(

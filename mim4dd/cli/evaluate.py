@@ -41,9 +41,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Train fresh networks on distilled sets and test them on held-out real images."""
-    from mim4dd.distill import cross_evaluation as cross
-    from mim4dd.distill.compare import accuracy_table
-    from mim4dd.distill.storage import require_writable
+    from mim4dd.distill.commands import cross
+    from mim4dd.distill.commands.compare import accuracy_table
+    from mim4dd.distill.files.atomic import require_writable
 
     columns = _columns(networks)
     if csv is not None:

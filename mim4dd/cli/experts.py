@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import with_options
-from mim4dd.distill.config import ExpertsConfig
+from mim4dd.distill.config.commands import ExpertsConfig
 
 __all__ = ["experts"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mim4dd.distill.config import TaskSettings, method_titles
+from mim4dd.distill.config.commands import TaskSettings, method_titles
 from mim4dd.distill.settings import check_options, field_help
 
 __all__ = [
@@ -36,7 +36,7 @@ def reads_options(
     def read(context: typer.Context, path: Path | None) -> Path | None:
         """Make the file's values the defaults, which the command line overrides."""
         if path is not None:
-            from mim4dd.distill.storage import read_json
+            from mim4dd.distill.files.atomic import read_json
 
             file = name_of_file(path)
             values = read_json(file)

@@ -39,10 +39,10 @@ def show(
 ) -> None:
     """Draw the samples of runs, their curves, and what a network sees in them."""
     from mim4dd.distill.pictures import save_curves
-    from mim4dd.distill.report import ReportedRun, write_report
-    from mim4dd.distill.run import RunDirectory
-    from mim4dd.distill.show import Picture, draw_run, draw_run_features, run_names
-    from mim4dd.distill.tensorboard import export_tensorboard
+    from mim4dd.distill.report.html import ReportedRun, write_report
+    from mim4dd.distill.report.show import Picture, draw_run, draw_run_features, run_names
+    from mim4dd.distill.report.tensorboard import export_tensorboard
+    from mim4dd.distill.runs import RunDirectory
 
     if features is False and layers is not None:
         raise ValueError(f"--layers is of the features, which --no-features leaves out: {layers}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mim4dd.cli.options import given_options, with_options
-from mim4dd.distill.config import SweepConfig
+from mim4dd.distill.config.commands import SweepConfig
 
 __all__ = ["sweep"]
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mim4dd.distill.config import DistillConfig
+    from mim4dd.distill.config.commands import DistillConfig
 
 __all__ = ["resolve"]
 
@@ -13,7 +13,7 @@ def resolve(**options: Any) -> "DistillConfig":
 
     What is given counts; then what was published for the method, the data and the images per class
     (docs/methods.md), on digits what was measured; then the defaults of
-    :class:`~mim4dd.distill.config.DistillConfig`, whose fields are the options.
+    :class:`~mim4dd.distill.config.commands.DistillConfig`, whose fields are the options.
     ``ExpertsConfig.resolve`` and ``CompareConfig.resolve`` do the same for the other commands.
 
     Raises:
@@ -25,6 +25,8 @@ def resolve(**options: Any) -> "DistillConfig":
         >>> config.iterations, config.width, config.zca
         (5000, 128, True)
     """
-    from mim4dd.distill.config import DistillConfig  # not before it is needed: it imports all parts
+    from mim4dd.distill.config.commands import (
+        DistillConfig,  # not before it is needed: it imports all parts
+    )
 
     return DistillConfig.resolve(**options)

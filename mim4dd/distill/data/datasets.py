@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.data.tensors import from_tensors
-from mim4dd.distill.normalization import Normalization
 
 __all__ = ["from_dataset", "stack", "to_tensor"]
 

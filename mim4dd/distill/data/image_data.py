@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.data.split import stratified
-from mim4dd.distill.normalization import Normalization
 
 __all__ = ["ImageData"]
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mim4dd.distill.data.cifar import load_cifar10, load_cifar100
-from mim4dd.distill.data.embedded import load_breast_cancer, load_digits, load_wine
-from mim4dd.distill.data.folder import from_folder
 from mim4dd.distill.data.image_data import ImageData
-from mim4dd.distill.data.imagenet import IMAGENET_SUBSETS, load_imagenet_subset
-from mim4dd.distill.data.mnist import load_fashion_mnist, load_mnist
+from mim4dd.distill.data.readers.cifar import load_cifar10, load_cifar100
+from mim4dd.distill.data.readers.embedded import load_breast_cancer, load_digits, load_wine
+from mim4dd.distill.data.readers.folder import from_folder
+from mim4dd.distill.data.readers.imagenet import IMAGENET_SUBSETS, load_imagenet_subset
+from mim4dd.distill.data.readers.mnist import load_fashion_mnist, load_mnist
+from mim4dd.distill.data.readers.svhn import load_svhn
+from mim4dd.distill.data.readers.tiny_imagenet import load_tiny_imagenet
 from mim4dd.distill.data.shapes import load_shapes
-from mim4dd.distill.data.svhn import load_svhn
-from mim4dd.distill.data.tiny_imagenet import load_tiny_imagenet
 
 __all__ = ["DATA_NAMES", "load_data"]
 

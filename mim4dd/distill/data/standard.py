@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.normalization import fixed_normalization
 from mim4dd.distill.data.tensors import from_tensors
-from mim4dd.distill.normalization import fixed_normalization
 
 __all__ = ["IMAGENET", "STATISTICS", "from_standard"]
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mim4dd._checks import check_integer, check_rank, check_tensor
 from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.normalization import Normalization, fit_zca, standardize
 from mim4dd.distill.data.split import hold_out_a_fifth
-from mim4dd.distill.normalization import Normalization, fit_zca, standardize
 
 __all__ = ["from_tensors"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mim4dd.distill.augment import augmentation
 from mim4dd.distill.settings import Settings
+from mim4dd.distill.training.augment import augmentation
 
 __all__ = ["AugmentationSettings"]
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.experts import ExpertBuffer
-from mim4dd.distill.identity import describe_network, describe_object
-from mim4dd.distill.training import seeded_network
+from mim4dd.distill.experts.train import ExpertBuffer
+from mim4dd.distill.identity.describe import describe_network, describe_object
+from mim4dd.distill.training.network import seeded_network
 
 __all__ = [
-    "BaseLoss",
     "BaseMethod",
     "ComparedNetwork",
     "Ingredients",
     "Initial",
+    "Objective",
     "RealData",
     "identity_by_network",
     "network_of_seed",
@@ -106,7 +106,7 @@ class Initial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BaseLoss:
+class Objective:
     """A method's loss of one outer step, and the networks that an add-on may look into.
 
     Raises:
@@ -138,7 +138,7 @@ class BaseMethod(ABC):
         label_syn: Tensor,  # (n,) classes, or (n, C) probabilities
         syn_lr: Tensor,  # ()
         real: RealData,
-    ) -> BaseLoss:
+    ) -> Objective:
         """The loss of one outer step, differentiable in images, soft labels and step size."""
 
     def initial(self, real: RealData, ipc: int) -> Initial | None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
-from mim4dd.distill.identity import describe_object
-from mim4dd.distill.methods.base import BaseLoss, BaseMethod, ComparedNetwork, RealData
+from mim4dd.distill.identity.describe import describe_object
+from mim4dd.distill.methods.base import BaseMethod, ComparedNetwork, Objective, RealData
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.unroll import flatten_parameters, unroll_sgd
 
@@ -71,13 +71,13 @@ class BilevelMethod(BaseMethod):
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
-    ) -> BaseLoss:
+    ) -> Objective:
         """What :meth:`match` gives for the networks as they are now."""
         self.carried = self.next_networks(image_syn.detach(), label_syn.detach(), real)
         theta = self.carried["theta"]
         value = self.match(theta, image_syn, label_syn, real)
         compared = [ComparedNetwork(self.network, row, row) for row in theta]
-        return BaseLoss(value, compared, {self.metric: value.item()})
+        return Objective(value, compared, {self.metric: value.item()})
 
     def next_networks(self, images: Tensor, labels: Tensor, real: RealData) -> dict[str, Tensor]:
         """The state that holds the networks to match now."""

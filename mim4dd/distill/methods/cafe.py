@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.features import layer_features, unpooled_features
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
-from mim4dd.distill.passes import in_passes
+from mim4dd.distill.training.features import layer_features, unpooled_features
+from mim4dd.distill.training.passes import in_passes
 
 __all__ = ["CAFE", "CAFESettings", "class_means", "discrimination_loss"]
 

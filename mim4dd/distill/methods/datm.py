@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
-from mim4dd.distill.passes import has_batch_norm, in_passes
+from mim4dd.distill.training.passes import has_batch_norm, in_passes
 
 __all__ = ["DATM", "DATMSettings"]
 

@@ -14,7 +14,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.step_gradient import StepLoss, Wanted
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
-from mim4dd.distill.passes import in_passes, sum_over_classes
+from mim4dd.distill.training.passes import in_passes, sum_over_classes
 
 __all__ = ["DC", "DCSettings", "gradient_distance"]
 

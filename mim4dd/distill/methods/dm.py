@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mim4dd.distill.augment import DSA
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
-    BaseLoss,
     BaseMethod,
     Ingredients,
+    Objective,
     RealData,
     identity_by_network,
     network_of_seed,
@@ -26,7 +25,8 @@ from mim4dd.distill.methods.side_by_side import (
     stack_networks,
     unchanged,
 )
-from mim4dd.distill.passes import has_batch_norm, in_passes, sum_over_classes
+from mim4dd.distill.training.augment import Augmentation
+from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_over_classes
 
 __all__ = ["DM", "DMSettings"]
 
@@ -74,7 +74,7 @@ class DM(BaseMethod):
         self.make_network = make_network
         self.settings = settings
         strategy = settings.dsa_strategy
-        self.augment = None if strategy == "none" else DSA(strategy, siamese=True)
+        self.augment = None if strategy == "none" else Augmentation(strategy, siamese=True)
 
     @classmethod
     def make(cls, ingredients: Ingredients, settings: DMSettings) -> "DM":
@@ -91,7 +91,7 @@ class DM(BaseMethod):
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
-    ) -> BaseLoss:
+    ) -> Objective:
         """The distance of the mean embeddings, in the mean over ``num_networks`` networks."""
         networks = [
             self.make_network(real.seed()).train() for _ in range(self.settings.num_networks)
@@ -104,7 +104,7 @@ class DM(BaseMethod):
             together=image_syn.device.type != "cpu" or has_batch_norm(networks[0]),
         )
         compared = [unchanged(network) for network in networks]
-        return BaseLoss(value, compared, {"embedding_distance": value.item()})
+        return Objective(value, compared, {"embedding_distance": value.item()})
 
     def _distance(
         self, networks: list[nn.Module], real: RealData, classes: Sequence[int], image_syn: Tensor

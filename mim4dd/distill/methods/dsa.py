@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mim4dd.distill.augment import DSA as Augmentation
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.dc import DC, DCSettings
+from mim4dd.distill.training.augment import Augmentation
 
 __all__ = ["DSA", "DSASettings"]
 

@@ -6,18 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mim4dd.distill.augment import augmentation
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.experts import ExpertBuffer
+from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import (
-    BaseLoss,
     BaseMethod,
     ComparedNetwork,
     Ingredients,
+    Objective,
     RealData,
 )
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.training.augment import augmentation
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd
 
@@ -86,7 +86,7 @@ class MTT(BaseMethod):
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
-    ) -> BaseLoss:
+    ) -> Objective:
         """The trajectory loss, the mean over the drawn segments."""
         device, settings = image_syn.device, self.settings
         drawn = [self._draw(len(image_syn), real) for _ in range(settings.num_networks)]
@@ -114,7 +114,7 @@ class MTT(BaseMethod):
                 torch.atleast_2d(theta_T), torch.atleast_2d(theta_target), strict=True
             )
         ]
-        return BaseLoss(value, compared, {"trajectory_loss": value.item()})
+        return Objective(value, compared, {"trajectory_loss": value.item()})
 
     def _draw(self, num_samples: int, real: RealData) -> tuple[Tensor, Tensor, Tensor]:
         """An expert's parameters at start and target, (P,) each, and a schedule (T, B)."""

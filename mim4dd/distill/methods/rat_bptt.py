@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from mim4dd._checks import check_positive
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.augment import augmentation
 from mim4dd.distill.methods.base import (
-    BaseLoss,
     BaseMethod,
     ComparedNetwork,
     Ingredients,
+    Objective,
     RealData,
     identity_by_network,
     network_of_seed,
@@ -24,7 +23,8 @@ from mim4dd.distill.methods.base import (
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
 from mim4dd.distill.methods.side_by_side import State, for_each_network
-from mim4dd.distill.passes import has_batch_norm, in_passes, sum_in_turn
+from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_in_turn
 from mim4dd.unroll import flatten_parameters, unroll_adam
 
 __all__ = ["RaTBPTT", "RaTBPTTSettings"]
@@ -92,7 +92,7 @@ class RaTBPTT(BaseMethod):
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
-    ) -> BaseLoss:
+    ) -> Objective:
         """Cross entropy on a real batch, in the mean over ``num_networks`` trained networks."""
         settings = self.settings
         networks = [self.make_network(real.seed()) for _ in range(settings.num_networks)]
@@ -112,7 +112,7 @@ class RaTBPTT(BaseMethod):
         )
         value = self._loss_on_real(networks[0], theta_T, real)
         compared = [ComparedNetwork(networks[0], theta, theta) for theta in theta_T]
-        return BaseLoss(value, compared, {"target_loss": value.item()})
+        return Objective(value, compared, {"target_loss": value.item()})
 
     def _loss_on_real(self, network: nn.Module, theta: Tensor, real: RealData) -> Tensor:
         """The mean cross entropy of networks at the rows of ``theta`` (K, P)."""

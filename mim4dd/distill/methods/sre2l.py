@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd._checks import check_positive
-from mim4dd.distill.augment import augmentation
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.data_identity import describe_data
-from mim4dd.distill.identity import differences, named_differences
+from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.identity.describe import differences, named_differences
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
-    BaseLoss,
     BaseMethod,
     Ingredients,
+    Objective,
     RealData,
 )
 from mim4dd.distill.methods.networks_settings import NetworksSettings
@@ -29,7 +28,8 @@ from mim4dd.distill.methods.side_by_side import (
 )
 from mim4dd.distill.methods.teachers import Teachers
 from mim4dd.distill.networks import networks_with
-from mim4dd.distill.passes import in_passes
+from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.passes import in_passes
 
 __all__ = ["SRe2L", "SRe2LSettings"]
 
@@ -124,7 +124,7 @@ class SRe2L(BaseMethod):
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
-    ) -> BaseLoss:
+    ) -> Objective:
         """Cross entropy and distance of the statistics, in the mean over the teachers."""
         teachers = self.teachers.trained_on(self.data)
         shifts = [real.integer(self.settings.jitter + 1) for _ in range(2)]
@@ -141,7 +141,7 @@ class SRe2L(BaseMethod):
         cross_entropy, distance = per_teacher.mean(0)
         value = cross_entropy + self.settings.r_bn * distance
         metrics = {"cross_entropy": cross_entropy.item(), "batch_norm_distance": distance.item()}
-        return BaseLoss(value, [unchanged(teacher) for teacher in teachers], metrics)
+        return Objective(value, [unchanged(teacher) for teacher in teachers], metrics)
 
     def relabel(self, image_syn: Tensor) -> Tensor:
         """What the teachers take the images for, in the mean. (n, C)"""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.identity import describe_object
-from mim4dd.distill.progress import progress_bar
-from mim4dd.distill.training import train_network
+from mim4dd.distill.identity.describe import describe_object
+from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.training.network import train_network
 
 __all__ = ["Teachers"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from mim4dd.distill.storage import write_atomically
+from mim4dd.distill.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,8 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from mim4dd._checks import check_choice
-from mim4dd.distill.config import (
+from mim4dd.distill.add_ons.mutual_information import MIM4DDSettings
+from mim4dd.distill.config.commands import (
     Config,
     DistillConfig,
     ExpertsConfig,
@@ -18,9 +19,8 @@ from mim4dd.distill.config import (
     foreign_options,
     needs_experts,
 )
-from mim4dd.distill.experts import ExpertTraining
+from mim4dd.distill.experts.train import ExpertTraining
 from mim4dd.distill.methods import METHODS
-from mim4dd.distill.mutual_information import MIM4DDSettings
 from mim4dd.distill.networks import check_network, fixed_sizes
 from mim4dd.distill.settings import check_options, option_names
 

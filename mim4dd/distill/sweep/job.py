@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from mim4dd.distill.config import DistillConfig, TaskSettings
+from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.distillation import judge, run_distillation
-from mim4dd.distill.evaluate import Accuracy, evaluate
-from mim4dd.distill.run import RunDirectory
-from mim4dd.distill.storage import read_json, write_json
+from mim4dd.distill.evaluation.evaluate import Accuracy, evaluate
+from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.job import judge, run_distillation
+from mim4dd.distill.runs import RunDirectory
 
 __all__ = ["Job", "Result", "held_out_data", "run_job"]
 

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.config import DistillConfig, TaskSettings, needs_experts, part
-from mim4dd.distill.data_identity import describe_data
-from mim4dd.distill.evaluate import Evaluation
-from mim4dd.distill.experts import ExpertBuffer, ExpertTraining, train_experts
-from mim4dd.distill.identity import differences, named_differences
-from mim4dd.distill.interruption import stopping_at_once
-from mim4dd.distill.processes import run_parallel
-from mim4dd.distill.progress import progress_bar
+from mim4dd.distill.config.commands import DistillConfig, TaskSettings, needs_experts, part
+from mim4dd.distill.evaluation.evaluate import Evaluation
+from mim4dd.distill.experts.train import ExpertBuffer, ExpertTraining, train_experts
+from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.identity.describe import differences, named_differences
+from mim4dd.distill.runtime.interruption import stopping_at_once
+from mim4dd.distill.runtime.processes import run_parallel
+from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.settings import option_names
-from mim4dd.distill.storage import read_json, write_json
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Job, held_out_data, run_job
 

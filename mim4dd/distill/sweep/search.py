@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.progress import progress_bar
-from mim4dd.distill.storage import write_text
+from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.storage import write_text
+from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.sweep.grid import Setting, shown
 from mim4dd.distill.sweep.job import Result
 

@@ -1,0 +1,1 @@
+"""What the command line does with several runs at once."""

@@ -1,0 +1,256 @@
+"""The main job end to end: a method, the same with MIM4DD, and both beside honest baselines."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mim4dd._threads import process_threads
+from mim4dd.distill.commands.compare_work import distill_all, judge_all, workers_at
+from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.evaluate import Accuracy, percent
+from mim4dd.distill.experts.train import train_experts
+from mim4dd.distill.files.atomic import require_writable, write_json
+from mim4dd.distill.job import require_same_options
+from mim4dd.distill.methods import METHODS
+from mim4dd.distill.pictures import save_curves, save_grid
+from mim4dd.distill.report.html import final_bound
+from mim4dd.distill.report.show import draw_run
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runtime.interruption import stopping_at_once
+from mim4dd.distill.runtime.processes import start_worker_server
+from mim4dd.distill.runtime.threads import threads_for
+
+__all__ = ["accuracy_table", "compare", "comparison_table"]
+
+_Runs = dict[str, list[tuple[DistillConfig, RunDirectory]]]  # by method
+
+
+def compare(
+    config: CompareConfig,
+    out: Path,
+    install_seconds: float | None = None,
+    *,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Distil by a method alone and with MIM4DD, and judge both beside the baselines.
+
+    An interrupted call continues where it stopped. Nothing is chosen by the test images: the set
+    after the last iteration counts.
+
+    Args:
+        config: All options.
+        out: Where experts, runs, pictures and ``summary.json`` go.
+        install_seconds: What installing took, for the summary.
+        workers: Processes that work at the same time. By default one where the networks are large
+            enough for all threads, or the user set their number, else one for each thread.
+
+    Returns:
+        The summary, as the file holds it.
+
+    Raises:
+        ValueError: If ``workers`` is below 1, or an option does not fit the data, or ``out`` holds
+            something else.
+        FloatingPointError: If an expert or a distillation diverges.
+        Interrupted: After Ctrl-C or SIGTERM, once the distillations at work have saved their state.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    with stopping_at_once(lambda: f"stopped; the same command continues {out}"):
+        return _compare(config, out, install_seconds, workers)
+
+
+def _compare(
+    config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    folder = config.experts or str(out / "experts")
+    runs = _runs(config, out, folder)
+    for each, run in (pair for group in runs.values() for pair in group):
+        require_same_options(each, run)  # before experts are trained, which takes the longest
+    if (workers or _most_workers(config)) > 1 and not (out / "summary.json").exists():
+        start_worker_server()
+    data = config.load_data()
+    data.require(config.ipc)  # of real images, for the baseline
+    require_writable(out / "summary.json")
+    expert_seconds: float | None = None
+    if METHODS[config.method].needs_experts and not config.experts:
+        experts = train_experts(
+            config.make_network,
+            config.network_name,
+            data,
+            config,
+            folder,
+            workers=workers_at(config, data, config.batch_train, workers),
+        )
+        expert_seconds = experts.seconds
+    done = _distil_and_judge(config, data, runs, workers, out / "pictures")
+    accuracies = done.accuracies
+    summary = {
+        "dataset": data.name,
+        "method": config.method,
+        # Of all processes together, and of earlier calls that were interrupted; then of this call.
+        "seconds": {
+            "install": install_seconds,
+            "experts": expert_seconds,
+            "distill": sum(
+                run.load_checkpoint()[1]["seconds"] for group in runs.values() for _, run in group
+            ),
+            "evaluate": done.evaluate_seconds,
+        },
+        "elapsed_seconds": time.perf_counter() - started,
+        "accuracy": {
+            "full": accuracies["full"].summary(),
+            "ipc": {
+                str(config.ipc): {
+                    name: accuracies[name].summary() for name in ("random_real", *runs)
+                }
+            },
+        },
+        "mim4dd_gain": _gain(accuracies, config.method),
+        "mi_lower_bound": {
+            "nats": statistics.fmean(
+                bound
+                for _, run in runs[f"{config.method}+mim4dd"]
+                if (bound := final_bound(run.read_metrics())) is not None
+            ),
+            "log_num_classes": math.log(data.num_classes),
+        },
+        "num_distill": config.num_distill,
+        "pictures": [str(picture) for picture in done.pictures],
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _most_workers(config: CompareConfig) -> int:
+    """Those for the smallest work: how large it is, is known when the data is there."""
+    return process_threads() // threads_for(0) if config.device == "cpu" else 1
+
+
+class _Done(NamedTuple):
+    """What the distilled sets are worth, and how they look."""
+
+    accuracies: dict[str, Accuracy]
+    evaluate_seconds: float
+    pictures: list[Path]
+
+
+def _distil_and_judge(
+    config: CompareConfig, data: ImageData, runs: _Runs, workers: int | None, folder: Path
+) -> _Done:
+    """Pictures take seconds of one core: they are drawn while the workers are at work."""
+    num_syn = config.ipc * data.num_classes
+    drawing = ThreadPoolExecutor(max_workers=1)
+    drawn: list[Future[Any]] = []
+    try:
+        distill_all(
+            [each for group in runs.values() for each in group],
+            data,
+            workers_at(config, data, num_syn, workers),
+            lambda run: drawn.append(drawing.submit(draw_run, run, data.name)),
+        )
+        sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
+        pictures = drawing.submit(_draw, config, data, sets, runs, folder)
+        accuracies, seconds = judge_all(
+            config, data, sets, workers_at(config, data, config.eval_batch, workers)
+        )
+        for each in drawn:
+            each.result()
+        return _Done(accuracies, seconds, pictures.result())
+    finally:
+        drawing.shutdown(cancel_futures=True)
+
+
+def _runs(config: CompareConfig, out: Path, experts: str) -> _Runs:
+    """Options and directories of all distillations, by method."""
+    return {
+        name: [
+            (
+                part(config, DistillConfig, experts=experts, seed=seed, weight=weight),
+                RunDirectory(out / name / f"seed{seed}"),
+            )
+            for seed in range(config.seed, config.seed + config.num_distill)
+        ]
+        for name, weight in zip(_titles(config.method), (0.0, config.weight), strict=True)
+    }
+
+
+def _titles(method: str) -> dict[str, str]:
+    """Names of both sides, and what they are called."""
+    title = METHODS[method].title
+    return {method: title, f"{method}+mim4dd": f"{title} + MIM4DD"}
+
+
+def _gain(accuracies: dict[str, Accuracy], method: str) -> dict[str, float | int]:
+    """What MIM4DD adds, over pairs of networks with the same seeds."""
+    return accuracies[f"{method}+mim4dd"].gain_over(accuracies[method]).summary()
+
+
+def _draw(
+    config: CompareConfig,
+    data: ImageData,
+    sets: dict[str, list[SyntheticSet]],
+    runs: _Runs,
+    folder: Path,
+) -> list[Path]:
+    """Draw what each set looks like and all curves over each other."""
+    images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.eval_seed))
+    grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
+    titles = _titles(config.method)
+    for name, title in titles.items():
+        first = sets[name][0]
+        grids[name] = (title, first.pixels, first.class_syn)
+    paths = []
+    for name, (title, pixels, shown_labels) in grids.items() if data.has_images else ():
+        paths.append(folder / f"{name}.png")
+        caption = f"{data.name}, ipc {config.ipc}: {title}"
+        save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)
+    curves = {
+        f"{titles[name]}, {run.path.name}" if config.num_distill > 1 else titles[name]: (
+            run.read_metrics()
+        )
+        for name, group in runs.items()
+        for _, run in group
+    }
+    paths.append(folder / "curves.png")
+    save_curves(paths[-1], curves, data.num_classes)
+    return paths
+
+
+def accuracy_table(accuracies: Mapping[str, Mapping[str, float | int]]) -> str:
+    """One line per set: mean ± std in percent, and of how many networks."""
+    width = max(len(name) for name in accuracies)
+    return "\n".join(
+        f"{name:<{width}}  {percent(stats)} %  of {stats['seeds']} networks"
+        for name, stats in accuracies.items()
+    )
+
+
+def comparison_table(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    ((ipc, by_name),) = summary["accuracy"]["ipc"].items()
+    accuracies = {f"{ipc} random real images per class": by_name["random_real"]}
+    titles = _titles(summary["method"])
+    accuracies |= {f"{ipc} per class by {title}": by_name[name] for name, title in titles.items()}
+    accuracies["whole training set"] = summary["accuracy"]["full"]
+    gain, bound = summary["mim4dd_gain"], summary["mi_lower_bound"]
+    spent = [f"{name} {value:.0f} s" for name, value in summary["seconds"].items() if value]
+    return "\n".join(
+        [
+            f"{summary['dataset']}: accuracy on held-out real images, mean ± std",
+            accuracy_table(accuracies),
+            f"MIM4DD adds {percent(gain, '+')} points to "
+            f"{titles[summary['method']]} "
+            f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
+            f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
+            f"log C = {bound['log_num_classes']:.2f}",
+            "time: " + ", ".join(spent) + f"; {summary['elapsed_seconds']:.0f} s by the clock",
+        ]
+    )

@@ -1,0 +1,260 @@
+"""Runs beside each other: on several networks, and against random real images."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
+from mim4dd.distill.config.file import read_config
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.evaluate import Accuracy, Evaluation, percent
+from mim4dd.distill.evaluation.fairness import Gain, fair_gains
+from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.job import judge, judge_full, judge_random_real
+from mim4dd.distill.networks import NetworkName
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.settings import option_names
+
+__all__ = [
+    "JudgedRun",
+    "cross_evaluate",
+    "cross_gains",
+    "cross_table",
+    "gain_table",
+    "load_run",
+    "require_same_task",
+    "save_accuracies",
+    "save_gains",
+]
+
+# By these a network is made; what they make is compared instead, since not every network has all.
+_NETWORK_OPTIONS = {"network", "width", "depth", "norm", "pooling"}
+
+
+class JudgedRun(NamedTuple):
+    """A distilled set, and the configuration that it is judged by."""
+
+    name: str
+    synthetic: SyntheticSet
+    config: DistillConfig
+
+    def on_network(self, network: NetworkName | None) -> DistillConfig:
+        """The configuration on another network; None stays on the run's own."""
+        return self.config if network is None else self.config.on_network(network)
+
+
+def load_run(path: Path, iteration: int | None = None, **changes: int) -> JudgedRun:
+    """Read a run's set, with some options of its evaluation changed.
+
+    Args:
+        path: The run's directory.
+        iteration: Which of its checkpoints to judge; by default the result, or the last there is.
+        changes: Options by name.
+
+    Raises:
+        ValueError: If there is no run or no such checkpoint, or a value cannot be used.
+    """
+    run = RunDirectory(path)
+    config = part(read_config(run.config, DistillConfig), DistillConfig, **changes)
+    synthetic, reached = run.load_set(iteration)
+    whole = reached == config.iterations
+    name = str(path) if whole else f"{path}, {reached} of {config.iterations} iterations"
+    return JudgedRun(name, synthetic, config)
+
+
+def require_same_task(
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None] = (None,)
+) -> None:
+    """Raise ValueError unless one baseline, on every network, serves all runs."""
+    shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
+    configs = [run.config for run in runs]
+    differing = {
+        name
+        for name in shared - _NETWORK_OPTIONS
+        if len({getattr(config, name) for config in configs}) > 1
+    }
+    for network in networks:
+        if len({run.on_network(network).network_name for run in runs}) > 1 and not differing:
+            differing = {
+                name
+                for name in _NETWORK_OPTIONS
+                if len({getattr(run.on_network(network), name) for run in runs}) > 1
+            }
+    if differing:
+        raise ValueError(
+            "runs must share what the baselines depend on to stand beside them, these differ in "
+            f"{', '.join(sorted(differing))}; --no-baselines leaves the baselines out"
+        )
+
+
+def cross_evaluate(
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None], baselines: bool
+) -> dict[str, dict[str, Accuracy]]:
+    """Judge every set on every network, by the recipe and the step size that it comes with.
+
+    Args:
+        runs: The sets.
+        networks: The columns; None is the network of each run.
+        baselines: Whether random real images and the whole training set are rows, too; the runs
+            then must be of one task.
+
+    Returns:
+        Accuracies by names of the row and of the network.
+
+    Raises:
+        ValueError: If the runs are of several tasks, or a class of the real images has fewer than
+            the sets, and baselines are asked for.
+    """
+    if baselines:
+        require_same_task(runs, networks)
+    table: dict[str, dict[str, Accuracy]] = {run.name: {} for run in runs}
+    with progress_bar(len(networks) * (len(runs) + baselines), "evaluate") as progress:
+        for run, data in _with_data(runs):
+            if baselines:  # which are the same for all runs, so refused before anything is trained
+                _require_real(run, data, "--no-baselines leaves the baselines out")
+            for network in networks:
+                config = run.on_network(network)
+                table[run.name][config.network] = judge(run.synthetic, data, config)
+                progress.update()
+        if baselines:
+            rows = {
+                f"{run.config.ipc} random real images per class": judge_random_real,
+                "whole training set": judge_full,
+            }
+            table |= {row: {} for row in rows}
+            for network in networks:
+                config = run.on_network(network)
+                for row, judge_real in rows.items():
+                    table[row][config.network] = judge_real(data, config)
+                progress.update()
+    return table
+
+
+def cross_gains(
+    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None]
+) -> dict[tuple[str, str], list[Gain]]:
+    """What every set gains over random real images, on every network by every recipe.
+
+    Returns:
+        Gains by names of the run and of the network.
+
+    Raises:
+        ValueError: If a class of the real images has fewer than a set.
+    """
+    for run in runs:  # before anything is trained
+        data = replace(run.config, zca=False).load_data()  # whitening changes no counts
+        _require_real(run, data, "evaluate this set without --fairness")
+    gains: dict[tuple[str, str], list[Gain]] = {}
+    with progress_bar(len(networks) * len(runs), "evaluate") as progress:
+        for run, data in _with_data(runs):
+            for network in networks:
+                config = run.on_network(network)
+                gains[run.name, config.network] = _gains(run.synthetic, config, data)
+                progress.update()
+    return gains
+
+
+def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
+    """Require as many real images of every class as the set has."""
+    try:
+        data.require(run.config.ipc)
+    except ValueError as error:
+        raise ValueError(
+            f"{run.name} can not stand beside random real images: {error}; {way_out}"
+        ) from error
+
+
+def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> list[Gain]:
+    synthetic.require_data(data)
+    synthetic = synthetic.to(config.device)
+    return fair_gains(
+        lambda: config.make_network(data),
+        synthetic.image_syn,
+        synthetic.label_syn,
+        synthetic.syn_lr.item(),
+        data,
+        config,
+        ipc=config.ipc,
+        lr_teacher=config.lr_teacher,
+        classes=synthetic.class_syn,
+    )
+
+
+def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData]]:
+    for run in runs:
+        yield run, run.config.load_data()
+
+
+def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
+    """Sets by networks, mean ± std in percent."""
+    first = next(iter(table.values()))
+    num_eval = len(next(iter(first.values())).values)
+    rows = [[f"%, of {num_eval} networks each", *first]]
+    rows += [
+        [name, *(percent(accuracy.summary()) for accuracy in row.values())]
+        for name, row in table.items()
+    ]
+    return _aligned(rows, num_names=1)
+
+
+def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
+    """A line for every set, network and recipe, mean ± std in percent."""
+    num_eval = len(next(iter(gains.values()))[0].gain.values)
+    accuracy = f"% of {num_eval} networks"
+    rows = [["set", "network", "labels", "augmentation", accuracy, "random real", "gain"]]
+    for names, by_recipe in gains.items():
+        for each in by_recipe:
+            accuracies = [percent(one.summary()) for one in (each.synthetic, each.random_real)]
+            gain = percent(each.gain.summary(), "+")
+            rows.append([*names, *each.recipe, *accuracies, gain])
+    text = _aligned(rows, num_names=4)
+    if any(each.recipe.labels == "soft" for by_recipe in gains.values() for each in by_recipe):
+        text += (
+            "\nsoft labels of random real images: of a network trained on the whole training set"
+        )
+    return text
+
+
+def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> None:
+    """Write a CSV file with a line for every set and network; accuracies are fractions."""
+    rows: list[Sequence[Any]] = [("set", "network", "mean", "std", "seeds")]
+    for name, row in table.items():
+        for network, accuracy in row.items():
+            rows.append((name, network, *accuracy.summary().values()))
+    _save_csv(path, rows)
+
+
+def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> None:
+    """Write a CSV file with a line for every set, network and recipe; accuracies are fractions."""
+    rows: list[Sequence[Any]] = [
+        ("set", "network", "labels", "augmentation", "mean", "std", "random_real_mean",
+         "random_real_std", "gain_mean", "gain_std", "seeds")
+    ]  # fmt: skip
+    for names, by_recipe in gains.items():
+        for each in by_recipe:
+            accuracies = (each.synthetic, each.random_real, each.gain)
+            moments = [moment for one in accuracies for moment in (one.mean, one.std)]
+            rows.append((*names, *each.recipe, *moments, len(each.gain.values)))
+    _save_csv(path, rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
+    """Columns with names to the left, those with numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < num_names else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _save_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,1 @@
+"""Configurations of whole commands, and the defaults that were published."""

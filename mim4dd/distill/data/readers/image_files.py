@@ -1,0 +1,89 @@
+"""Image files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mim4dd.distill.runtime.progress import progress_bar
+
+__all__ = ["has_images", "image_files", "is_stray", "read_image", "read_squares"]
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# What systems and archivers leave beside images; other such names begin with a dot.
+_STRAY = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found"}
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+
+_Read = TypeVar("_Read")
+
+
+def read_image(file: Path, use: Callable[[Any], _Read]) -> _Read:
+    """What ``use`` makes of an opened image of 8 bits per channel.
+
+    Raises:
+        ValueError: If the file is no image, or one of more bits.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            if opened.mode in _MODES:
+                return use(opened)
+            mode = opened.mode
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    # Pillow would clip 16 bits to 8 without a word.
+    raise ValueError(f"{file} must have 8 bits per channel, mode {', '.join(_MODES)}, got {mode}")
+
+
+def is_stray(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that systems and archivers leave behind."""
+    return path.name.startswith(".") or path.name.lower() in _STRAY
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in and below a folder, in alphabetical order, without stray ones."""
+    return sorted(_image_files(folder))
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image file in or below a folder."""
+    return next(_image_files(folder), None) is not None
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        is_image = file.suffix.lower() in _SUFFIXES and file.is_file()
+        if is_image and not any(map(is_stray, (file, *file.relative_to(folder).parents))):
+            yield file
+
+
+def read_squares(files: Sequence[Path], size: int, name: str) -> Tensor:
+    """Colour images as bytes (N, 3, size, size): the shorter side resized, the middle cut out.
+
+    With the roundings of torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
+
+    Raises:
+        ValueError: If one cannot be read.
+    """
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    with progress_bar(total=len(files), desc=f"reading {name}") as progress:
+        for image, file in zip(images, files, strict=True):
+            square = read_image(file, lambda opened: _square(opened.convert("RGB"), size))
+            pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+            image.copy_(pixels.view(size, size, 3).permute(2, 0, 1))
+            progress.update()
+    return images
+
+
+def _square(image: Any, size: int) -> Any:
+    from PIL import Image
+
+    shorter = min(image.size)
+    if shorter != size:
+        sides = tuple(int(size * side / shorter) for side in image.size)
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))

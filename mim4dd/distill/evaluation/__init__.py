@@ -1,0 +1,11 @@
+"""What a set is worth: networks trained on it and tested on real images."""
+
+from mim4dd.distill.evaluation.evaluate import (
+    Accuracy,
+    Evaluation,
+    evaluate,
+    evaluate_full,
+    evaluate_random_real,
+)
+
+__all__ = ["Accuracy", "Evaluation", "evaluate", "evaluate_full", "evaluate_random_real"]

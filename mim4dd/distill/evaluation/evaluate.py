@@ -1,0 +1,239 @@
+"""Evaluation: train fresh networks on a small set and test them on held-out real images."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd._checks import check_classes, check_probabilities
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.settings import Settings
+from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.network import accuracy, seeded_network, train_network
+
+__all__ = [
+    "Accuracy",
+    "Evaluation",
+    "evaluate",
+    "evaluate_full",
+    "evaluate_random_real",
+    "percent",
+    "trained_network",
+]
+
+# Experts and teachers have the seeds from 0 on. A network that judges must not start from the
+# weights that one of them started from, to which the set was fitted.
+_FIRST_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracies, as fractions, of networks that differ in their seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the seeds; 0 for one."""
+        if math.isnan(self.mean):  # which statistics.stdev cannot take
+            return math.nan
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def gain_over(self, other: "Accuracy") -> "Accuracy":
+        """Differences to the networks of ``other``, pair by pair of the same seed.
+
+        Raises:
+            ValueError: If there are not as many.
+        """
+        if len(self.values) != len(other.values):
+            raise ValueError(
+                f"other must be of {len(self.values)} networks too, got {len(other.values)}"
+            )
+        pairs = zip(self.values, other.values, strict=True)
+        return Accuracy(tuple(mine - theirs for mine, theirs in pairs))
+
+    def summary(self) -> dict[str, float | int]:
+        """Mean, standard deviation and number of seeds."""
+        return {"mean": self.mean, "std": self.std, "seeds": len(self.values)}
+
+
+def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
+    """Mean ± std in percent, of what :meth:`Accuracy.summary` gave; one network has no deviation.
+
+    Example:
+        >>> from mim4dd.distill.evaluation.evaluate import Accuracy, percent
+        >>> percent(Accuracy((0.5, 0.7)).summary()), percent(Accuracy((0.5,)).summary())
+        (' 60.0 ± 14.1', ' 50.0 ±    –')
+    """
+    deviation = "–" if summary["seeds"] == 1 else f"{100 * summary['std']:.1f}"
+    return f"{100 * summary['mean']:{sign}5.1f} ± {deviation:>4}"
+
+
+@dataclass(frozen=True)
+class Evaluation(Settings):
+    """The field's recipe, by which every set is evaluated.
+
+    SGD with momentum 0.9 and weight decay 5e-4, on augmented batches; at half of the epochs the
+    step size falls to a tenth and the momentum starts anew, as in MTT.
+
+    Args:
+        num_eval: Networks to train, with different initial weights and draws.
+        eval_epochs: Epochs of each over the set; published figures take 1000.
+        eval_batch: Images per step.
+        eval_dsa_strategy: Augmentation in evaluation: families joined by "_", or "none".
+        eval_seed: Which network is the first one, none of the experts; the others follow.
+    """
+
+    num_eval: int = 5
+    eval_epochs: int = 300
+    eval_batch: int = 256
+    eval_dsa_strategy: str = "crop_scale_rotate"
+    eval_seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(num_eval=1, eval_epochs=1, eval_batch=1, eval_seed=0)
+        augmentation(self.eval_dsa_strategy)
+
+
+def evaluate(
+    make_network: Callable[[], nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+) -> Accuracy:
+    """Train networks on (images, labels) and test them.
+
+    Args:
+        make_network: Makes a freshly initialised network.
+        images: The set to judge, normalised as ``data`` is. (n, channels, H, W)
+        labels: Its classes (n,), or probabilities of the classes (n, C).
+        lr: Step size: for a distilled set the one learned with it.
+        data: Where the test images come from.
+        evaluation: The recipe.
+
+    Returns:
+        The test accuracy of every network; NaN for one that diverged.
+
+    Raises:
+        ValueError: If the labels do not fit the images or the classes, or hold no probabilities.
+    """
+    _check_labels(images, labels, data)
+    return _evaluate(make_network, lambda _: (images, labels), lr, data, evaluation, len(images))
+
+
+def evaluate_random_real(
+    make_network: Callable[[], nn.Module],
+    ipc: int,
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+    label: Callable[[Tensor], Tensor] | None = None,
+) -> Accuracy:
+    """As :func:`evaluate`, on ``ipc`` real images per class, others for every network.
+
+    ``label`` gives images (n, channels, H, W) labels (n, C) in the place of their classes.
+    """
+
+    def draw(draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, classes = data.sample(ipc, draws)
+        return images, classes if label is None else label(images)
+
+    return _evaluate(make_network, draw, lr, data, evaluation, ipc * data.num_classes)
+
+
+def evaluate_full(
+    make_network: Callable[[], nn.Module],
+    ipc: int,
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+) -> Accuracy:
+    """As :func:`evaluate`, on the whole training set, for as many steps as ``ipc`` images get.
+
+    Equal steps, not equal epochs: what longer training brings is no merit of the whole set.
+    """
+    whole = data.image_train, data.label_train
+    num_images = ipc * data.num_classes
+    return _evaluate(make_network, lambda _: whole, lr, data, evaluation, num_images)
+
+
+def trained_network(
+    make_network: Callable[[], nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    lr: float,
+    evaluation: Evaluation,
+    num_images: int,
+) -> nn.Module:
+    """A network trained by the recipe, for as many steps as its epochs over ``num_images`` are.
+
+    Args:
+        make_network: Makes a freshly initialised network.
+        images: What to train on. (n, channels, H, W)
+        labels: Their classes (n,), or probabilities of the classes (n, C).
+        seed: Of the initial weights, the order of the images and the augmentation.
+        lr: Step size.
+        evaluation: The recipe.
+        num_images: Size of the set whose steps are taken; ``n`` where it is the set itself.
+    """
+    device = images.device
+    network = seeded_network(make_network, seed).to(device)
+    steps_per_epoch = -(-num_images // evaluation.eval_batch)
+    train_network(
+        network,
+        images,
+        labels,
+        num_steps=evaluation.eval_epochs * steps_per_epoch,
+        lr=lr,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch_size=evaluation.eval_batch,
+        generator=torch.Generator(device).manual_seed(seed),
+        augment=augmentation(evaluation.eval_dsa_strategy),
+        lr_drop=(evaluation.eval_epochs + 1) // 2 * steps_per_epoch,
+    )
+    return network
+
+
+def _evaluate(
+    make_network: Callable[[], nn.Module],
+    draw_set: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+    num_images: int,
+) -> Accuracy:
+    values = []
+    for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
+        images, labels = draw_set(torch.Generator().manual_seed(seed))
+        network = trained_network(
+            make_network, images, labels, _FIRST_SEED + seed, lr, evaluation, num_images
+        )
+        values.append(accuracy(network, data.image_test, data.label_test))
+    return Accuracy(tuple(values))
+
+
+def _check_labels(images: Tensor, labels: Tensor, data: ImageData) -> None:
+    soft = (len(images), data.num_classes)
+    shape = soft if labels.is_floating_point() else soft[:1]
+    if tuple(labels.shape) != shape:
+        raise ValueError(
+            f"labels must be classes {soft[:1]} or, as floating-point numbers, probabilities "
+            f"{soft}, got {tuple(labels.shape)} of {labels.dtype}"
+        )
+    if labels.is_floating_point():
+        check_probabilities("labels", labels)
+    else:
+        check_classes("labels", labels, data.num_classes)

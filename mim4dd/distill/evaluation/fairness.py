@@ -1,0 +1,120 @@
+"""What a set gains over random real images when both get the same labels and augmentation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.evaluate import (
+    Accuracy,
+    Evaluation,
+    evaluate,
+    evaluate_random_real,
+    trained_network,
+)
+from mim4dd.distill.training.passes import in_passes
+
+__all__ = ["Gain", "Recipe", "fair_gains"]
+
+
+class Recipe(NamedTuple):
+    """What may flatter a set: the kind of its labels, and the augmentation in evaluation."""
+
+    labels: str  # "soft" or "hard"
+    dsa_strategy: str
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracies by one recipe of a set, and of as many random real images."""
+
+    recipe: Recipe
+    synthetic: Accuracy
+    random_real: Accuracy
+
+    @property
+    def gain(self) -> Accuracy:
+        """Differences over pairs of networks with the same initial weights and draws."""
+        return self.synthetic.gain_over(self.random_real)
+
+
+def fair_gains(
+    make_network: Callable[[], nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+    *,
+    ipc: int,
+    lr_teacher: float,
+    classes: Tensor | None = None,
+) -> list[Gain]:
+    """Evaluate a set by its own recipe, and by hard labels with augmentation and without.
+
+    An accuracy by a set's own recipe mixes what its images hold with what soft labels and
+    augmentation bring to any images. So the same number of random real images is evaluated by each
+    recipe too, step size included, and what counts is the gain.
+
+    Where a set has soft labels, so have the random real images in its own recipe: the outputs of a
+    network trained on the whole training set. Soft labels carry what was learned from all images;
+    against hard ones that would be credited to the synthetic images.
+
+    Args:
+        make_network: Makes a freshly initialised network.
+        images: The set, normalised as ``data`` is. (n, channels, H, W)
+        labels: Its classes (n,), or probabilities of the classes (n, C).
+        lr: Step size for the set and for random real images, as learned with the set.
+        data: Where random real and test images come from.
+        evaluation: The recipe; its augmentation is the set's own.
+        ipc: Random real images per class.
+        lr_teacher: Step size of the network that labels random real images softly.
+        classes: The classes that the images stand for; by default their most likely labels. (n,)
+
+    Returns:
+        The own recipe first; what would be a recipe twice is there once.
+
+    Raises:
+        ValueError: If the labels do not fit the images or the classes.
+
+    References:
+        Li et al. DD-Ranking: Rethinking the Evaluation of Dataset Distillation. arXiv:2505.13300,
+        whose hard-label accuracy and improvement over random these are; there the step sizes of
+        random images are searched.
+    """
+    is_soft = labels.is_floating_point()
+    if classes is None:
+        classes = labels.argmax(1) if is_soft else labels
+    own = Recipe("soft" if is_soft else "hard", evaluation.eval_dsa_strategy)
+    recipes = dict.fromkeys((own, Recipe("hard", own.dsa_strategy), Recipe("hard", "none")))
+    label = _soft_labels(make_network, lr_teacher, data, evaluation, ipc) if is_soft else None
+    gains = []
+    for recipe in recipes:
+        by_recipe = replace(evaluation, eval_dsa_strategy=recipe.dsa_strategy)
+        given, label_real = (labels, label) if recipe == own else (classes, None)
+        synthetic = evaluate(make_network, images, given, lr, data, by_recipe)
+        random_real = evaluate_random_real(make_network, ipc, lr, data, by_recipe, label_real)
+        gains.append(Gain(recipe, synthetic, random_real))
+    return gains
+
+
+def _soft_labels(
+    make_network: Callable[[], nn.Module],
+    lr: float,
+    data: ImageData,
+    evaluation: Evaluation,
+    ipc: int,
+) -> Callable[[Tensor], Tensor]:
+    """Of a network trained as the baseline of the whole training set is."""
+    seed, num_images = evaluation.eval_seed, ipc * data.num_classes
+    whole = data.image_train, data.label_train
+    teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images).eval()
+
+    @torch.no_grad()
+    def label(images: Tensor) -> Tensor:
+        return torch.cat([teacher(batch).softmax(1) for batch in in_passes(images)])
+
+    return label

@@ -1,0 +1,191 @@
+"""Expert trajectories: networks trained on real data, their parameters stored after every epoch."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mim4dd._checks import check_positive
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.experts.buffer import (
+    ExpertBuffer,
+    describe_task,
+    expert_header,
+    expert_path,
+    first_not_finite,
+    parameter_shapes,
+    require_kind,
+    save_expert,
+)
+from mim4dd.distill.files.atomic import require_writable
+from mim4dd.distill.runtime.processes import run_parallel
+from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.settings import Settings
+from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.network import accuracy, seeded_network, train_network
+from mim4dd.unroll import flatten_parameters
+
+__all__ = ["ExpertBuffer", "ExpertTraining", "train_experts"]
+
+
+@dataclass(frozen=True)
+class ExpertTraining(Settings):
+    """How experts are trained: plain SGD by default, which a student's plain SGD can follow.
+
+    Args:
+        num_experts: Number of expert trajectories.
+        train_epochs: Epochs of each; a distillation uses max_start_epoch + expert_epochs of them.
+        lr_expert: Step size of the experts.
+        batch_train: Real images per step of an expert.
+        dsa_strategy: Augmentation in training: families joined by "_", or "none".
+        momentum: Momentum of the experts' SGD.
+        weight_decay: Weight decay of the experts' SGD.
+        decay: Let lr_expert fall to a tenth where MTT does: train_epochs / 2 + 2 epochs in.
+        seed: Seed of the first expert; the others follow.
+    """
+
+    num_experts: int = 10
+    train_epochs: int = 10
+    lr_expert: float = 0.03
+    batch_train: int = 64
+    dsa_strategy: str = "none"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(
+            num_experts=1, train_epochs=1, batch_train=1, momentum=0, weight_decay=0, seed=0
+        )
+        check_positive("lr_expert", self.lr_expert)
+        if self.momentum >= 1:
+            raise ValueError(f"momentum must be below 1, got {self.momentum}")
+        augmentation(self.dsa_strategy)
+
+    @property
+    def decay_epoch(self) -> int | None:
+        """Epochs after which the step size falls, if it does."""
+        return self.train_epochs // 2 + 2 if self.decay else None
+
+
+def train_experts(
+    make_network: Callable[[ImageData], nn.Module],
+    network_name: str,
+    data: ImageData,
+    training: ExpertTraining,
+    folder: str | Path,
+    *,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+) -> "ExpertBuffer":
+    """Train the experts that ``folder`` does not hold yet, one file each, and open them.
+
+    A file is written when its expert is done, so an interrupted or killed call continues with the
+    next. An expert's bits depend on its seed, the device and the threads of torch, but not on which
+    worker trains it: by default workers share the threads, and with one thread in all, as with
+    OMP_NUM_THREADS=1, any number of workers gives the same experts.
+
+    Args:
+        make_network: Makes a freshly initialised network; see :func:`run_parallel` for what it may
+            be with more than one worker.
+        network_name: Says what ``make_network`` makes; a distillation must name the same.
+        data: What the experts are trained on.
+        training: How.
+        folder: Where the files go.
+        workers: Processes that train an expert each, at the same time.
+        devices: Where; the workers take turns over them. By default where ``data`` is.
+
+    Raises:
+        ValueError: If ``folder`` holds experts that were trained otherwise or on other data.
+        FloatingPointError: If an expert diverges.
+        OSError: If ``folder`` cannot be written, or shared memory has no room for what workers get.
+        WorkerError: If a worker dies.
+    """
+    folder = Path(folder)
+    settings = {
+        field.name: getattr(training, field.name)
+        for field in fields(ExpertTraining)
+        if field.name != "num_experts"
+    }
+    network = seeded_network(lambda: make_network(data), training.seed)
+    task = describe_task(network, data)
+    header = expert_header(network_name, data.name, training=settings, task=task)
+    require_kind(folder, header)
+    missing = [
+        index for index in range(training.num_experts) if not expert_path(folder, index).exists()
+    ]
+    if missing:
+        require_writable(expert_path(folder, missing[0]))
+    devices = devices or [str(data.image_train.device)]
+    if workers > 1:
+        data = data.to("cpu")  # into memory that all workers share
+    start = partial(_Trainer, make_network, data, training, folder, header, devices)
+    done = training.num_experts - len(missing)
+    with progress_bar(total=training.num_experts, desc="experts", initial=done) as progress:
+        for _ in run_parallel(start, missing, workers):
+            progress.update()
+    return ExpertBuffer(folder, training.num_experts)
+
+
+class _Trainer:
+    """Trains expert after expert, on the device of its worker."""
+
+    def __init__(
+        self,
+        make_network: Callable[[ImageData], nn.Module],
+        data: ImageData,
+        training: ExpertTraining,
+        folder: Path,
+        header: dict[str, Any],
+        devices: Sequence[str],
+        worker: int,
+    ) -> None:
+        self.make_network, self.training = make_network, training
+        self.folder, self.header = folder, header
+        self.data = data.to(devices[worker % len(devices)])
+
+    def __call__(self, index: int) -> None:
+        started = time.perf_counter()
+        data, training = self.data, self.training
+        seed, device = training.seed + index, data.image_train.device
+        network = seeded_network(lambda: self.make_network(data), seed).to(device)
+        # flatten_parameters copies: MTT stores p.detach().cpu(), on a CPU a view of live weights.
+        trajectory = [flatten_parameters(network).cpu()]
+        steps_per_epoch = -(-len(data.image_train) // training.batch_train)
+        drop = training.decay_epoch
+        train_network(
+            network,
+            data.image_train,
+            data.label_train,
+            num_steps=training.train_epochs * steps_per_epoch,
+            lr=training.lr_expert,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            batch_size=training.batch_train,
+            generator=torch.Generator(device).manual_seed(seed),
+            augment=augmentation(training.dsa_strategy),
+            lr_drop=None if drop is None else drop * steps_per_epoch,
+            after_epoch=lambda: trajectory.append(flatten_parameters(network).cpu()),
+        )
+        stacked = torch.stack(trajectory)
+        if (epoch := first_not_finite(stacked)) is not None:
+            raise FloatingPointError(
+                f"expert {index} diverged in epoch {epoch}: lower lr_expert {training.lr_expert}"
+            )
+        score = accuracy(network, data.image_test, data.label_test)
+        seconds = time.perf_counter() - started
+        save_expert(
+            expert_path(self.folder, index),
+            stacked,
+            parameter_shapes(network),
+            self.header,
+            score,
+            seconds,
+        )

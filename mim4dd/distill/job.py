@@ -1,0 +1,124 @@
+"""One distillation by a configuration, and what its set is worth beside real images."""
+
+from collections.abc import Collection
+from dataclasses import asdict, fields
+
+from mim4dd.distill.config.commands import DistillConfig, part
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.evaluate import (
+    Accuracy,
+    evaluate,
+    evaluate_full,
+    evaluate_random_real,
+)
+from mim4dd.distill.loop.loop import distill
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.settings import check_options
+
+__all__ = [
+    "judge",
+    "judge_full",
+    "judge_random_real",
+    "judge_unchecked",
+    "require_same_options",
+    "run_distillation",
+]
+
+
+def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
+    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with.
+
+    Raises:
+        ValueError: If the set was made of other data.
+    """
+    synthetic.require_data(data)
+    return judge_unchecked(synthetic, data, config)
+
+
+def judge_unchecked(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
+    """As :func:`judge`, of a set that is known to be of ``data``: to find out reads all of it."""
+    synthetic = synthetic.to(config.device)
+    return evaluate(
+        lambda: config.make_network(data),
+        synthetic.image_syn,
+        synthetic.label_syn,
+        synthetic.syn_lr.item(),
+        data,
+        config,
+    )
+
+
+def run_distillation(
+    config: DistillConfig,
+    data: ImageData,
+    run: RunDirectory,
+    *,
+    resume: bool = True,
+    from_iteration: int | None = None,
+    may_change: Collection[str] = (),
+) -> SyntheticSet:
+    """Distil into ``run``: start it, continue it, or read its result if it is finished.
+
+    Args:
+        config: All options.
+        data: What :meth:`DistillConfig.load_data` gave, or a part of it.
+        run: Where it goes.
+        resume: Without it a directory that holds a run is refused.
+        from_iteration: Go back to this checkpoint first.
+        may_change: Options that may be others than the run's.
+
+    Raises:
+        ValueError: If ``run`` holds a run with other options, or of other data.
+    """
+    require_same_options(config, run, may_change)
+    method = config.make_method(data)
+    if not run.config.exists():  # only now, so that options that cannot work leave no run behind
+        run.create(asdict(config))
+    # Two networks show how a curve goes; the accuracies that count are of num_eval.
+    glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
+    return distill(
+        method,
+        data,
+        config,
+        run,
+        lambda synthetic: judge(synthetic, data, glance),
+        resume=resume,
+        from_iteration=from_iteration,
+        config=asdict(config),
+    )
+
+
+def require_same_options(
+    config: DistillConfig, run: RunDirectory, may_change: Collection[str] = ()
+) -> None:
+    """Raise ValueError if ``run`` holds a run whose options, but for ``may_change``, differ."""
+    if not run.config.exists():
+        return
+    # Values alone: what the run was started with, such as its device, need not work here.
+    values = run.read_config()
+    check_options(values, DistillConfig, str(run.config))
+    stored = {option.name: option.default for option in fields(DistillConfig)} | values
+    asked = asdict(config)
+    differing = [
+        f"{name}: {stored[name]!r} → {asked[name]!r}"
+        for name in asked
+        if asked[name] != stored[name] and name not in may_change
+    ]
+    if differing:
+        raise ValueError(
+            f"{run.path} holds a run with another {'; '.join(differing)}; choose another --out"
+        )
+
+
+def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
+    """What random real images of the same count reach by the same recipe."""
+    return evaluate_random_real(
+        lambda: config.make_network(data), config.ipc, config.lr_teacher, data, config
+    )
+
+
+def judge_full(data: ImageData, config: DistillConfig) -> Accuracy:
+    """What the whole training set reaches by the same recipe, in as many steps."""
+    return evaluate_full(
+        lambda: config.make_network(data), config.ipc, config.lr_teacher, data, config
+    )

@@ -1,0 +1,212 @@
+"""All pictures of a run, drawn from what its directory holds."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.files.atomic import readable
+from mim4dd.distill.pictures import (
+    class_similarity,
+    draw_curves,
+    draw_embedding,
+    draw_grid,
+    draw_rows,
+    draw_similarity,
+    draw_soft_labels,
+    save_figure,
+)
+from mim4dd.distill.report.trained_features import (
+    TrainedNetwork,
+    expert_network,
+    feature_rows,
+    train_on_real,
+    typical_samples,
+)
+from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.settings import check_options
+
+__all__ = ["Drawn", "Picture", "draw_features", "draw_run", "draw_run_features", "run_names"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a file, and what it shows."""
+
+    path: Path
+    title: str
+
+
+@dataclass
+class Drawn:
+    """Pictures of a run, and a line for each that could not be drawn."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, title: str, figure: Any) -> None:
+        """Write a figure and keep where."""
+        save_figure(path, figure)
+        self.pictures.append(Picture(path, title))
+
+    def leave_out(self, path: Path, why: object) -> None:
+        """Say why a picture is not there."""
+        self.left_out.append(f"{path} left out: {why}")
+
+    def extend(self, other: "Drawn") -> None:
+        """Take over the pictures of another part of the run."""
+        self.pictures += other.pictures
+        self.left_out += other.left_out
+
+    @property
+    def lines(self) -> list[str]:
+        """What a command prints: a path or a reason a line."""
+        return [str(picture.path) for picture in self.pictures] + self.left_out
+
+
+def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) -> Drawn:
+    """Draw what the files of a run hold: its samples before and after, soft labels and curves.
+
+    Args:
+        run: A run, finished or not.
+        data_name: What to call the data.
+        iteration: Which of its checkpoints to draw; by default the last state that it has.
+
+    Raises:
+        ValueError: If the run has no such checkpoint or no metrics.
+    """
+    (final, reached), rows = run.load_set(iteration), run.read_metrics()
+    if not rows:
+        raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
+    labels, names, drawn = final.class_syn, final.class_names, Drawn()
+    draw = draw_grid if final.pixels.dim() == 4 else draw_rows
+    kind = "image" if final.pixels.dim() == 4 else "row"
+    samples = _count(len(labels) // len(names), kind)
+    name, after = (
+        f"{readable(data_name)}, {samples} per class",
+        f"after {_count(reached, 'iteration')}",
+    )
+
+    drawn.add(
+        run.pictures / "synthetic.png",
+        f"Synthetic {kind}s",
+        draw({"": _shown(final)}, labels, names, f"{name}, {after}"),
+    )
+    before_after = run.pictures / "before_after.png"
+    try:
+        initial = SyntheticSet.load(run.initial)
+    except ValueError as error:
+        drawn.leave_out(before_after, error)
+    else:
+        panels = {"initial": _shown(initial), after: _shown(final)}
+        drawn.add(before_after, "Before and after", draw(panels, labels, names, name))
+    if final.label_syn.dim() == 2:
+        drawn.add(
+            run.pictures / "soft_labels.png",
+            "Soft labels",
+            draw_soft_labels(final.label_syn, labels, names, f"{name}: soft labels {after}"),
+        )
+    figure = draw_curves({readable(run.path.resolve().name): rows}, len(names))
+    drawn.add(run.pictures / "curves.png", "Curves", figure)
+    return drawn
+
+
+def draw_run_features(
+    run: RunDirectory,
+    device: str,
+    layers: Sequence[str] | None,
+    train: bool,
+    iteration: int | None = None,
+) -> Drawn:
+    """Draw what a network trained on real data makes of a run's samples.
+
+    Args:
+        run: A run, finished or not.
+        device: Where to compute, whatever the run's own device was.
+        layers: Names of submodules to look at; by default the network's ``feature_layers``.
+        train: Train a network where the run's experts are not there, instead of leaving the
+            pictures out.
+        iteration: Which of its checkpoints to draw; by default the last state that it has.
+
+    Raises:
+        ValueError: If ``layers`` names no submodules; with ``train`` also if the data is not there.
+    """
+    if not run.config.exists() and not train:
+        return _without_features(run, f"{run.config} does not exist")
+    values = run.read_config()
+    check_options(values, DistillConfig, str(run.config))
+    config = DistillConfig(**(values | {"device": device}))
+    try:
+        data = config.load_data()
+        trained = expert_network(config, data)
+    except ValueError as error:
+        if not train:
+            return _without_features(run, error)
+        data = config.load_data()
+        trained = train_on_real(config, data)
+    return draw_features(run, data, trained, layers, iteration)
+
+
+def _without_features(run: RunDirectory, why: object) -> Drawn:
+    drawn = Drawn()
+    drawn.leave_out(run.pictures / "embedding.png and similarity.png", why)
+    return drawn
+
+
+def draw_features(
+    run: RunDirectory,
+    data: ImageData,
+    trained: TrainedNetwork,
+    layers: Sequence[str] | None,
+    iteration: int | None = None,
+) -> Drawn:
+    """Draw real and synthetic samples in the plane, and how alike their classes are."""
+    synthetic = run.load_set(iteration)[0].to(str(data.image_test.device))
+    synthetic.require_data(data)
+    names, classes = synthetic.class_names, synthetic.class_syn
+    network = trained.network
+    every = list(layers) if layers is not None else list(getattr(network, "feature_layers", ()))
+    images, labels = typical_samples(data)
+    syn = feature_rows(network, synthetic.image_syn, every)
+    real = feature_rows(network, images, every)
+    classes, labels = classes.cpu(), labels.cpu()
+    similarities = {
+        layer: class_similarity(syn[layer], classes, real[layer], labels, len(names))
+        for layer in every
+    }
+    # One map says most where it is of the last layer; asked for by name, every layer has one.
+    mapped = {layer: (syn[layer], real[layer]) for layer in (every if layers else every[-1:])}
+    about = f"{data.name}, features of {trained.origin}"
+    drawn = Drawn()
+    drawn.add(
+        run.pictures / "embedding.png",
+        "Real and synthetic samples in feature space",
+        draw_embedding(mapped, classes, labels, names, f"{about}, {', '.join(mapped)}"),
+    )
+    drawn.add(
+        run.pictures / "similarity.png",
+        "Similarity between classes",
+        draw_similarity(similarities, names, about),
+    )
+    return drawn
+
+
+def run_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What tells runs apart: their paths below the deepest folder that holds all of them."""
+    resolved = {path: path.resolve() for path in paths}
+    above = os.path.commonpath([whole.parent for whole in resolved.values()])
+    return {path: readable(str(whole.relative_to(above))) for path, whole in resolved.items()}
+
+
+def _shown(synthetic: SyntheticSet) -> Tensor:
+    """Images in pixels; rows normalised, so that one scale of colours serves all features."""
+    return synthetic.pixels if synthetic.pixels.dim() == 4 else synthetic.image_syn
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

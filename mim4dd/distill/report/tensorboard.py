@@ -1,0 +1,51 @@
+"""Runs as TensorBoard event files."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim4dd.distill.report.show import Picture
+from mim4dd.distill.runs import RunDirectory
+
+__all__ = ["export_tensorboard"]
+
+
+def export_tensorboard(run: RunDirectory, pictures: Sequence[Picture], folder: Path) -> Path:
+    """Write the metrics of a run as scalars and its pictures as images; return the event file.
+
+    Args:
+        run: The run.
+        pictures: What was drawn of it.
+        folder: Where the event file goes; TensorBoard names the run by it.
+
+    Raises:
+        ValueError: If ``folder`` holds events already, which TensorBoard would mix with these.
+        ModuleNotFoundError: If tensorboardX is not installed.
+    """
+    if any(folder.glob("events.*")):
+        raise ValueError(f"{folder} holds TensorBoard events already; choose another folder")
+    last = 0
+    with importlib.import_module("tensorboardX").SummaryWriter(str(folder)) as writer:
+        for row in run.read_metrics():
+            last = row["iteration"]
+            for name, value in row.items():
+                if name != "iteration" and isinstance(value, int | float):
+                    writer.add_scalar(name, value, last)
+        for picture in pictures:
+            writer.add_image(picture.path.stem, _read_pixels(picture.path), last, dataformats="HWC")
+    (path,) = folder.glob("events.*")
+    return path
+
+
+def _read_pixels(path: Path) -> Any:
+    """(H, W, 3) uint8"""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = bytearray(image.convert("RGB").tobytes())
+        return (
+            torch.frombuffer(pixels, dtype=torch.uint8).view(image.height, image.width, 3).numpy()
+        )

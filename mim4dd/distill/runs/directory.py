@@ -1,0 +1,222 @@
+"""The directory of one distillation run: configuration, metrics, checkpoints, result."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mim4dd.distill.files.atomic import (
+    link,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_atomically,
+    write_json,
+)
+from mim4dd.distill.runs.synthetic_set import SyntheticSet
+
+__all__ = ["RunDirectory", "SyntheticSet"]
+
+# Beside the newest checkpoint so many older ones stay, spread over the run.
+_MOST_KEPT = 6
+
+
+class RunDirectory:
+    """Paths of a run and the reading and writing of what they hold.
+
+    Args:
+        path: The directory.
+        read_only: Write nothing, as the ranks beside the first.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.read_only = read_only
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.older_checkpoints = self.path / "checkpoints"
+        self.initial = self.path / "initial.safetensors"
+        self.synthetic = self.path / "synthetic.safetensors"
+        self.pictures = self.path / "pictures"
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Start a new run with its resolved configuration.
+
+        Raises:
+            ValueError: If the directory already holds a run.
+        """
+        if self.read_only:  # by now the first rank may have created it
+            return
+        self.require_new()
+        write_json(self.config, config)
+
+    def change_config(self, config: Mapping[str, Any]) -> None:
+        """Hold this configuration from here on, as a run that goes on with other options."""
+        if self.read_only or (self.config.exists() and config == self.read_config()):
+            return
+        write_json(self.config, config)
+
+    def require_new(self) -> None:
+        """Raise ValueError if the directory already holds a run."""
+        if self.config.exists() or self.started:
+            raise ValueError(
+                f"{self.path} already holds a run: continue it with "
+                f"--resume {shlex.quote(str(self.path))}, in Python with resume=True, "
+                "or choose another --out"
+            )
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that a distillation left, finished or not."""
+        left = (self.initial, self.metrics, self.checkpoint, self.synthetic)
+        return any(path.exists() for path in left)
+
+    def drop_result(self) -> None:
+        """Be unfinished, as a run is that goes on."""
+        if not self.read_only:
+            self.synthetic.unlink(missing_ok=True)
+
+    def rewind(self, iteration: int) -> None:
+        """Drop what a run that goes on from ``iteration`` will write again."""
+        if self.read_only:
+            return
+        for later in self.kept_iterations():
+            if later > iteration:
+                self._kept(later).unlink()
+        self.rewind_metrics(iteration)
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration that the run was started with, or last continued."""
+        return read_json(self.config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.synthetic.exists()
+
+    def load_result(self) -> SyntheticSet:
+        """The set after the last iteration.
+
+        Raises:
+            ValueError: If there is none yet, or the file is truncated or something else.
+        """
+        if self.config.exists() and not self.finished:
+            raise ValueError(
+                f"{self.path} holds a run that is not finished: continue it with "
+                f"`mim4dd distill --resume {shlex.quote(str(self.path))}`"
+            )
+        return SyntheticSet.load(self.synthetic)
+
+    def load_set(self, iteration: int | None = None) -> tuple[SyntheticSet, int]:
+        """The set before an iteration, and which one that is.
+
+        Args:
+            iteration: One of :meth:`iterations`; by default the last, which of a finished run is
+                its result.
+
+        Raises:
+            ValueError: If there is none, or a file is truncated or something else.
+        """
+        if iteration is None and (self.finished or not self.checkpoint.exists()):
+            if self.config.exists() and not self.finished:
+                raise ValueError(
+                    f"{self.path} holds a run that has no checkpoint yet: continue it with "
+                    f"`mim4dd distill --resume {shlex.quote(str(self.path))}`"
+                )
+            result = SyntheticSet.load(self.synthetic)
+            rows = self.read_metrics()
+            return result, rows[-1]["iteration"] if rows else 0
+        tensors, header = self.load_checkpoint(iteration)
+        if self.finished and header["iteration"] == self.load_checkpoint()[1]["iteration"]:
+            return SyntheticSet.load(self.synthetic), header["iteration"]
+        return SyntheticSet.of_checkpoint(tensors, header), header["iteration"]
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to the metrics."""
+        if self.read_only:
+            return
+        with self.metrics.open("ab") as file:
+            file.write((json.dumps(row) + "\n").encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows; a last line cut off by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_bytes().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def rows_written(self) -> int:
+        """How many rows the metrics have, counted without reading them."""
+        return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
+
+    def rewind_metrics(self, iteration: int) -> None:
+        """Drop the rows from ``iteration`` on, which a resumed run writes again."""
+        if self.read_only:
+            return
+        rows = [row for row in self.read_metrics() if row["iteration"] < iteration]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.metrics, content.encode())
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        if not self.read_only:
+            save_tensors(self.checkpoint, tensors, header)
+
+    def keep_checkpoint(self, iteration: int) -> None:
+        """Keep the checkpoint, which is of ``iteration``, among a few older ones to go back to.
+
+        Where that makes too many, the one goes whose neighbours are closest to each other, so that
+        the rest stay spread over the run.
+        """
+        if self.read_only:
+            return
+        link(self.checkpoint, self._kept(iteration))
+        kept = self.kept_iterations()
+        if len(kept) > _MOST_KEPT:
+            inner = zip(kept, kept[1:], kept[2:], strict=False)
+            _, crowded = min((after - before, middle) for before, middle, after in inner)
+            self._kept(crowded).unlink()
+
+    def kept_iterations(self) -> list[int]:
+        """The iterations of the older checkpoints that are kept, in order."""
+        return sorted(int(path.stem) for path in self.older_checkpoints.glob("[0-9]*.safetensors"))
+
+    def iterations(self) -> list[int]:
+        """The iterations before which the run has a checkpoint, in order."""
+        last = [self.load_checkpoint()[1]["iteration"]] if self.checkpoint.exists() else []
+        return sorted({*self.kept_iterations(), *last})
+
+    def save_set(self, path: Path, synthetic: SyntheticSet) -> None:
+        """Write a synthetic set to one of the run's files."""
+        if not self.read_only:
+            synthetic.save(path)
+
+    def load_checkpoint(
+        self, iteration: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A checkpoint's tensors and header; by default the last one's.
+
+        Raises:
+            ValueError: If there is none of that iteration, or the file is truncated.
+        """
+        last = load_tensors(self.checkpoint)
+        if iteration is None or last[1]["iteration"] == iteration:
+            return last
+        if iteration not in self.kept_iterations():
+            raise ValueError(
+                f"iteration must be one that {self.path} has a checkpoint of, "
+                f"{', '.join(map(str, self.iterations()))}, got {iteration}"
+            )
+        return load_tensors(self._kept(iteration))
+
+    def _kept(self, iteration: int) -> Path:
+        return self.older_checkpoints / f"{iteration:08d}.safetensors"

@@ -1,0 +1,1 @@
+"""Processes, threads, ranks, memory and what they cost."""

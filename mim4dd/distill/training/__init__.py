@@ -1,0 +1,1 @@
+"""Networks in training: what experts, methods and evaluation share."""

@@ -1,0 +1,102 @@
+"""Making, training and testing a network on fixed images: what experts and evaluation share."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim4dd._turns import alone_with
+from mim4dd._unroll.steps import Augment
+from mim4dd.distill.runtime.threads import working_threads
+from mim4dd.distill.training.passes import in_passes
+
+Network = TypeVar("Network", bound=nn.Module)
+
+__all__ = ["accuracy", "seeded_network", "train_network"]
+
+
+def seeded_network(make_network: Callable[[], Network], seed: int) -> Network:
+    """A network whose initial weights depend on ``seed`` alone, the global stream left as it is."""
+    # The stream is one for all threads.
+    with alone_with(torch.random), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_network()
+
+
+def train_network(
+    network: nn.Module,
+    images: Tensor,  # (n, channels, H, W)
+    labels: Tensor,  # (n,), or (n, C) as probabilities
+    *,
+    num_steps: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Augment | None = None,
+    lr_drop: int | None = None,
+    after_epoch: Callable[[], object] | None = None,
+) -> None:
+    """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
+
+    On a CPU it takes as many threads as a batch is large enough for, where the user set none.
+
+    Args:
+        network: What to train; its parameters are changed.
+        images: The training set.
+        labels: Its classes.
+        num_steps: Number of SGD steps.
+        lr: Step size.
+        momentum: As in :class:`torch.optim.SGD`.
+        weight_decay: As in :class:`torch.optim.SGD`.
+        batch_size: Images per step; the last batch of an epoch may be smaller.
+        generator: Source of every random draw, on the device of ``images``.
+        augment: Applied to every batch.
+        lr_drop: Step at which ``lr`` falls to a tenth and the momentum starts anew: the field makes
+            its optimiser again there.
+        after_epoch: Called whenever all images have been seen once more.
+    """
+
+    def make_optimizer(lr: float) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+
+    optimizer = make_optimizer(lr)
+    network.train()
+    order: list[Tensor] = []
+    with working_threads(network, images[:batch_size]):
+        for step in range(num_steps):
+            if not order:
+                permutation = torch.randperm(len(images), generator=generator, device=images.device)
+                order = list(permutation.split(batch_size))
+            if step == lr_drop:
+                optimizer = make_optimizer(0.1 * lr)
+            rows = order.pop(0)
+            batch = images[rows]
+            if augment is not None:
+                batch = augment(batch, generator)
+            optimizer.zero_grad()
+            F.cross_entropy(network(batch), labels[rows]).backward()
+            optimizer.step()
+            if not order and after_epoch is not None:
+                after_epoch()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Fraction of ``images`` whose most likely class is their label; NaN if any logit is one."""
+    network.eval()
+    hits = 0
+    passes = in_passes(images)
+    with working_threads(network, passes[0]):
+        for batch, truth in zip(passes, labels.split(len(passes[0])), strict=True):
+            logits = network(batch)
+            if logits.isnan().any():  # argmax would take them for the first class
+                return math.nan
+            hits += int((logits.argmax(1) == truth).sum())
+    return hits / len(labels)
