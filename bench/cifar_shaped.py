@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mim4dd.distill.data.shapes import draw_shapes
+from mim4dd.distill.data.readers.shapes import draw_shapes
 from mim4dd.distill.files.atomic import write_atomically
 
 _CLASSES = 10

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 
 from mim4dd import __main__ as program
+from mim4dd import distill
 from mim4dd.__main__ import main
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
@@ -144,7 +147,7 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
         ("--num-keys 0", "num_keys must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
-        ("--data nowhere", "data must be one of digits, wine, breast_cancer, shapes, mnist"),
+        ("--data nowhere", "data must be one of cifar10, cifar100, digits, wine, breast_cancer"),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
         ("--from-iteration 3", "--from-iteration is of a run to continue by --resume, got none"),
         ("--resume run", "run/config.json does not exist"),
@@ -335,7 +338,7 @@ def test_more_images_than_a_class_has_start_from_noise(mim4dd, monkeypatch):
     assert status == 0, err
     assert len(RunDirectory("run").load_result().image_syn) == 2000
     with monkeypatch.context() as patch:  # refused before anything is trained
-        patch.delattr("mim4dd.distill.evaluation.evaluate.train_network")
+        patch.delattr("mim4dd.distill.evaluation.recipe.train_network")
         for option, way_out in {
             "": "--no-baselines leaves the baselines out",
             " --fairness": "evaluate this set without --fairness",
@@ -506,7 +509,7 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
 
     for networks in ("vit", "lenet,lenet", ""):
         status, _, err = mim4dd(f"evaluate one --networks={networks}")
-        message = "networks must be different ones of convnet, lenet, alexnet, vgg11, resnet18, mlp"
+        message = "networks must be different ones of alexnet, convnet, lenet, mlp, resnet18, vgg11"
         assert status == 1
         assert err.startswith(f"mim4dd: {message}, got {networks!r}")
 
@@ -552,10 +555,20 @@ def test_doctor_and_help(mim4dd):
     status, out, _ = mim4dd("doctor")
     assert status == 0
     assert "CPU extension: loaded" in out
-    status, out, _ = mim4dd("distill --help")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_is_of_one_method_with_the_defaults_that_are_used(method, mim4dd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = mim4dd(f"distill --method {method} --data cifar10 --ipc 10 --help")
     assert status == 0
-    names = "ipc syn-steps expert-epochs max-start-epoch lr-img lr-lr weight temperature layers"
-    assert all(f"--{name}" in out for name in names.split())
-    told = " ".join(out.replace("│", " ").split())
-    assert "before a fresh one takes its place. Only DC, DSA, CAFE." in told
-    assert "Only MTT, TESLA, DATM." in told
+    assert len(out.splitlines()) <= 100  # two screens
+    blocks = [" ".join(block.split()) for block in re.split(r"\n  (?=--)", out)[1:]]
+    shown = {block.split()[0].removeprefix("--").replace("-", "_"): block for block in blocks}
+    assert next(iter(shown)) == "method"
+    resolved = distill.resolve(method=method, data="cifar10", ipc=10).options()
+    of_command = {"config", "plugin", "out", "resume", "from_iteration", "help"}
+    assert set(shown) == resolved.keys() | of_command
+    for name, value in resolved.items():
+        if value is not None and not isinstance(value, bool):
+            assert f"[{value}]" in shown[name].replace("- ", "-")

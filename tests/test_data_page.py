@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mim4dd.distill.data.named import DATA_NAMES
+from mim4dd.distill.data import DATA_SETS
 from mim4dd.distill.data.standard import STATISTICS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
@@ -15,7 +15,7 @@ def table_rows():
 
 def test_every_name_is_in_a_table():
     named = [name for row in table_rows() for name in re.findall(r"`(\w+)`", row[1])]
-    assert sorted(named) == sorted(DATA_NAMES)
+    assert sorted(named) == sorted(DATA_SETS)
 
 
 def test_the_normalisations_are_the_ones_applied():

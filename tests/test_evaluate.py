@@ -10,7 +10,7 @@ from torch import nn
 
 from mim4dd import flatten_parameters
 from mim4dd.distill.data import from_tensors
-from mim4dd.distill.evaluation.evaluate import (
+from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
     evaluate,
@@ -118,7 +118,7 @@ def schedule_of(monkeypatch, call):
     def spy(network, images, labels, **options):
         asked.append((len(images), options["num_steps"], options["lr_drop"]))
 
-    monkeypatch.setattr("mim4dd.distill.evaluation.evaluate.train_network", spy)
+    monkeypatch.setattr("mim4dd.distill.evaluation.recipe.train_network", spy)
     call()
     return set(asked)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import TRAINING, make_data, make_experts, make_network
 
 from mim4dd import flatten_parameters
-from mim4dd.distill.evaluation.evaluate import Evaluation, evaluate_full
+from mim4dd.distill.evaluation.recipe import Evaluation, evaluate_full
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.experts.buffer import (
     expert_header,

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from tiny import make_data, make_network
 
-from mim4dd.distill.evaluation.evaluate import (
+from mim4dd.distill.evaluation.fairness import Recipe, fair_gains
+from mim4dd.distill.evaluation.recipe import (
     Evaluation,
     evaluate,
     evaluate_full,
     evaluate_random_real,
 )
-from mim4dd.distill.evaluation.fairness import Recipe, fair_gains
 
 LR = 0.05
 EVALUATION = Evaluation(num_eval=2, eval_epochs=20, eval_dsa_strategy="crop")
@@ -57,7 +57,7 @@ def test_soft_labels_have_soft_labels_to_beat(task, monkeypatch):
         is_augmented = options["augment"] is not None
         trained_on.append((len(images), labels, options["lr"], is_augmented))
 
-    monkeypatch.setattr("mim4dd.distill.evaluation.evaluate.train_network", spy)
+    monkeypatch.setattr("mim4dd.distill.evaluation.recipe.train_network", spy)
     gains = gains_of(task, soft)
     assert [tuple(each.recipe) for each in gains] == [
         ("soft", "crop"),

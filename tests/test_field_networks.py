@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from mim4dd import flatten_parameters
-from mim4dd.distill.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, make_network
+from mim4dd.distill.networks import (
+    MLP,
+    NETWORKS,
+    VGG11,
+    AlexNet,
+    ConvNet,
+    LeNet,
+    ResNet18,
+    make_network,
+)
 
 MNIST, CIFAR, GREY = (1, 28), (3, 32), (1, 32)
 
@@ -197,7 +206,11 @@ DEFINITIONS = [
 )
 def test_outputs_are_the_fields(name, definition, norm, pooling, channels, size, device):
     options = {"norm": norm, "pooling": pooling, "width": 8, "depth": 3}
-    network = make_network(name, num_classes=7, channels=channels, image_size=size, **options)
+    entry = NETWORKS[name]
+    settings = entry.settings(**{key: options[key] for key in options if key in entry.options})
+    network = make_network(
+        name, num_classes=7, channels=channels, image_size=size, settings=settings
+    )
     network.to(device, torch.float64)
     with torch.no_grad():
         for parameter in network.parameters():

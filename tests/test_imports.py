@@ -1,4 +1,4 @@
-"""The line of CONTRIBUTING.md that says which room imports which, against what modules import."""
+"""The lines of CONTRIBUTING.md that say which room imports which, against what modules import."""
 
 import ast
 import re
@@ -12,10 +12,11 @@ ROOMS = {"_unroll": "unroll"}  # a package that belongs to a module
 PACKAGES = {"mim4dd": ROOT / "mim4dd", "mim4dd.kernels": ROOT / "kernels"}
 
 
-def levels() -> dict[str, int]:
-    """How far left each room stands."""
+def levels(first: str = "cli") -> dict[str, int]:
+    """How far left each room stands, in the line that begins with a room."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^`(cli → .*)`\.$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^`({first}[,\s].*?)`\.$", text, re.MULTILINE | re.DOTALL)
+    line = " ".join(line.split())
     return {
         room: -place for place, rooms in enumerate(line.split(" → ")) for room in rooms.split(", ")
     }
@@ -63,7 +64,29 @@ def test_imports_point_one_way(name):
         assert level[other] < level[room], f"{name} imports {module}"
 
 
+def room_of_distill(module: str) -> str | None:
+    """The part of mim4dd.distill that a module belongs to; None for its face and other modules."""
+    parts = module.split(".")
+    if parts[:2] != ["mim4dd", "distill"] or parts[2:] in ([], ["__init__"]):
+        return None
+    return "readers" if parts[2:4] == ["data", "readers"] else parts[2]
+
+
+@pytest.mark.parametrize("name", sorted(filter(room_of_distill, MODULES)))
+def test_imports_of_the_distillation_half_point_one_way(name):
+    level, room = levels("commands"), room_of_distill(name)
+    assert room in level, f"{name} is in no room that CONTRIBUTING.md names"
+    if name == "mim4dd.distill.data.__init__":  # the face of both rooms
+        return
+    for module in imported(MODULES[name]):
+        other = room_of_distill(module)
+        if other not in {room, None}:
+            assert level[other] < level[room], f"{name} imports {module}"
+
+
 def test_every_room_is_named():
+    assert set(filter(None, map(room_of_distill, MODULES))) == set(levels("commands"))
+
     rooms = {room_of(name) for name in modules()} - {
         "doctor"
     }  # it looks at the package from outside

@@ -11,7 +11,7 @@ from tiny import make_data, make_experts, make_network
 
 from mim4dd import MIM4DDLoss
 from mim4dd.distill.add_ons.mutual_information import MIM4DD
-from mim4dd.distill.evaluation.evaluate import Accuracy
+from mim4dd.distill.evaluation.recipe import Accuracy
 from mim4dd.distill.loop import Interrupted, LoopSettings, distill
 from mim4dd.distill.methods.base import Objective
 from mim4dd.distill.methods.mtt import MTT, MTTSettings

@@ -22,6 +22,13 @@ from mim4dd.distill.networks import (
     make_network,
     network_title,
 )
+from mim4dd.distill.networks.mlp import MLPSettings
+
+
+def settings_of(name, **options):
+    """The settings of a network, of the options that it has."""
+    settings = NETWORKS[name].settings
+    return settings(**{key: options[key] for key in options if key in NETWORKS[name].options})
 
 
 def count(network):
@@ -56,7 +63,13 @@ def test_logits_of_convnets(pooling, norm, image_size):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_tells_images_of_every_size_apart(name, image_size):
     """No layer shrinks to nothing, and no norm sees a single pixel, which becomes a constant."""
-    network = make_network(name, num_classes=7, channels=1, image_size=image_size, width=8, depth=2)
+    network = make_network(
+        name,
+        num_classes=7,
+        channels=1,
+        image_size=image_size,
+        settings=settings_of(name, width=8, depth=2),
+    )
     maps = {}
     for layer in network.feature_layers:
         network.get_submodule(layer).register_forward_hook(
@@ -84,22 +97,22 @@ def test_the_smallest_image(make, smallest):
 
 
 UNROLLED = [
-    *[(name, None, None) for name in NETWORKS],
-    ("convnet", "instance", "max"),
-    ("convnet", "batch", "none"),
-    ("convnet", "layer", None),
-    ("alexnet", "instance", None),
-    ("vgg11", "batch", None),
-    ("resnet18", "instance", "avg"),
-    ("resnet18", "batch", "none"),
+    *[(name, {}) for name in NETWORKS],
+    ("convnet", {"norm": "instance", "pooling": "max"}),
+    ("convnet", {"norm": "batch", "pooling": "none"}),
+    ("convnet", {"norm": "layer"}),
+    ("alexnet", {"norm": "instance"}),
+    ("vgg11", {"norm": "batch"}),
+    ("resnet18", {"norm": "instance", "pooling": "avg"}),
+    ("resnet18", {"norm": "batch", "pooling": "none"}),
 ]
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize(("name", "norm", "pooling"), UNROLLED)
-def test_unrolls_through_it_are_the_naive_graphs(name, norm, pooling, device):
-    options = {"width": 4, "depth": 2, "norm": norm, "pooling": pooling}
-    network = make_network(name, num_classes=3, channels=2, image_size=8, **options)
+@pytest.mark.parametrize(("name", "options"), UNROLLED)
+def test_unrolls_through_it_are_the_naive_graphs(name, options, device):
+    settings = settings_of(name, width=4, depth=2, **options)
+    network = make_network(name, num_classes=3, channels=2, image_size=8, settings=settings)
     network.to(device, torch.float64)
     for module in network.modules():
         if hasattr(module, "eps"):  # norms of four pixels blow rounding up where they vary little
@@ -138,8 +151,9 @@ def test_unrolls_through_it_are_the_naive_graphs(name, norm, pooling, device):
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_experts_of_it(name, tmp_path):
-    data, task = make_data(), TaskSettings(network=name, width=4)
-    buffer = train_experts(task.make_network, task.network_name, data, TRAINING, tmp_path)
+    width = {"width": 4} if "width" in NETWORKS[name].options else {}
+    data, task = make_data(), TaskSettings.of(network=name, **width)
+    buffer = train_experts(task.make_network, task.network_title, data, TRAINING, tmp_path)
     assert buffer.num_parameters == count(task.make_network(data))
     start, end = buffer.segment(0, start_epoch=0, epochs=4)
     assert not torch.equal(start, end)
@@ -155,16 +169,15 @@ def test_rows_of_numbers_are_the_mlps():
         with pytest.raises(ValueError, match=r"samples must be \(B, ...\) of 13 numbers each"):
             network(wrong)
     wine = load_data("wine")
-    assert TaskSettings(network="mlp").make_network(wine)(wine.image_train[:4]).shape == (4, 3)
+    assert TaskSettings.of(network="mlp").make_network(wine)(wine.image_train[:4]).shape == (4, 3)
     with pytest.raises(ValueError, match="wine holds rows of 13 features"):
-        TaskSettings(network="lenet").make_network(wine)
-    made = make_network("mlp", num_classes=3, channels=13, image_size=1, width=5)
+        TaskSettings.of(network="lenet").make_network(wine)
+    made = make_network("mlp", num_classes=3, channels=13, image_size=1, settings=MLPSettings(5))
     assert made(rows).shape == (4, 3)
 
 
 def test_equal_networks_have_equal_titles():
-    options = {"width": 32, "depth": 2, "norm": None, "pooling": None}
-    titles = {name: network_title(name, **options) for name in NETWORKS}
+    titles = {name: network_title(name, NETWORKS[name].settings()) for name in NETWORKS}
     assert titles == {
         "convnet": "ConvNet width=32 depth=2 norm=instance pooling=avg",
         "lenet": "LeNet",
@@ -173,8 +186,6 @@ def test_equal_networks_have_equal_titles():
         "resnet18": "ResNet18 norm=instance pooling=none",
         "mlp": "MLP width=32",
     }
-    chosen = {"norm": "instance", "pooling": "avg"}
-    assert network_title("convnet", **options | chosen) == titles["convnet"]
     for name, changes in {
         "convnet": ({"width": 8}, {"depth": 3}, {"norm": "batch"}, {"pooling": "max"}),
         "alexnet": ({"norm": "batch"},),
@@ -183,8 +194,7 @@ def test_equal_networks_have_equal_titles():
         "mlp": ({"width": 8},),
     }.items():
         for change in changes:
-            assert network_title(name, **options | change) != titles[name]
-    assert network_title("lenet", **options | {"width": 8, "depth": 7}) == "LeNet"
+            assert network_title(name, NETWORKS[name].settings(**change)) != titles[name]
 
 
 @pytest.mark.parametrize(
@@ -210,14 +220,16 @@ def test_bad_arguments(make, arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "vit"}, "network must be one of 'convnet', 'lenet', .*, got 'vit'"),
-        ({"network": "lenet", "norm": "batch"}, "norm of lenet must be one of 'none', got 'batch'"),
-        ({"network": "vgg11", "pooling": "avg"}, "pooling of vgg11 must be one of 'max', got"),
+        ({"network": "vit"}, "network must be one of 'alexnet', 'convnet', .*, got 'vit'"),
+        ({"network": "lenet", "norm": "batch"}, "norm has no effect on network 'lenet'"),
+        ({"network": "vgg11", "pooling": "avg"}, "pooling has no effect on network 'vgg11'"),
+        ({"network": "vgg11", "norm": "layer"}, "norm must be one of 'instance', 'batch', got"),
+        ({"network": "mlp", "width": 0}, "width must be at least 1 and finite, got 0"),
     ],
 )
 def test_a_network_is_not_given_what_it_does_not_have(options, message):
     with pytest.raises(ValueError, match=message):
-        TaskSettings(**options)
+        TaskSettings.of(**options)
 
 
 @pytest.mark.parametrize("make", [ConvNet, LeNet, AlexNet, VGG11, ResNet18])

@@ -11,18 +11,17 @@ import typer
 
 from mim4dd import distill
 from mim4dd.__main__ import main
-from mim4dd.cli.options import with_options
+from mim4dd.cli.options import add_command, with_options
 from mim4dd.distill.config.commands import (
     CompareConfig,
     DistillConfig,
     ExpertsConfig,
-    needs_experts,
     part,
 )
 from mim4dd.distill.config.presets import expert_preset, preset
 from mim4dd.distill.experts import ExpertTraining
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory
-from mim4dd.distill.settings import check_options, option_names
 from mim4dd.distill.sweep.grid import make_setting
 from mim4dd.distill.sweep.jobs import distillation_job
 
@@ -38,14 +37,14 @@ SETTINGS = [
 @pytest.mark.parametrize(("method", "data", "ipc"), SETTINGS)
 def test_every_entry_is_a_configuration(method, data, ipc):
     options = preset(data, method, ipc)
-    check_options(options, CompareConfig, "presets.json")  # no unknown name, no other type
     chosen = {"data": data, "method": method, "ipc": ipc or 1}
+    CompareConfig.require(chosen | options, "presets.json")  # no unknown name, no other type
     filled = DistillConfig.preset(chosen)
     assert filled.keys() | vars(ExpertTraining()).keys() >= options.keys()
-    DistillConfig(**chosen | filled)
-    together = CompareConfig(**chosen | CompareConfig.preset(chosen))
-    if needs_experts(method):
-        last_target = together.max_start_epoch - 1 + together.expert_epochs
+    DistillConfig.of(**chosen | filled)
+    together = CompareConfig.of(**chosen | CompareConfig.preset(chosen))
+    if METHODS[method].needs_experts:
+        last_target = together.method.max_start_epoch - 1 + together.method.expert_epochs
         assert last_target <= together.train_epochs
 
 
@@ -58,12 +57,11 @@ def resolved_by_the_command(config: DistillConfig) -> None:
 
 SEEN = []
 COMMAND = typer.Typer()
-COMMAND.command()(resolved_by_the_command)
+add_command(COMMAND, resolved_by_the_command)
 
 
 @pytest.mark.parametrize(("method", "data", "ipc"), SETTINGS)
 def test_command_python_sweep_and_comparison_resolve_alike(method, data, ipc):
-    """Python's DistillConfig(data="cifar10", method="mtt") once had width 32 instead of 128."""
     options = {"data": data, "method": method, "ipc": ipc or 1, "num_eval": 3}
     config = distill.resolve(**options)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -71,8 +69,9 @@ def test_command_python_sweep_and_comparison_resolve_alike(method, data, ipc):
     COMMAND(words, standalone_mode=False)
     assert [config] == SEEN
     published = preset(data, method, ipc or 1)
-    names = published.keys() & option_names(DistillConfig)
-    assert {name: getattr(config, name) for name in names} == {n: published[n] for n in names}
+    resolved = config.options()
+    names = published.keys() & resolved.keys()
+    assert {name: resolved[name] for name in names} == {name: published[name] for name in names}
     # Where a sweep's experts lie, and that it draws no curves by default, is its own.
     own = {"experts": config.experts, "eval_every": config.eval_every}
     setting = make_setting(options, {}, ["weight"])
@@ -84,7 +83,7 @@ def test_command_python_sweep_and_comparison_resolve_alike(method, data, ipc):
 
 def test_what_is_given_to_resolve_wins_and_is_checked():
     config = distill.resolve(method="mtt", data="cifar10", ipc=10, width=64, batch_syn=None)
-    assert (config.width, config.batch_syn, config.iterations) == (64, None, 5000)
+    assert (config.network.width, config.method.batch_syn, config.iterations) == (64, None, 5000)
     assert distill.resolve() == DistillConfig.resolve(data="digits", method="mtt", ipc=1)
     for options, message in (
         ({"iteration": 3}, "DistillConfig names unknown options: iteration"),
@@ -105,8 +104,8 @@ def test_experts_set_no_option_of_a_method_without_any():
 
 @pytest.mark.parametrize("data", PRESETS["experts"])
 def test_every_data_set_has_experts(data):
-    check_options(expert_preset(data), CompareConfig, "presets.json")
-    ExpertsConfig(data=data, **ExpertsConfig.preset({"data": data}))
+    CompareConfig.require(expert_preset(data), "presets.json")
+    ExpertsConfig.of(data=data, **ExpertsConfig.preset({"data": data}))
 
 
 def test_the_experts_of_digits_serve_every_method():
@@ -114,8 +113,8 @@ def test_the_experts_of_digits_serve_every_method():
     for method in ("mtt", "tesla", "datm"):
         for ipc in (1, 10):
             chosen = {"data": "digits", "method": method, "ipc": ipc}
-            config = DistillConfig(**chosen | DistillConfig.preset(chosen))
-            assert config.max_start_epoch - 1 + config.expert_epochs <= epochs
+            options = DistillConfig.of(**chosen | DistillConfig.preset(chosen)).method
+            assert options.max_start_epoch - 1 + options.expert_epochs <= epochs
 
 
 # N, M, max_start_epoch, lr_img, lr_lr, initial syn_lr, batch_syn, ZCA
@@ -136,20 +135,24 @@ def test_the_experts_of_digits_serve_every_method():
 def test_mtt_is_as_published(data, ipc, expected):
     """The table of DC-BENCH, which has it from MTT's authors."""
     chosen = {"data": data, "method": "mtt", "ipc": ipc}
-    config = CompareConfig(**chosen | CompareConfig.preset(chosen))
+    config = CompareConfig.of(**chosen | CompareConfig.preset(chosen))
     assert expected == (
-        config.syn_steps,
-        config.expert_epochs,
-        config.max_start_epoch,
+        config.method.syn_steps,
+        config.method.expert_epochs,
+        config.method.max_start_epoch,
         config.lr_img,
         config.lr_lr,
         config.lr_teacher,
-        config.batch_syn,
+        config.method.batch_syn,
         config.zca,
     )
-    assert (config.width, config.depth) == (128, 4 if data == "tiny_imagenet" else 3)
+    assert (config.network.width, config.network.depth) == (
+        128,
+        4 if data == "tiny_imagenet" else 3,
+    )
     assert (config.num_experts, config.train_epochs, config.lr_expert) == (100, 50, 0.01)
     assert "flip" in config.dsa_strategy
+    assert config.method.dsa_strategy == config.dsa_strategy
 
 
 def test_datm_is_as_published():

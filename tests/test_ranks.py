@@ -51,9 +51,9 @@ def torchrun(folder, command):
 def whole(tmp_path_factory):
     """A folder with experts and the run that two ranks made."""
     folder = tmp_path_factory.mktemp("ranks")
-    config = ExpertsConfig(width=8, num_experts=2, train_epochs=4)
+    config = ExpertsConfig.of(width=8, num_experts=2, train_epochs=4)
     data = config.load_data()
-    train_experts(config.make_network, config.network_name, data, config, folder / "experts")
+    train_experts(config.make_network, config.network_title, data, config, folder / "experts")
     status, out, err = torchrun(folder, f"-m mim4dd distill {OPTIONS} --out whole")
     assert status == 0, err
     assert out.count("whole/synthetic.safetensors: test accuracy") == 1

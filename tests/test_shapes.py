@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mim4dd.distill.data import load_data
-from mim4dd.distill.data.shapes import _DISTANCES, draw_shapes
+from mim4dd.distill.data.readers.shapes import _DISTANCES, draw_shapes
 
 
 def test_the_set_is_fixed_balanced_and_of_the_same_scenes_at_every_size():

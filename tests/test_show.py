@@ -16,9 +16,10 @@ from PIL import Image
 
 from mim4dd.__main__ import main
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
-from mim4dd.distill.report.html import final_bound, summary
+from mim4dd.distill.report.html import summary
 from mim4dd.distill.report.show import draw_run, draw_run_features, run_names
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runs.metrics import final_bound
 
 NAME = "<script>alert('1')&amp;\"<b>"
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"

@@ -60,7 +60,8 @@ def test_every_setting_is_distilled_with_every_seed(study):
     for setting, weight in (("base", 0.1), ("weight=0", 0.0)):
         for seed in (0, 1):
             config = read_config(out / "runs" / setting / f"seed{seed}/config.json", DistillConfig)
-            assert (config.seed, config.weight, config.syn_steps) == (seed, weight, 3)
+            assert (config.seed, config.add_on.weight) == (seed, weight)
+            assert config.method.syn_steps == 3
             experts.add(config.experts)
     assert len(experts) == 1  # shared
     assert len(list(out.glob("random_real/*/seed*/result.json"))) == 2  # one recipe
@@ -94,7 +95,7 @@ def test_a_distillation_that_diverges_is_recorded(study):
 
 def test_a_set_on_which_networks_diverge_is_recorded(tmp_path):
     """NaN has no mean, and no place in JSON."""
-    config = DistillConfig(lr_teacher=1e18, width=8, num_eval=2, eval_epochs=10)
+    config = DistillConfig.of(lr_teacher=1e18, width=8, num_eval=2, eval_epochs=10)
     job = Job(config, tmp_path, baseline=True)
     run_job(job)
     result = Result.read(job.result)

@@ -172,7 +172,7 @@ def test_a_set_is_judged_on_the_data_that_it_was_made_of(named, tmp_path):
     folder, data, experts = named
     made = distil(experts, make_network(data), data, tmp_path)
     stored = RunDirectory(tmp_path / "run").load_result()
-    config = DistillConfig(num_eval=1, eval_epochs=1, width=8)
+    config = DistillConfig.of(num_eval=1, eval_epochs=1, width=8)
     assert judge(stored, data, config) == judge(made, data, config)
     for other, what in (
         (from_folder(folder / "woof"), r"class_names\[0\]: 'terrier' → 'beagle'"),

@@ -18,7 +18,7 @@ from mim4dd.distill.add_ons.mutual_information import MIM4DD
 from mim4dd.distill.commands.compare import compare
 from mim4dd.distill.commands.compare_work import workers_at
 from mim4dd.distill.config.commands import CompareConfig
-from mim4dd.distill.evaluation.evaluate import Evaluation, evaluate
+from mim4dd.distill.evaluation.recipe import Evaluation, evaluate
 from mim4dd.distill.experts import train_experts
 from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.loop import LoopSettings, distill
@@ -50,7 +50,7 @@ def test_the_networks_of_the_demo_get_one_thread_each(batch, four):
     with working_threads(network, images):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4
-    assert workers_for(network, images) == 4
+    assert workers_for(work_of(network, images), images.device) == 4
 
 
 @pytest.mark.parametrize("batch", [10, 256])
@@ -58,7 +58,7 @@ def test_a_wide_network_of_cifar_gets_all_threads(batch, four):
     network, images = ConvNet(10, 3, 128, 3, 32), torch.zeros(1, 3, 32, 32).expand(batch, 3, 32, 32)
     with working_threads(network, images):
         assert torch.get_num_threads() == 4
-    assert workers_for(network, images) == 1
+    assert workers_for(work_of(network, images), images.device) == 1
 
 
 def test_work_counts_what_every_layer_multiplies_as_if_nothing_pooled():

@@ -12,7 +12,7 @@ from mim4dd import StepGraphs, flatten_parameters, unroll_adam, unroll_sgd
 from mim4dd._unroll import graphs
 from mim4dd._unroll.captured import leaves_of
 from mim4dd.adapters.reparam_module import ReparamModule
-from mim4dd.distill.evaluation.evaluate import Evaluation, evaluate
+from mim4dd.distill.evaluation.recipe import Evaluation, evaluate
 
 IMAGES = torch.randn(4, 6, dtype=torch.float64)
 LABELS = torch.arange(4) % 3

@@ -11,6 +11,7 @@ from mim4dd.cli.distill import distill
 from mim4dd.cli.doctor import doctor
 from mim4dd.cli.evaluate import evaluate
 from mim4dd.cli.experts import experts
+from mim4dd.cli.options import add_command
 from mim4dd.cli.show import show
 from mim4dd.cli.sweep import sweep
 from mim4dd.distill.runtime.ranks import require_one_process
@@ -44,4 +45,4 @@ def _start(
 
 
 for command in (experts, buffer, distill, evaluate, compare, sweep, show, doctor):
-    app.command()(command)
+    add_command(app, command)

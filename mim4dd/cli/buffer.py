@@ -39,7 +39,7 @@ def buffer(
         data = config.load_data()
         network = config.make_network(data)
         experts = import_replay_buffers(
-            source, out, network, config.network_name, data.name, data=data, cast=cast
+            source, out, network, config.network_title, data.name, data=data, cast=cast
         )
         accuracy = experts.headers[0]["accuracy"]
         # None if an earlier call without data has written it.

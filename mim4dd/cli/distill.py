@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import flag, flags_on_command_line, reads_options, with_options
+from mim4dd.cli.options import flag, flags_on_command_line, with_options
 from mim4dd.distill.config.commands import DistillConfig
-from mim4dd.distill.evaluation.evaluate import Evaluation
+from mim4dd.distill.evaluation.recipe import Evaluation
 from mim4dd.distill.loop.settings import MAY_CHANGE
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.ranks import joined_ranks, rank, wait_for_ranks
@@ -26,7 +26,7 @@ _ON_RESUME = (
 )
 
 
-@with_options(DistillConfig)
+@with_options(DistillConfig, {"resume": lambda path: RunDirectory(path).config})
 def distill(
     config: DistillConfig,
     context: typer.Context,
@@ -34,10 +34,8 @@ def distill(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Run directory to continue, with its own options; step sizes, iterations and "
-            "evaluation may be others from here on.",
-            is_eager=True,
-            callback=reads_options(DistillConfig, lambda path: RunDirectory(path).config),
+            help="Run to continue, with its own options; step sizes, iterations and evaluation "
+            "may change.",
         ),
     ] = None,
     from_iteration: Annotated[
@@ -47,9 +45,8 @@ def distill(
 ) -> None:
     """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
 
-    Defaults that are tabulated for the method, data and ipc (docs/methods.md) come before those
-    shown here. Under torchrun every process matches networks of its own, and all step along the
-    mean gradient.
+    Shown are the options and defaults of one method, data and ipc: --help beside others shows
+    theirs. Under torchrun every process matches its own networks; all step along the mean gradient.
     """
     if resume is not None:
         _require_may_change(context)
@@ -76,7 +73,7 @@ def _require_may_change(context: typer.Context) -> None:
 def _distill(
     config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
 ) -> None:
-    from mim4dd.distill.evaluation.evaluate import percent
+    from mim4dd.distill.evaluation.recipe import percent
     from mim4dd.distill.job import judge, run_distillation
     from mim4dd.distill.report.show import draw_run
 

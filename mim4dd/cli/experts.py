@@ -22,7 +22,7 @@ def experts(
     data = config.load_data()
     buffer = train_experts(
         config.make_network,
-        config.network_name,
+        config.network_title,
         data,
         config,
         out,

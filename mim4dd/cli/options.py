@@ -1,51 +1,47 @@
-"""Commands whose options are the fields of a configuration."""
+"""Commands whose options are those of a configuration, beside the method that is asked for."""
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
-from mim4dd.distill.config.commands import TaskSettings, method_titles
-from mim4dd.distill.settings import check_options, field_help
+from mim4dd.distill.config.commands import TaskSettings
+from mim4dd.distill.registry import import_plugin
 
-__all__ = [
-    "flag",
-    "flags_on_command_line",
-    "given_options",
-    "reads_options",
-    "with_options",
-]
+__all__ = ["add_command", "flag", "flags_on_command_line", "given_options", "with_options"]
 
-_OF_FILE = "mim4dd.options_of_file"
 _CONFIG = "config_file"  # as "config" is what a command gets
+_GIVEN = "mim4dd.given_options"
+_WIDEST = 100  # columns of a help
+# What other options and their defaults depend on; a method comes first.
+_DECIDING = ("method", "data", "ipc", "add_on", "network")
 
 
-def reads_options(
-    kind: type[TaskSettings], name_of_file: Callable[[Path], Path] = lambda path: path
-) -> Callable[[typer.Context, Path | None], Path | None]:
-    """A callback for an eager option whose file holds the options that the command line leaves.
+class _Asked(NamedTuple):
+    """What a command line says before its options are known."""
 
-    Args:
-        kind: What they are options of.
-        name_of_file: The JSON file, from what was typed.
-    """
+    decided: dict[str, Any]
+    of_file: dict[str, Any]
 
-    def read(context: typer.Context, path: Path | None) -> Path | None:
-        """Make the file's values the defaults, which the command line overrides."""
-        if path is not None:
-            from mim4dd.distill.files.atomic import read_json
 
-            file = name_of_file(path)
-            values = read_json(file)
-            check_options(values, kind, str(file))
-            context.default_map = {**(context.default_map or {}), **values}
-            context.meta[_OF_FILE] = frozenset(values)
-        return path
+class _InGroups(TyperCommand):
+    """A command whose help is short: a group after another, each option with its default."""
 
-    return read
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                group = getattr(parameter, "rich_help_panel", None) or "Options"
+                names, text = record
+                groups.setdefault(group, []).append((names, text.replace("[default: ", "[")))
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
 
 
 def flag(name: str) -> str:
@@ -56,100 +52,167 @@ def flag(name: str) -> str:
 def flags_on_command_line(context: typer.Context, without: Iterable[str]) -> list[str]:
     """The options but some that were typed, not left to a default or a file, as they are typed."""
     left_out = frozenset(without)
-    return [
-        flag(name)
-        for name in context.params
-        if name not in left_out and _source(context, name) == "COMMANDLINE"
-    ]
+    return [flag(name) for name in context.params if name not in left_out and _typed(context, name)]
 
 
-def _source(context: typer.Context, name: str) -> str | None:
+def _typed(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
-    return None if source is None else source.name
+    return source is not None and source.name == "COMMANDLINE"
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether the option was typed or is in a configuration file."""
-    # Of a file's null click says that it comes from the default.
-    return _source(context, name) != "DEFAULT" or name in context.meta.get(_OF_FILE, ())
-
-
-def given_options(context: typer.Context, config: TaskSettings) -> dict[str, Any]:
+def given_options(context: typer.Context) -> dict[str, Any]:
     """The options that were typed or came from a configuration file, without the defaults."""
-    names = (option.name for option in fields(config))
-    return {name: getattr(config, name) for name in names if _is_given(context, name)}
+    return dict(context.meta[_GIVEN])
 
 
-def _with_methods(name: str, text: str) -> str:
-    """The help of an option, with the methods that take it where not all do."""
-    titles = method_titles(name)
-    return f"{text} Only {', '.join(titles)}." if titles else text
+def with_options(
+    kind: type[TaskSettings], files: Mapping[str, Callable[[Path], Path]] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every option of a configuration, and the configuration that they make.
 
+    Which options there are follows from those that choose something, as ``--method`` does: they are
+    read first. The dataclasses stay the only places where an option, its default and its help are
+    written; the defaults that are shown are the tabulated ones, for the method and the data.
 
-def with_options(kind: type[TaskSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command every field of a configuration as an option, and the filled-in configuration.
-
-    The dataclass stays the only place where an option, its default and its help are written.
+    Args:
+        kind: The configuration, which the command gets as ``config``.
+        files: Options of the command's own by name, each with the JSON file of options that it
+            means, as ``--resume`` means a run's.
     """
-    hints, texts = get_type_hints(kind), field_help(kind)
-    names = [option.name for option in fields(kind)]
-    if "method" in names:
-        texts = {name: _with_methods(name, text) for name, text in texts.items()}
-    options = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.default,
-            annotation=Annotated[hints[option.name], typer.Option(help=texts[option.name])],
-        )
-        for option in fields(kind)
-    ]
-    options.append(
-        inspect.Parameter(
-            _CONFIG,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None,
-                typer.Option(
-                    flag(_CONFIG),
-                    help="JSON file of options, such as a run's config.json.",
-                    is_eager=True,
-                    callback=reads_options(kind),
-                ),
-            ],
-        )
-    )
+    means: dict[str, Callable[[Path], Path]] = {_CONFIG: lambda path: path, **(files or {})}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.name != "config"
-        ]
-
-        wants_context = any(parameter.annotation is typer.Context for parameter in own)
-        if not wants_context:
-            own.append(
-                inspect.Parameter(
-                    "context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        class Command(TyperCommand):
+            def make_context(
+                self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+            ) -> Any:
+                asked = _ask_first(kind, args, means)
+                _refuse_options_of_others(kind, args, asked)
+                inner = typer.Typer(add_completion=False, rich_markup_mode=None)
+                settings = {"max_content_width": _WIDEST}
+                inner.command(info_name, cls=_InGroups, context_settings=settings)(
+                    _bound(kind, function, asked)
                 )
-            )
+                return typer.main.get_command(inner).make_context(info_name, args, parent, **extra)
 
-        def run(**values: Any) -> None:
-            del values[_CONFIG]  # its callback has read it
-            options = {name: values.pop(name) for name in names}
-            context = values["context"] if wants_context else values.pop("context")
-            given = {name: options[name] for name in names if _is_given(context, name)}
-            config = kind.resolve(**given)
-            command(config=config, **values)
+            def invoke(self, ctx: Any) -> Any:
+                return ctx.command.invoke(ctx)  # the one that has the options
 
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        # Typer reads the options from the signature, which types say a function has not.
-        run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {
-            parameter.name: parameter.annotation for parameter in [*own, *options]
-        }
-        return run
+        def stub() -> None: ...
+
+        stub.__name__, stub.__doc__ = function.__name__, function.__doc__
+        stub.command_class = Command  # type: ignore[attr-defined]
+        return stub
 
     return decorate
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Have an application know a command, with or without :func:`with_options`."""
+    app.command(cls=getattr(command, "command_class", None))(command)
+
+
+def _ask_first(
+    kind: type[TaskSettings], words: Sequence[str], means: Mapping[str, Callable[[Path], Path]]
+) -> _Asked:
+    """Read what decides about the other options, and the files of options; import plugins."""
+    for name in _values("plugin", words):
+        import_plugin(name)
+    of_file: dict[str, Any] = {}
+    for name, file_of in means.items():
+        for typed in _values(name, words)[-1:]:
+            from mim4dd.distill.files.atomic import read_json
+
+            file = file_of(Path(typed))
+            of_file = kind.read(read_json(file), str(file))
+    known = {*kind.own_names(), *kind.CHOICES}
+    decided = {name: of_file[name] for name in _DECIDING if name in of_file}
+    for name in known.intersection(_DECIDING):
+        for typed in _values(name, words)[-1:]:
+            decided[name] = typed
+    if isinstance(ipc := decided.get("ipc"), str):
+        if ipc.isdecimal():
+            decided["ipc"] = int(ipc)
+        else:  # which is refused when it is parsed
+            del decided["ipc"]
+    return _Asked(decided, of_file)
+
+
+def _values(name: str, words: Sequence[str]) -> list[str]:
+    """The values of an option among the words of a command line."""
+    sign = flag(name)
+    after = [later for word, later in pairwise(words) if word == sign]
+    return after + [word.partition("=")[2] for word in words if word.startswith(f"{sign}=")]
+
+
+def _refuse_options_of_others(
+    kind: type[TaskSettings], words: Sequence[str], asked: _Asked
+) -> None:
+    """Say of an option of another method that it has no effect on this one."""
+    every = kind.every_option()
+    typed = {
+        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in words
+        if word.startswith("--")
+    }
+    known = kind.describe(kind.chosen(asked.decided | kind.preset(asked.decided) | asked.decided))
+    for name in sorted(typed & set(every) - set(known)):
+        kind.require({**asked.decided, name: every[name].default}, "the command line")
+
+
+def _bound(
+    kind: type[TaskSettings], function: Callable[..., None], asked: _Asked
+) -> Callable[..., None]:
+    """The command with the options there are beside what is decided."""
+    tabulated = kind.preset(asked.decided)
+    options = kind.describe(kind.chosen(tabulated | asked.decided))
+    defaults = tabulated | asked.of_file | asked.decided
+    order = sorted(options, key=lambda name: _DECIDING.index(name) if name in _DECIDING else 99)
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(name, options[name].default),
+            annotation=Annotated[
+                options[name].hint,
+                typer.Option(help=options[name].help, rich_help_panel=options[name].group or None),
+            ],
+        )
+        for name in order
+    ]
+    parameters += [
+        _extra(_CONFIG, Path | None, None, "JSON file of options, such as a run's config.json."),
+        _extra("plugin", list[str] | None, None, "Python file, or module, that registers more."),
+    ]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "config"
+    ]
+    wants_context = any(parameter.annotation is typer.Context for parameter in own)
+    if not wants_context:
+        own.append(
+            inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        )
+
+    def run(**values: Any) -> None:
+        for name in (_CONFIG, "plugin"):  # which were read first
+            del values[name]
+        context = values["context"] if wants_context else values.pop("context")
+        typed = {name: values.pop(name) for name in order}
+        given = asked.of_file | {name: typed[name] for name in order if _typed(context, name)}
+        context.meta[_GIVEN] = given
+        function(config=kind.resolve(**given), **values)
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    # Typer reads the options from the signature, which types say a function has not.
+    run.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in [*parameters, *own]}
+    return run
+
+
+def _extra(name: str, hint: Any, default: Any, text: str) -> inspect.Parameter:
+    annotation = Annotated[hint, typer.Option(flag(name), help=text)]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

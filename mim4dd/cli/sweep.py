@@ -54,7 +54,7 @@ def sweep(
 
     The same command continues after an interruption. More values, options and seeds may be added.
     """
-    given = given_options(context, config)
+    given = given_options(context)
     if search is not None:
         if one_at_a_time or against is not None:
             raise ValueError("--search takes neither --one-at-a-time nor --against")

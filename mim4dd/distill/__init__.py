@@ -13,7 +13,8 @@ def resolve(**options: Any) -> "DistillConfig":
 
     What is given counts; then what was published for the method, the data and the images per class
     (docs/methods.md), on digits what was measured; then the defaults of
-    :class:`~mim4dd.distill.config.commands.DistillConfig`, whose fields are the options.
+    :class:`~mim4dd.distill.config.commands.DistillConfig` and of what is chosen by its name.
+    Options are given flat, and held by what they are of: ``config.method.syn_steps``.
     ``ExpertsConfig.resolve`` and ``CompareConfig.resolve`` do the same for the other commands.
 
     Raises:
@@ -22,7 +23,7 @@ def resolve(**options: Any) -> "DistillConfig":
     Example:
         >>> from mim4dd import distill
         >>> config = distill.resolve(method="mtt", data="cifar10", ipc=10)
-        >>> config.iterations, config.width, config.zca
+        >>> config.iterations, config.network.width, config.zca
         (5000, 128, True)
     """
     from mim4dd.distill.config.commands import (

@@ -1,19 +1,19 @@
 """One distillation by a configuration, and what its set is worth beside real images."""
 
 from collections.abc import Collection
-from dataclasses import asdict, fields
+from dataclasses import fields
 
-from mim4dd.distill.config.commands import DistillConfig, part
+from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import (
+from mim4dd.distill.evaluation.recipe import (
     Accuracy,
+    Evaluation,
     evaluate,
     evaluate_full,
     evaluate_random_real,
 )
 from mim4dd.distill.loop.loop import distill
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
-from mim4dd.distill.settings import check_options
 
 __all__ = [
     "judge",
@@ -25,26 +25,38 @@ __all__ = [
 ]
 
 
-def judge(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
-    """Evaluate a distilled set by the configuration's recipe, with the step size it comes with.
+def judge(
+    synthetic: SyntheticSet,
+    data: ImageData,
+    config: DistillConfig,
+    evaluation: Evaluation | None = None,
+) -> Accuracy:
+    """Evaluate a distilled set by a recipe, the configuration's where there is no other.
+
+    Its networks take the step size that comes with the set.
 
     Raises:
         ValueError: If the set was made of other data.
     """
     synthetic.require_data(data)
-    return judge_unchecked(synthetic, data, config)
+    return judge_unchecked(synthetic, data, config, evaluation)
 
 
-def judge_unchecked(synthetic: SyntheticSet, data: ImageData, config: DistillConfig) -> Accuracy:
+def judge_unchecked(
+    synthetic: SyntheticSet,
+    data: ImageData,
+    config: DistillConfig,
+    evaluation: Evaluation | None = None,
+) -> Accuracy:
     """As :func:`judge`, of a set that is known to be of ``data``: to find out reads all of it."""
     synthetic = synthetic.to(config.device)
     return evaluate(
-        lambda: config.make_network(data),
+        config.network_maker(data),
         synthetic.image_syn,
         synthetic.label_syn,
         synthetic.syn_lr.item(),
         data,
-        config,
+        config if evaluation is None else evaluation,
     )
 
 
@@ -73,18 +85,19 @@ def run_distillation(
     require_same_options(config, run, may_change)
     method = config.make_method(data)
     if not run.config.exists():  # only now, so that options that cannot work leave no run behind
-        run.create(asdict(config))
+        run.create(config.options())
     # Two networks show how a curve goes; the accuracies that count are of num_eval.
-    glance = part(config, DistillConfig, num_eval=min(2, config.num_eval))
+    recipe = {each.name: getattr(config, each.name) for each in fields(Evaluation)}
+    glance = Evaluation(**recipe | {"num_eval": min(2, config.num_eval)})
     return distill(
         method,
         data,
         config,
         run,
-        lambda synthetic: judge(synthetic, data, glance),
+        lambda synthetic: judge(synthetic, data, config, glance),
         resume=resume,
         from_iteration=from_iteration,
-        config=asdict(config),
+        config=config.options(),
     )
 
 
@@ -96,13 +109,12 @@ def require_same_options(
         return
     # Values alone: what the run was started with, such as its device, need not work here.
     values = run.read_config()
-    check_options(values, DistillConfig, str(run.config))
-    stored = {option.name: option.default for option in fields(DistillConfig)} | values
-    asked = asdict(config)
+    stored = DistillConfig.complete(DistillConfig.read(values, str(run.config)))
+    asked = config.options()
     differing = [
-        f"{name}: {stored[name]!r} → {asked[name]!r}"
-        for name in asked
-        if asked[name] != stored[name] and name not in may_change
+        f"{name}: {stored.get(name)!r} → {asked.get(name)!r}"
+        for name in {**asked, **stored}
+        if asked.get(name) != stored.get(name) and name not in may_change
     ]
     if differing:
         raise ValueError(
@@ -113,12 +125,10 @@ def require_same_options(
 def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
     """What random real images of the same count reach by the same recipe."""
     return evaluate_random_real(
-        lambda: config.make_network(data), config.ipc, config.lr_teacher, data, config
+        config.network_maker(data), config.ipc, config.lr_teacher, data, config
     )
 
 
 def judge_full(data: ImageData, config: DistillConfig) -> Accuracy:
     """What the whole training set reaches by the same recipe, in as many steps."""
-    return evaluate_full(
-        lambda: config.make_network(data), config.ipc, config.lr_teacher, data, config
-    )
+    return evaluate_full(config.network_maker(data), config.ipc, config.lr_teacher, data, config)

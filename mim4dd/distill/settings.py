@@ -1,26 +1,38 @@
-"""Settings: frozen dataclasses that check themselves and can be mixed into one configuration."""
+"""Settings: frozen dataclasses that check themselves."""
 
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["Settings", "check_options", "field_help", "option_names"]
+from mim4dd._checks import check_choice
+
+__all__ = ["Settings", "check_type", "field_help", "option_names", "options_of"]
 
 
 class Settings:
     """Base of all settings.
 
     A subclass is a frozen dataclass whose ``check`` raises ValueError on values that cannot be
-    used, naming the field. A class that inherits from several has the fields of all and is checked
-    by all.
+    used, naming the field; a field of ``Literal`` type is checked by itself. A class that inherits
+    from others has their fields and is checked by all of them. ``GROUP`` is what its fields are
+    shown under.
     """
 
+    GROUP: ClassVar[str] = ""
+
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
         for base in type(self).__mro__:
             if "check" in vars(base):
                 vars(base)["check"](self)
+
+    @classmethod
+    def choices(cls, name: str) -> tuple[Any, ...]:
+        """The values that a field of ``Literal`` type may have."""
+        return get_args(get_type_hints(cls)[name])
 
     def require_at_least(self, **bounds: float) -> None:
         """Require each named field to be a finite number not below its bound."""
@@ -38,29 +50,30 @@ def field_help(settings: type) -> dict[str, str]:
             continue
         _, _, arguments = (inspect.getdoc(base) or "").partition("Args:\n")
         for name, text in re.findall(r"^    (\w+): (.*(?:\n        .*)*)", arguments, re.MULTILINE):
-            texts[name] = " ".join(text.split())
+            # Without the marks of reStructuredText.
+            texts[name] = re.sub(r":\w+:`~?([^`]+)`", r"\1", " ".join(text.split()))
     return texts
 
 
 def option_names(kind: type[Settings]) -> set[str]:
     """Names of all options."""
+    return {option.name for option in options_of(kind)}
+
+
+def options_of(kind: type[Settings]) -> tuple["dataclasses.Field[Any]", ...]:
+    """All options, in their order."""
     # Every settings class is a dataclass, which the type of their base can not say.
-    return {option.name for option in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return dataclasses.fields(kind)  # type: ignore[arg-type]
 
 
-def check_options(values: Mapping[str, Any], kind: type[Settings], source: str) -> None:
-    """Require every option to exist and to have its type."""
-    unknown = sorted(set(values) - option_names(kind))
-    if unknown:
-        raise ValueError(f"{source} names unknown options: {', '.join(unknown)}")
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        allowed = _types(hints[name])
-        if float in allowed:
-            allowed.add(int)  # JSON writes 1.0 as 1
-        if type(value) not in allowed:  # not isinstance, which takes True for an int
-            names = " or ".join(sorted(each.__name__ for each in allowed))
-            raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
+def check_type(name: str, value: Any, hint: Any, source: str) -> None:
+    """Require the value of an option to be of its type."""
+    allowed = _types(hint)
+    if float in allowed:
+        allowed.add(int)  # JSON writes 1.0 as 1
+    if type(value) not in allowed:  # not isinstance, which takes True for an int
+        names = " or ".join(sorted(each.__name__ for each in allowed))
+        raise ValueError(f"{source}: {name} must be of type {names}, got {value!r}")
 
 
 def _types(hint: Any) -> set[type]:

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.add_ons.feature_matching import FeatureMatchingLoss
+from mim4dd.distill.add_ons.registry import AddOnSettings, add_on
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.methods.base import (
     BaseMethod,
     ComparedNetwork,
+    Ingredients,
     Initial,
     Objective,
     RealData,
 )
-from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.features import layer_features
 from mim4dd.distill.training.network import seeded_network
 from mim4dd.distill.training.passes import has_batch_norm, in_passes
@@ -27,11 +28,10 @@ __all__ = ["MIM4DD", "MIM4DDSettings", "layer_features"]
 
 
 @dataclass(frozen=True)
-class MIM4DDSettings(Settings):
+class MIM4DDSettings(AddOnSettings):
     """What the add-on compares, and what that counts.
 
     Args:
-        weight: Weight of the mutual-information loss; 0 leaves it out.
         temperature: Temperature of the logits of the mutual-information loss.
         critic: "info_nce"; "nce", of the form that CRD and CMIM take; "l2", without negatives, to
             compare with.
@@ -41,7 +41,6 @@ class MIM4DDSettings(Settings):
         num_keys: Real images in the contrastive batch, so the negatives of each class and its own.
     """
 
-    weight: float = 0.1
     temperature: float = 0.1
     critic: Literal["info_nce", "nce", "l2"] = "info_nce"
     layer_decay: float = 0.5
@@ -51,7 +50,7 @@ class MIM4DDSettings(Settings):
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(weight=0, projection=1, num_keys=1)
+        self.require_at_least(projection=1, num_keys=1)
         self.make_criterion()
 
     def make_criterion(self, projection: Sequence[nn.Module] | None = None) -> MIM4DDLoss:
@@ -192,6 +191,12 @@ class MIM4DD(BaseMethod):
         with torch.no_grad():
             parts = [layer_features(network, compared.theta_real, part, layers) for part in passes]
         return features_syn, [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
+
+
+@add_on("mim4dd", title="MIM4DD", settings=MIM4DDSettings)
+def _add(base: BaseMethod, settings: MIM4DDSettings, ingredients: Ingredients) -> MIM4DD:
+    network, images = ingredients.new_network(), ingredients.data.image_train
+    return MIM4DD.from_settings(base, settings, network, images, ingredients.seed)
 
 
 def _names(network: nn.Module, layers: Sequence[str] | None) -> Sequence[str]:

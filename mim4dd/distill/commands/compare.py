@@ -10,22 +10,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mim4dd._threads import process_threads
 from mim4dd.distill.commands.compare_work import distill_all, judge_all, workers_at
 from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import Accuracy, percent
+from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
 from mim4dd.distill.job import require_same_options
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
-from mim4dd.distill.report.html import final_bound
 from mim4dd.distill.report.show import draw_run
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runs.metrics import final_bound
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import start_worker_server
-from mim4dd.distill.runtime.threads import threads_for
+from mim4dd.distill.runtime.threads import workers_for
 
 __all__ = ["accuracy_table", "compare", "comparison_table"]
 
@@ -74,16 +73,18 @@ def _compare(
     runs = _runs(config, out, folder)
     for each, run in (pair for group in runs.values() for pair in group):
         require_same_options(each, run)  # before experts are trained, which takes the longest
-    if (workers or _most_workers(config)) > 1 and not (out / "summary.json").exists():
+    # How large the work is, is known when the data is there: these are for the smallest.
+    most_workers = workers or workers_for(0, torch.device(config.device))
+    if most_workers > 1 and not (out / "summary.json").exists():
         start_worker_server()
     data = config.load_data()
     data.require(config.ipc)  # of real images, for the baseline
     require_writable(out / "summary.json")
     expert_seconds: float | None = None
-    if METHODS[config.method].needs_experts and not config.experts:
+    if METHODS[config.method_name].needs_experts and not config.experts:
         experts = train_experts(
             config.make_network,
-            config.network_name,
+            config.network_title,
             data,
             config,
             folder,
@@ -94,7 +95,7 @@ def _compare(
     accuracies = done.accuracies
     summary = {
         "dataset": data.name,
-        "method": config.method,
+        "method": config.method_name,
         # Of all processes together, and of earlier calls that were interrupted; then of this call.
         "seconds": {
             "install": install_seconds,
@@ -113,11 +114,11 @@ def _compare(
                 }
             },
         },
-        "mim4dd_gain": _gain(accuracies, config.method),
+        "mim4dd_gain": _gain(accuracies, config.method_name),
         "mi_lower_bound": {
             "nats": statistics.fmean(
                 bound
-                for _, run in runs[f"{config.method}+mim4dd"]
+                for _, run in runs[f"{config.method_name}+mim4dd"]
                 if (bound := final_bound(run.read_metrics())) is not None
             ),
             "log_num_classes": math.log(data.num_classes),
@@ -127,11 +128,6 @@ def _compare(
     }
     write_json(out / "summary.json", summary)
     return summary
-
-
-def _most_workers(config: CompareConfig) -> int:
-    """Those for the smallest work: how large it is, is known when the data is there."""
-    return process_threads() // threads_for(0) if config.device == "cpu" else 1
 
 
 class _Done(NamedTuple):
@@ -170,15 +166,19 @@ def _distil_and_judge(
 
 def _runs(config: CompareConfig, out: Path, experts: str) -> _Runs:
     """Options and directories of all distillations, by method."""
+    if METHODS[config.method_name].needs_experts:
+        config = config.but(experts=experts)
     return {
         name: [
             (
-                part(config, DistillConfig, experts=experts, seed=seed, weight=weight),
+                part(config, DistillConfig, seed=seed, weight=weight),
                 RunDirectory(out / name / f"seed{seed}"),
             )
             for seed in range(config.seed, config.seed + config.num_distill)
         ]
-        for name, weight in zip(_titles(config.method), (0.0, config.weight), strict=True)
+        for name, weight in zip(
+            _titles(config.method_name), (0.0, config.add_on.weight), strict=True
+        )
     }
 
 
@@ -203,7 +203,7 @@ def _draw(
     """Draw what each set looks like and all curves over each other."""
     images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.eval_seed))
     grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
-    titles = _titles(config.method)
+    titles = _titles(config.method_name)
     for name, title in titles.items():
         first = sets[name][0]
         grids[name] = (title, first.pixels, first.class_syn)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import Accuracy
+from mim4dd.distill.evaluation.recipe import Accuracy
 from mim4dd.distill.job import (
     judge_full,
     judge_random_real,
@@ -18,7 +18,7 @@ from mim4dd.distill.job import (
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
-from mim4dd.distill.runtime.threads import workers_for
+from mim4dd.distill.runtime.threads import work_of, workers_for
 from mim4dd.distill.training.network import seeded_network
 
 __all__ = ["distill_all", "judge_all", "workers_at"]
@@ -31,7 +31,8 @@ def workers_at(config: CompareConfig, data: ImageData, batch: int, asked: int | 
     if asked is not None:
         return asked
     network = seeded_network(lambda: config.make_network(data), config.seed)
-    return workers_for(network, data.image_train[:batch])
+    images = data.image_train[:batch]
+    return workers_for(work_of(network, images), images.device)
 
 
 def distill_all(

@@ -3,18 +3,17 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
 from mim4dd.distill.config.file import read_config
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import Accuracy, Evaluation, percent
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
+from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
 from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.job import judge, judge_full, judge_random_real
-from mim4dd.distill.networks import NetworkName
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.settings import option_names
@@ -31,9 +30,6 @@ __all__ = [
     "save_gains",
 ]
 
-# By these a network is made; what they make is compared instead, since not every network has all.
-_NETWORK_OPTIONS = {"network", "width", "depth", "norm", "pooling"}
-
 
 class JudgedRun(NamedTuple):
     """A distilled set, and the configuration that it is judged by."""
@@ -42,7 +38,7 @@ class JudgedRun(NamedTuple):
     synthetic: SyntheticSet
     config: DistillConfig
 
-    def on_network(self, network: NetworkName | None) -> DistillConfig:
+    def on_network(self, network: str | None) -> DistillConfig:
         """The configuration on another network; None stays on the run's own."""
         return self.config if network is None else self.config.on_network(network)
 
@@ -66,23 +62,18 @@ def load_run(path: Path, iteration: int | None = None, **changes: int) -> Judged
     return JudgedRun(name, synthetic, config)
 
 
-def require_same_task(
-    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None] = (None,)
-) -> None:
+def require_same_task(runs: Sequence[JudgedRun], networks: Sequence[str | None] = (None,)) -> None:
     """Raise ValueError unless one baseline, on every network, serves all runs."""
-    shared = option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"}
+    shared = set(TaskSettings.own_names()) | option_names(Evaluation) | {"ipc", "lr_teacher"}
     configs = [run.config for run in runs]
-    differing = {
-        name
-        for name in shared - _NETWORK_OPTIONS
-        if len({getattr(config, name) for config in configs}) > 1
-    }
+    differing = {name for name in shared if len({getattr(config, name) for config in configs}) > 1}
     for network in networks:
-        if len({run.on_network(network).network_name for run in runs}) > 1 and not differing:
+        if len({run.on_network(network).network_title for run in runs}) > 1 and not differing:
+            made_by = [_network_options(run.on_network(network)) for run in runs]
             differing = {
                 name
-                for name in _NETWORK_OPTIONS
-                if len({getattr(run.on_network(network), name) for run in runs}) > 1
+                for name in set(made_by[0]).intersection(*made_by)
+                if len({options[name] for options in made_by}) > 1
             }
     if differing:
         raise ValueError(
@@ -91,8 +82,13 @@ def require_same_task(
         )
 
 
+def _network_options(config: DistillConfig) -> dict[str, Any]:
+    """By what a network is made; another one may not have all of it."""
+    return {"network": config.network_name, **asdict(config.network)}  # type: ignore[call-overload]
+
+
 def cross_evaluate(
-    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None], baselines: bool
+    runs: Sequence[JudgedRun], networks: Sequence[str | None], baselines: bool
 ) -> dict[str, dict[str, Accuracy]]:
     """Judge every set on every network, by the recipe and the step size that it comes with.
 
@@ -118,7 +114,7 @@ def cross_evaluate(
                 _require_real(run, data, "--no-baselines leaves the baselines out")
             for network in networks:
                 config = run.on_network(network)
-                table[run.name][config.network] = judge(run.synthetic, data, config)
+                table[run.name][config.network_name] = judge(run.synthetic, data, config)
                 progress.update()
         if baselines:
             rows = {
@@ -129,13 +125,13 @@ def cross_evaluate(
             for network in networks:
                 config = run.on_network(network)
                 for row, judge_real in rows.items():
-                    table[row][config.network] = judge_real(data, config)
+                    table[row][config.network_name] = judge_real(data, config)
                 progress.update()
     return table
 
 
 def cross_gains(
-    runs: Sequence[JudgedRun], networks: Sequence[NetworkName | None]
+    runs: Sequence[JudgedRun], networks: Sequence[str | None]
 ) -> dict[tuple[str, str], list[Gain]]:
     """What every set gains over random real images, on every network by every recipe.
 
@@ -153,7 +149,7 @@ def cross_gains(
         for run, data in _with_data(runs):
             for network in networks:
                 config = run.on_network(network)
-                gains[run.name, config.network] = _gains(run.synthetic, config, data)
+                gains[run.name, config.network_name] = _gains(run.synthetic, config, data)
                 progress.update()
     return gains
 

@@ -1,36 +1,27 @@
-"""Configurations of whole commands: every option of the parts, flat, under the field's names."""
+"""Configurations of whole commands: data, network, method, add-on, loop and evaluation."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from mim4dd._checks import check_choice
-from mim4dd.distill.add_ons.mutual_information import MIM4DD, MIM4DDSettings
+from mim4dd.distill.add_ons import ADD_ONS, AddOnSettings, MIM4DDSettings
+from mim4dd.distill.config.nested import Configuration, part
 from mim4dd.distill.config.presets import expert_preset, preset
 from mim4dd.distill.data import ImageData, load_data
-from mim4dd.distill.evaluation.evaluate import Evaluation
-from mim4dd.distill.experts.train import ExpertBuffer, ExpertTraining
-from mim4dd.distill.loop.loop import LoopSettings
-from mim4dd.distill.methods import METHODS
+from mim4dd.distill.evaluation import Evaluation
+from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
+from mim4dd.distill.loop import LoopSettings
+from mim4dd.distill.methods import METHODS, MethodEntry
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
-from mim4dd.distill.methods.cafe import CAFESettings
-from mim4dd.distill.methods.datm import DATMSettings
-from mim4dd.distill.methods.dm import DMSettings
-from mim4dd.distill.methods.dsa import DSASettings
-from mim4dd.distill.methods.rat_bptt import RaTBPTTSettings
-from mim4dd.distill.methods.sre2l import SRe2LSettings
-from mim4dd.distill.networks import (
-    NetworkName,
-    Norm,
-    Pooling,
-    check_network,
-    make_network,
-    network_title,
-)
-from mim4dd.distill.settings import Settings, check_options, option_names
+from mim4dd.distill.methods.mtt import MTTSettings
+from mim4dd.distill.networks import NETWORKS, make_network, network_title
+from mim4dd.distill.networks.convnet import ConvNetSettings
+from mim4dd.distill.registry import Entry, Registry
+from mim4dd.distill.settings import Settings, option_names
 
 __all__ = [
     "CompareConfig",
@@ -38,23 +29,21 @@ __all__ = [
     "ExpertsConfig",
     "SweepConfig",
     "TaskSettings",
-    "foreign_options",
-    "method_titles",
-    "needs_experts",
     "part",
 ]
 
 Config = TypeVar("Config", bound="TaskSettings")
-Part = TypeVar("Part", bound=Settings)
+
+_CONVNET, _MTT, _MIM4DD = ConvNetSettings(), MTTSettings(), MIM4DDSettings()
 
 
 @dataclass(frozen=True)
-class TaskSettings(Settings):
+class TaskSettings(Configuration):
     """Data, network and device.
 
-    A configuration that is called takes its arguments as they are and the defaults of the class
-    for the rest, whatever the data and the method: it is for values that were resolved before, such
-    as those of a ``config.json``. :meth:`resolve` fills in what was published.
+    :meth:`of` takes flat options as they are and the defaults of the classes for the rest, whatever
+    the data and the method: it is for values that were resolved before, such as those of a
+    ``config.json``. :meth:`resolve` fills in what was published.
 
     Args:
         data: Name of a data set ("digits", "shapes", "cifar10", …: docs/data.md), or a folder with
@@ -63,28 +52,23 @@ class TaskSettings(Settings):
         image_size: Height and width to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
         network: Architecture of experts and students.
-        width: Channels of every block of the ConvNet, units of the MLP's layers.
-        depth: Blocks of the ConvNet; each halves the image.
-        norm: Norm of the network; by default what the field gives it.
-        pooling: Pooling of the ConvNet; for resnet18 "avg" halves by pooling in place of strides.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
+
+    GROUP: ClassVar[str] = "Data and device"
+    CHOICES: ClassVar[Mapping[str, Registry[Any]]] = {"network": NETWORKS}
 
     data: str = "digits"
     data_path: str = "data"
     image_size: int | None = None
     zca: bool = False
-    network: NetworkName = "convnet"
-    width: int = 32
-    depth: int = 2
-    norm: Norm | None = None
-    pooling: Pooling | None = None
+    network_name: str = "convnet"
+    network: Settings = _CONVNET
     device: str = "cpu"
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(image_size=1, width=1, depth=1)
-        check_network(self.network, norm=self.norm, pooling=self.pooling)
+        self.require_at_least(image_size=1)
         check_device("device", self.device)
 
     def load_data(self) -> ImageData:
@@ -95,58 +79,69 @@ class TaskSettings(Settings):
         """A freshly initialised network for ``data``.
 
         Raises:
-            ValueError: If the data are rows, which only the MLP takes, or images too small.
+            ValueError: If the data are rows, which only some networks take, or images too small.
         """
-        takes_rows = self.network == "mlp"
-        return make_network(
-            self.network,
+        return self.network_maker(data)()
+
+    def network_maker(self, data: ImageData) -> Callable[[], nn.Module]:
+        """What makes networks for ``data``, and holds nothing of it.
+
+        Raises:
+            ValueError: If the data are rows, which only some networks take.
+        """
+        takes_rows = NETWORKS[self.network_name].takes_rows
+        return partial(
+            make_network,
+            self.network_name,
             num_classes=data.num_classes,
             channels=data.image_train[0].numel() if takes_rows else data.channels,
             image_size=1 if takes_rows else data.image_size,
-            width=self.width,
-            depth=self.depth,
-            norm=self.norm,
-            pooling=self.pooling,
+            settings=self.network,
         )
 
-    def on_network(self: Config, network: NetworkName) -> Config:
-        """The same task on another network, with the norm and pooling that the field gives it."""
-        if network == self.network:
+    def on_network(self: Config, network: str) -> Config:
+        """The same task on another network, of the same size where that can be chosen.
+
+        What else it can be asked for, such as its norm, is as it is by default for the data.
+        """
+        if network == self.network_name:
             return self
-        return replace(self, network=network, norm=None, pooling=None)
+        new, own = NETWORKS[network], NETWORKS[self.network_name].options
+        options = {name: value for name, value in self.options().items() if name not in own}
+        options |= {name: each for name, each in preset(self.data).items() if name in new.options}
+        sizes = {name: getattr(self.network, name) for name in own & new.options}
+        options |= {name: size for name, size in sizes.items() if isinstance(size, int)}
+        return type(self).of(**options | {"network": network})
 
     @classmethod
     def preset(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """The tabulated defaults of other options beside these: published ones, or measured."""
-        method = options.get("method")
+        data = options.get("data", cls.data)
+        method = options.get("method", getattr(cls, "method_name", None))
         found: dict[str, Any] = {}
         # Experts share options with methods, and must not set them for one that needs no experts.
-        if issubclass(cls, ExpertTraining) and (method is None or needs_experts(method)):
-            found |= expert_preset(options["data"])
-        found |= preset(options["data"], method, options.get("ipc"))
-        return {name: value for name, value in found.items() if name in option_names(cls)}
+        if issubclass(cls, ExpertTraining) and (method is None or METHODS[method].needs_experts):
+            found |= expert_preset(data)
+        found |= preset(data, method, options.get("ipc", getattr(cls, "ipc", None)))
+        known = cls.describe(cls.chosen(found | dict(options)))
+        return {name: value for name, value in found.items() if name in known}
 
     @classmethod
     def resolve(cls: type[Config], /, **options: Any) -> Config:
-        """The configuration that a command makes of these options.
+        """The configuration that a command makes of these flat options.
 
         What is given counts; then the tabulated defaults for the data, and for the method and the
-        images per class where there are such (:meth:`preset`); then the defaults of the class.
+        images per class where there are such (:meth:`preset`); then the defaults of the classes.
 
         Raises:
             ValueError: If an option does not exist, is not of its type or has a bad value.
         """
-        check_options(options, cls, cls.__name__)
-        defaults: dict[str, Any] = {option.name: option.default for option in fields(cls)}
-        return cls(**(defaults | cls.preset(defaults | options) | options))
+        return cls.of(**(cls.preset(options) | options))
 
     @property
-    def network_name(self) -> str:
+    def network_title(self) -> str:
         """What experts are told apart by."""
-        title = network_title(
-            self.network, width=self.width, depth=self.depth, norm=self.norm, pooling=self.pooling
-        )
-        return f"{title} zca={self.zca}"
+        return f"{network_title(self.network_name, self.network)} zca={self.zca}"
 
 
 @dataclass(frozen=True)
@@ -179,44 +174,52 @@ class ExpertsConfig(TaskSettings, ExpertTraining):
 
 
 @dataclass(frozen=True)
-class DistillConfig(
-    TaskSettings,
-    DATMSettings,
-    DSASettings,
-    CAFESettings,
-    DMSettings,
-    RaTBPTTSettings,
-    SRe2LSettings,
-    MIM4DDSettings,
-    LoopSettings,
-    Evaluation,
-):
+class DistillConfig(TaskSettings, LoopSettings, Evaluation):
     """What `mim4dd distill` takes. Make it by :func:`mim4dd.distill.resolve`, as the command does.
 
-    ``DistillConfig(data="cifar10", method="mtt")`` itself has the defaults shown here, which are
-    for small images, and not those that were published for CIFAR-10.
+    ``DistillConfig.of(data="cifar10", method="mtt")`` itself has the defaults of the classes, which
+    are for small images, and not those that were published for CIFAR-10.
 
     Args:
         method: The base method.
-        experts: Folder of the expert trajectories, for methods that match them.
+        add_on: What is added to its loss.
+        experts: Folder of the expert trajectories.
+
+    Example:
+        >>> from mim4dd import distill
+        >>> config = distill.resolve(method="dm", batch_real=64)
+        >>> config.method_name, config.method.batch_real
+        ('dm', 64)
     """
 
-    method: Literal["mtt", "tesla", "datm", "dc", "dsa", "cafe", "dm", "rat_bptt", "sre2l"] = "mtt"
+    CHOICES: ClassVar[Mapping[str, Registry[Any]]] = {
+        "method": METHODS,
+        "add_on": ADD_ONS,
+        "network": NETWORKS,
+    }
+
+    method_name: str = "mtt"
+    method: Any = _MTT  # the settings of that method
+    add_on_name: str = "mim4dd"
+    add_on: AddOnSettings = _MIM4DD
     experts: str = "runs/experts"
 
-    def check(self) -> None:
-        """Raise ValueError on values that cannot be used."""
-        check_choice("method", self.method, tuple(METHODS))
-        others = foreign_options(self.method)
-        for option in fields(self):
-            if option.name in others and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"{option.name} has no effect on method {self.method!r}: leave it at "
-                    f"{option.default!r}, got {getattr(self, option.name)!r}"
-                )
+    @classmethod
+    def unused(cls, chosen: Mapping[str, Entry]) -> set[str]:
+        """What only other methods learn by, and experts where the method matches none."""
+        method = chosen["method"]
+        assert isinstance(method, MethodEntry)
+        unused: set[str] = set() if method.needs_experts else cls.of_experts(method)
+        of_learned = LoopSettings.OF_LEARNED
+        return unused.union(*(of_learned[what] for what in of_learned.keys() - method.learns))
+
+    @classmethod
+    def of_experts(cls, method: MethodEntry) -> set[str]:
+        """The options that concern experts alone."""
+        return {"experts"}
 
     def make_method(self, data: ImageData) -> BaseMethod:
-        """The base method, with the MIM4DD add-on unless its weight is 0.
+        """The base method, with the add-on unless its weight is 0.
 
         Raises:
             ValueError: If the options do not fit the data, the network or the experts.
@@ -226,23 +229,20 @@ class DistillConfig(
                 f"eval_dsa_strategy must be 'none' for rows, which {data.name} holds, "
                 f"got {self.eval_dsa_strategy!r}"
             )
-        ingredients = Ingredients(
-            data, lambda: self.make_network(data), self._open_experts, self.seed
-        )
-        kind = METHODS[self.method]
-        method = kind.make(ingredients, part(self, kind.settings))
+        ingredients = Ingredients(data, self.network_maker(data), self._open_experts, self.seed)
+        method: BaseMethod = METHODS[self.method_name].make(ingredients, self.method)
         method.require_data(data)
         if self.init == "real" or type(method).initial is not BaseMethod.initial:
             data.require(self.ipc)  # else found out once the run is made
-        if self.weight == 0:
+        if self.add_on.weight == 0:
             return method
-        network = ingredients.new_network()
-        return MIM4DD.from_settings(method, self, network, data.image_train, self.seed)
+        added: BaseMethod = ADD_ONS[self.add_on_name].make(method, self.add_on, ingredients)
+        return added
 
     def _open_experts(self) -> ExpertBuffer:
         experts = ExpertBuffer(self.experts)
         # The first word on options that do not fit; require_task compares layers and pictures.
-        experts.require(network=self.network_name)
+        experts.require(network=self.network_title)
         return experts
 
 
@@ -260,12 +260,17 @@ class CompareConfig(DistillConfig, ExpertTraining):
     experts: str = ""
     num_distill: int = 2
 
+    @classmethod
+    def of_experts(cls, method: MethodEntry) -> set[str]:
+        """The options that concern experts alone: where they are, and how they are trained."""
+        return {"experts"} | option_names(ExpertTraining) - {"seed"} - method.options
+
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(num_distill=1)
-        if self.weight == 0:
+        if self.add_on.weight == 0:
             raise ValueError(
-                "weight must be above 0 to compare the method + MIM4DD with the method alone"
+                "weight must be above 0 to compare the method with an add-on and without"
             )
 
 
@@ -284,11 +289,10 @@ class SweepConfig(DistillConfig, ExpertTraining):
     experts: str = ""
     eval_every: int = 0
 
-
-def part(config: TaskSettings, kind: type[Part], **changes: Any) -> Part:
-    """The part of a configuration that another command or a method takes, some options changed."""
-    values = {name: value for name, value in asdict(config).items() if name in option_names(kind)}
-    return kind(**(values | changes))
+    @classmethod
+    def of_experts(cls, method: MethodEntry) -> set[str]:
+        """None: other settings of the sweep may have other methods, which match experts."""
+        return set()
 
 
 def check_device(name: str, value: str) -> None:
@@ -301,20 +305,3 @@ def check_device(name: str, value: str) -> None:
         raise ValueError(f"{name} {value!r} was asked for, but PyTorch sees no CUDA GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{name} must be below cuda:{torch.cuda.device_count()}, got {value!r}")
-
-
-def needs_experts(method: str) -> bool:
-    """Whether a method needs expert trajectories."""
-    check_choice("method", method, tuple(METHODS))
-    return METHODS[method].needs_experts
-
-
-def foreign_options(method: str) -> set[str]:
-    """Options of other methods alone, which have no effect on this one."""
-    return set().union(*(kind.options for kind in METHODS.values())) - METHODS[method].options
-
-
-def method_titles(option: str) -> list[str]:
-    """Titles of the methods that an option is for; none for an option of all."""
-    titles = [kind.title for kind in METHODS.values() if option in kind.options]
-    return [] if len(titles) == len(METHODS) else titles

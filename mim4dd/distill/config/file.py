@@ -4,7 +4,6 @@ from pathlib import Path
 
 from mim4dd.distill.config.commands import Config
 from mim4dd.distill.files.atomic import read_json
-from mim4dd.distill.settings import check_options
 
 __all__ = ["read_config"]
 
@@ -15,6 +14,4 @@ def read_config(path: str | Path, kind: type[Config]) -> Config:
     Raises:
         ValueError: If the file is not readable, names an unknown option or holds a bad value.
     """
-    values = read_json(Path(path))
-    check_options(values, kind, str(path))
-    return kind(**values)
+    return kind.of(**kind.read(read_json(Path(path)), str(path)))

@@ -1,9 +1,12 @@
 """Defaults by method, data set and images per class: published ones, and on digits our own."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from mim4dd.distill.methods import METHODS
 
 __all__ = ["expert_preset", "preset"]
 
@@ -31,7 +34,9 @@ def preset(data: str, method: str | None = None, ipc: int | None = None) -> dict
     """
     presets = _presets()
     options = dict(presets["networks"].get(data, {}))
-    by_ipc = presets["methods"].get(method, {}).get(data, {})
+    by_ipc: Mapping[str, Mapping[str, Any]] = presets["methods"].get(method, {}).get(data, {})
+    if method is not None:
+        by_ipc = METHODS[method].presets.get(data, by_ipc)
     options |= by_ipc.get("any", {})
     tabulated = [int(key) for key in by_ipc if key != "any" and int(key) <= (ipc or 0)]
     if tabulated:

@@ -1,6 +1,6 @@
 """What a set is worth: networks trained on it and tested on real images."""
 
-from mim4dd.distill.evaluation.evaluate import (
+from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
     evaluate,

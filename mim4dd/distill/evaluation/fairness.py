@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import (
+from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
     evaluate,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -48,6 +48,8 @@ class ExpertTraining(Settings):
         decay: Let lr_expert fall to a tenth where MTT does: train_epochs / 2 + 2 epochs in.
         seed: Seed of the first expert; the others follow.
     """
+
+    GROUP: ClassVar[str] = "Experts"
 
     num_experts: int = 10
     train_epochs: int = 10

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import Accuracy
+from mim4dd.distill.evaluation.recipe import Accuracy
 from mim4dd.distill.loop.resume import checkpoint_to_continue, run_identity
 from mim4dd.distill.loop.settings import LoopSettings
 from mim4dd.distill.loop.state import LoopState, copied_state, save

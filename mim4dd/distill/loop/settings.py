@@ -1,9 +1,10 @@
 """How a synthetic set is initialised and optimised."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from mim4dd._checks import check_choice, check_positive
+from mim4dd._checks import check_positive
 from mim4dd.distill.settings import Settings
 
 __all__ = ["MAY_CHANGE", "LoopSettings"]
@@ -41,13 +42,20 @@ class LoopSettings(Settings):
         lr_teacher: Initial value of the learned step size syn_lr.
         positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, which lr_lr cannot drive
             below 0; at the start both learn alike.
-        init: Start from "real" training images, from Gaussian "noise", or from "unit_noise": images
-            of it scaled to length 1, as in RaT-BPTT.
+        init: Start from "real" training images, Gaussian "noise", or "unit_noise": each image of it
+            scaled to length 1, as in RaT-BPTT.
         ema_decay: Keep an exponential moving average of the images as the result, as FTD; 0: none.
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
         eval_every: Iterations between evaluations for the curves; 0 leaves them out.
     """
+
+    GROUP: ClassVar[str] = "Loop"
+    # The options for what only some methods learn beside images, which have no effect elsewhere.
+    OF_LEARNED: ClassVar[Mapping[str, frozenset[str]]] = {
+        "syn_lr": frozenset({"lr_lr", "positive_syn_lr"}),
+        "labels": frozenset({"lr_y"}),
+    }
 
     ipc: int = 1
     iterations: int = 150
@@ -69,7 +77,5 @@ class LoopSettings(Settings):
             ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0, checkpoint_every=1, eval_every=0
         )
         check_positive("lr_teacher", self.lr_teacher)
-        check_choice("optimizer_img", self.optimizer_img, ("sgd", "adam"))
-        check_choice("init", self.init, ("real", "noise", "unit_noise"))
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ __all__ = [
     "identity_by_network",
     "network_of_seed",
 ]
+
+
+Method = TypeVar("Method", bound="BaseMethod")
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ class BaseMethod(ABC):
     A method of one's own needs :meth:`loss` alone; docs/methods.md shows one.
     """
 
+    @classmethod
+    def make(cls: type[Method], ingredients: Ingredients, settings: Any) -> Method:
+        """From what a configuration holds: by default of ``new_network`` and the settings."""
+        return cls(ingredients.new_network, settings)  # type: ignore[call-arg]
+
     @abstractmethod
     def loss(
         self,
@@ -184,13 +192,13 @@ class BaseMethod(ABC):
 
 
 def identity_by_network(
-    method: BaseMethod, make_network: Callable[[int], nn.Module]
+    method: BaseMethod, new_network: Callable[[int], nn.Module]
 ) -> dict[str, Any]:
-    """The identity of a method with an attribute ``make_network``: what it makes, not its name."""
-    described = describe_object(method, without=("make_network",))
-    return described | {"network": describe_network(network_of_seed(make_network))}
+    """The identity of a method with an attribute ``new_network``: what it makes, not its name."""
+    described = describe_object(method, without=("new_network",))
+    return described | {"network": describe_network(network_of_seed(new_network))}
 
 
-def network_of_seed(make_network: Callable[[int], nn.Module]) -> nn.Module:
-    """What ``make_network`` makes of seed 0, the global random stream left as it is."""
-    return seeded_network(lambda: make_network(0), 0)
+def network_of_seed(new_network: Callable[[int], nn.Module]) -> nn.Module:
+    """What ``new_network`` makes of seed 0, the global random stream left as it is."""
+    return seeded_network(lambda: new_network(0), 0)

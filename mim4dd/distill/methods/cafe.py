@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.methods.base import Ingredients, RealData
+from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.training.features import layer_features, unpooled_features
 from mim4dd.distill.training.passes import in_passes
 
@@ -53,6 +54,7 @@ class CAFESettings(BilevelSettings):
         )
 
 
+@method("cafe", title="CAFE", settings=CAFESettings)
 class CAFE(BilevelMethod):
     r"""Align the mean features of every class, and tell real samples apart by synthetic ones.
 
@@ -94,11 +96,6 @@ class CAFE(BilevelMethod):
         if settings.aligned_maps == "unpooled":
             self.weights.insert(-1, settings.last_weight / 2)
         self.call = FunctionalModel(self.network)
-
-    @classmethod
-    def make(cls, ingredients: Ingredients, settings: CAFESettings) -> "CAFE":
-        """From what a configuration holds."""
-        return cls(ingredients.new_network, settings)
 
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
         """Alignment and discrimination from one real batch, in the mean over the networks. ()"""

@@ -9,6 +9,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.training.passes import has_batch_norm, in_passes
 
 __all__ = ["DATM", "DATMSettings"]
@@ -55,6 +56,13 @@ class DATMSettings(MTTSettings):
         return range(self.min_start_epoch, min(first + grown, self.max_start_epoch))
 
 
+@method(
+    "datm",
+    title="DATM",
+    settings=DATMSettings,
+    needs_experts=True,
+    learns=("syn_lr", "labels"),
+)
 class DATM(MTT):
     """:class:`MTT` from easy to hard, with soft labels that are learned with the images.
 

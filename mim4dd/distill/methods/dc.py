@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.step_gradient import StepLoss, Wanted
-from mim4dd.distill.methods.base import Ingredients, RealData
+from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.training.passes import in_passes, sum_over_classes
 
 __all__ = ["DC", "DCSettings", "gradient_distance"]
@@ -26,6 +27,7 @@ class DCSettings(BilevelSettings):
     """What gradient matching matches."""
 
 
+@method("dc", title="DC", settings=DCSettings)
 class DC(BilevelMethod):
     r"""Match the gradients that real and synthetic samples of each class give a network.
 
@@ -55,11 +57,6 @@ class DC(BilevelMethod):
         self._shapes = call.shapes
         self._one = StepLoss(call, F.cross_entropy, own_samples=False)
         self._many = StepLoss(call, F.cross_entropy, own_samples=True)
-
-    @classmethod
-    def make(cls, ingredients: Ingredients, settings: DCSettings) -> "DC":
-        """From what a configuration holds."""
-        return cls(ingredients.new_network, settings)
 
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
         """The distances summed over the classes, whose batches the networks share. ()"""

@@ -12,13 +12,13 @@ from torch.func import functional_call
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
     BaseMethod,
-    Ingredients,
     Objective,
     RealData,
     identity_by_network,
     network_of_seed,
 )
 from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import (
     State,
     for_each_network,
@@ -48,6 +48,7 @@ class DMSettings(NetworksSettings, AugmentationSettings):
         self.require_at_least(batch_real=1)
 
 
+@method("dm", title="DM", settings=DMSettings)
 class DM(BaseMethod):
     r"""Match the mean embedding of every class in networks that were never trained.
 
@@ -59,7 +60,7 @@ class DM(BaseMethod):
     for the real x and the synthetic s of class c.
 
     Args:
-        make_network: Makes a network with the initial weights of a seed.
+        new_network: Makes a network with the initial weights of a seed.
         settings: What to match.
 
     Raises:
@@ -69,32 +70,27 @@ class DM(BaseMethod):
         Zhao, Bilen. Dataset Condensation with Distribution Matching. arXiv:2110.04181.
     """
 
-    def __init__(self, make_network: Callable[[int], nn.Module], settings: DMSettings) -> None:
-        _last_linear(make_network(0))
-        self.make_network = make_network
+    def __init__(self, new_network: Callable[[int], nn.Module], settings: DMSettings) -> None:
+        _last_linear(new_network(0))
+        self.new_network = new_network
         self.settings = settings
         strategy = settings.dsa_strategy
         self.augment = None if strategy == "none" else Augmentation(strategy, siamese=True)
 
-    @classmethod
-    def make(cls, ingredients: Ingredients, settings: DMSettings) -> "DM":
-        """From what a configuration holds."""
-        return cls(ingredients.new_network, settings)
-
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
-        return identity_by_network(self, self.make_network)
+        return identity_by_network(self, self.new_network)
 
     def example_network(self) -> nn.Module:
         """A network as it draws them."""
-        return network_of_seed(self.make_network)
+        return network_of_seed(self.new_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> Objective:
         """The distance of the mean embeddings, in the mean over ``num_networks`` networks."""
         networks = [
-            self.make_network(real.seed()).train() for _ in range(self.settings.num_networks)
+            self.new_network(real.seed()).train() for _ in range(self.settings.num_networks)
         ]
         value = sum_over_classes(
             partial(self._distance, networks, real),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.dc import DC, DCSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.training.augment import Augmentation
 
 __all__ = ["DSA", "DSASettings"]
@@ -19,6 +20,7 @@ class DSASettings(DCSettings, AugmentationSettings):
     """What gradient matching matches, and under which augmentation."""
 
 
+@method("dsa", title="DSA", settings=DSASettings)
 class DSA(DC):
     """:class:`DC` of images augmented alike: one draw for all real and synthetic ones of a class.
 

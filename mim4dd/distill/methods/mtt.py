@@ -17,6 +17,7 @@ from mim4dd.distill.methods.base import (
 )
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.ops.trajectory_loss import trajectory_loss
 from mim4dd.unroll import unroll_sgd
@@ -41,6 +42,13 @@ class MTTSettings(NetworksSettings, InnerSettings):
         self.require_at_least(expert_epochs=1, max_start_epoch=1)
 
 
+@method(
+    "mtt",
+    title="MTT",
+    settings=MTTSettings,
+    needs_experts=True,
+    learns=("syn_lr",),
+)
 class MTT(BaseMethod):
     """Match where a student, trained on the synthetic set, ends to where an expert got.
 

@@ -14,7 +14,6 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.methods.base import (
     BaseMethod,
     ComparedNetwork,
-    Ingredients,
     Objective,
     RealData,
     identity_by_network,
@@ -22,6 +21,7 @@ from mim4dd.distill.methods.base import (
 )
 from mim4dd.distill.methods.inner_settings import InnerSettings
 from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import State, for_each_network
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_in_turn
@@ -51,6 +51,7 @@ class RaTBPTTSettings(NetworksSettings, InnerSettings):
         check_positive("inner_lr", self.inner_lr)
 
 
+@method("rat_bptt", title="RaT-BPTT", settings=RaTBPTTSettings)
 class RaTBPTT(BaseMethod):
     """Train fresh networks on the set by Adam; the loss is theirs on real images.
 
@@ -58,7 +59,7 @@ class RaTBPTT(BaseMethod):
     through the last ``window`` of them.
 
     Args:
-        make_network: Makes a network with the initial weights of a seed.
+        new_network: Makes a network with the initial weights of a seed.
         settings: How far to train, and how far back to differentiate.
 
     Raises:
@@ -68,34 +69,29 @@ class RaTBPTT(BaseMethod):
         Feng, Vedantam, Kempe. Embarrassingly Simple Dataset Distillation. arXiv:2311.07025.
     """
 
-    def __init__(self, make_network: Callable[[int], nn.Module], settings: RaTBPTTSettings) -> None:
+    def __init__(self, new_network: Callable[[int], nn.Module], settings: RaTBPTTSettings) -> None:
         if settings.window is not None and settings.window > settings.syn_steps:
             raise ValueError(
                 f"window must be at most syn_steps, {settings.syn_steps}, got {settings.window}"
             )
-        self.make_network = make_network
+        self.new_network = new_network
         self.settings = settings
         self.augment = augmentation(settings.dsa_strategy)
 
-    @classmethod
-    def make(cls, ingredients: Ingredients, settings: RaTBPTTSettings) -> "RaTBPTT":
-        """From what a configuration holds."""
-        return cls(ingredients.new_network, settings)
-
     def identity(self) -> dict[str, Any]:
         """What defines the method: what its networks are, not how they are called."""
-        return identity_by_network(self, self.make_network)
+        return identity_by_network(self, self.new_network)
 
     def example_network(self) -> nn.Module:
         """A network as it draws them."""
-        return network_of_seed(self.make_network)
+        return network_of_seed(self.new_network)
 
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> Objective:
         """Cross entropy on a real batch, in the mean over ``num_networks`` trained networks."""
         settings = self.settings
-        networks = [self.make_network(real.seed()) for _ in range(settings.num_networks)]
+        networks = [self.new_network(real.seed()) for _ in range(settings.num_networks)]
         window = settings.window or settings.syn_steps
         num_steps = window + real.integer(settings.syn_steps - window + 1)
         theta_T = unroll_adam(

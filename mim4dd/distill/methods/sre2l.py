@@ -20,6 +20,7 @@ from mim4dd.distill.methods.base import (
     RealData,
 )
 from mim4dd.distill.methods.networks_settings import NetworksSettings
+from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import (
     State,
     for_each_network,
@@ -62,6 +63,7 @@ class SRe2LSettings(NetworksSettings, AugmentationSettings):
         check_positive("squeeze_lr", self.squeeze_lr)
 
 
+@method("sre2l", title="SRe2L", settings=SRe2LSettings)
 class SRe2L(BaseMethod):
     r"""Recover images that a trained BatchNorm network takes for its classes and for real data.
 

@@ -2,11 +2,19 @@
 
 from typing import Literal
 
-from mim4dd.distill.methods.mtt import MTT
+from mim4dd.distill.methods.mtt import MTT, MTTSettings
+from mim4dd.distill.methods.registry import method
 
 __all__ = ["TESLA"]
 
 
+@method(
+    "tesla",
+    title="TESLA",
+    settings=MTTSettings,
+    needs_experts=True,
+    learns=("syn_lr",),
+)
 class TESLA(MTT):
     """:class:`MTT` with the gradient that TESLA takes: θ_t is a constant in every inner step.
 

@@ -7,10 +7,8 @@ from mim4dd.distill.networks.lenet import LeNet
 from mim4dd.distill.networks.mlp import MLP
 from mim4dd.distill.networks.registry import (
     NETWORKS,
-    NetworkName,
-    check_network,
-    fixed_sizes,
     make_network,
+    network,
     network_title,
     networks_with,
 )
@@ -24,13 +22,11 @@ __all__ = [
     "AlexNet",
     "ConvNet",
     "LeNet",
-    "NetworkName",
     "Norm",
     "Pooling",
     "ResNet18",
-    "check_network",
-    "fixed_sizes",
     "make_network",
+    "network",
     "network_title",
     "networks_with",
 ]

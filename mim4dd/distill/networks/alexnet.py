@@ -1,5 +1,8 @@
 """AlexNet as the field cuts it for small images."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
@@ -11,10 +14,23 @@ from mim4dd.distill.networks._layers import (
     first_padding,
     norm_relu_pool,
 )
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.settings import Settings
 
-__all__ = ["AlexNet"]
+__all__ = ["AlexNet", "AlexNetSettings"]
 
 _STAGES = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
+
+
+@dataclass(frozen=True)
+class AlexNetSettings(Settings):
+    """What AlexNet can be asked for.
+
+    Args:
+        norm: Norm of the network; the field's by default.
+    """
+
+    norm: Literal["none", "instance", "batch"] = "none"
 
 
 class AlexNet(nn.Module):
@@ -77,3 +93,8 @@ class AlexNet(nn.Module):
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
         check_images(images, self.channels, self.image_size)
         return self.classifier(self.stages(images).flatten(1))
+
+
+@network("alexnet", title="AlexNet", settings=AlexNetSettings)
+def _make(num_classes: int, channels: int, image_size: int, settings: AlexNetSettings) -> AlexNet:
+    return AlexNet(num_classes, channels, image_size, settings.norm)

@@ -1,5 +1,8 @@
 """The network that the field distils with."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor, nn
 
 from mim4dd.distill.networks._layers import (
@@ -10,8 +13,31 @@ from mim4dd.distill.networks._layers import (
     first_padding,
     norm_relu_pool,
 )
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.settings import Settings
 
-__all__ = ["ConvNet"]
+__all__ = ["ConvNet", "ConvNetSettings"]
+
+
+@dataclass(frozen=True)
+class ConvNetSettings(Settings):
+    """What the ConvNet can be asked for; norm and pooling are the field's by default.
+
+    Args:
+        width: Channels of every block of the ConvNet.
+        depth: Blocks of the ConvNet; each halves the image.
+        norm: Norm of the network.
+        pooling: Pooling of the network.
+    """
+
+    width: int = 32
+    depth: int = 2
+    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
+    pooling: Literal["avg", "max", "none"] = "avg"
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(width=1, depth=1)
 
 
 class ConvNet(nn.Module):
@@ -99,3 +125,9 @@ class ConvNet(nn.Module):
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
         check_images(images, self.channels, self.image_size)
         return self.classifier(self.blocks(images).flatten(1))
+
+
+@network("convnet", title="ConvNet", settings=ConvNetSettings)
+def _make(num_classes: int, channels: int, image_size: int, settings: ConvNetSettings) -> ConvNet:
+    width, depth = settings.width, settings.depth
+    return ConvNet(num_classes, channels, width, depth, image_size, settings.norm, settings.pooling)

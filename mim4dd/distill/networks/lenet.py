@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from mim4dd.distill.networks._layers import check_image_size, check_images, check_sizes
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.registry import NoSettings
 
 __all__ = ["LeNet"]
 
@@ -65,3 +67,8 @@ class LeNet(nn.Module):
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
         check_images(images, self.channels, self.image_size)
         return self.classifier(self.hidden(self.stages(images).flatten(1)))
+
+
+@network("lenet", title="LeNet")
+def _make(num_classes: int, channels: int, image_size: int, _settings: NoSettings) -> LeNet:
+    return LeNet(num_classes, channels, image_size)

@@ -1,14 +1,32 @@
 """A network for what is not an image."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from mim4dd.distill.networks._layers import check_sizes
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.settings import Settings
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "MLPSettings"]
 
 _DEPTH = 2
+
+
+@dataclass(frozen=True)
+class MLPSettings(Settings):
+    """What the MLP can be asked for.
+
+    Args:
+        width: Units of every hidden layer.
+    """
+
+    width: int = 32
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        self.require_at_least(width=1)
 
 
 class MLP(nn.Module):
@@ -62,3 +80,8 @@ class MLP(nn.Module):
                 f"got {tuple(samples.shape)}"
             )
         return self.classifier(self.hidden(rows))
+
+
+@network("mlp", title="MLP", settings=MLPSettings, takes_rows=True)
+def _make(num_classes: int, channels: int, image_size: int, settings: MLPSettings) -> MLP:
+    return MLP(num_classes, channels * image_size**2, settings.width)

@@ -1,5 +1,8 @@
 """ResNet-18 as the field cuts it for small images."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
@@ -12,10 +15,25 @@ from mim4dd.distill.networks._layers import (
     norm_alone,
     norm_relu_pool,
 )
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.settings import Settings
 
-__all__ = ["ResNet18"]
+__all__ = ["ResNet18", "ResNet18Settings"]
 
 _WIDTHS = (64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class ResNet18Settings(Settings):
+    """What ResNet18 can be asked for; both are the field's by default.
+
+    Args:
+        norm: Norm of the network.
+        pooling: "none" halves by strides, "avg" by pooling in their place.
+    """
+
+    norm: Literal["instance", "batch"] = "instance"
+    pooling: Literal["none", "avg"] = "none"
 
 
 class ResNet18(nn.Module):
@@ -127,3 +145,8 @@ class _Block(nn.Module):
         """(B, width, H', W') of maps (B, before, H, W)."""
         residual = self.norm2(self.conv2(self.norm1(self.conv1(maps))))
         return (residual + self.shortcut(maps)).relu()
+
+
+@network("resnet18", title="ResNet18", settings=ResNet18Settings)
+def _make(num_classes: int, channels: int, image_size: int, settings: ResNet18Settings) -> ResNet18:
+    return ResNet18(num_classes, channels, image_size, settings.norm, settings.pooling)

@@ -1,5 +1,8 @@
 """VGG-11 as the field cuts it for small images."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor, nn
 
 from mim4dd._checks import check_choice
@@ -11,10 +14,23 @@ from mim4dd.distill.networks._layers import (
     first_padding,
     norm_relu_pool,
 )
+from mim4dd.distill.networks.registry import network
+from mim4dd.distill.settings import Settings
 
-__all__ = ["VGG11"]
+__all__ = ["VGG11", "VGG11Settings"]
 
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+@dataclass(frozen=True)
+class VGG11Settings(Settings):
+    """What VGG11 can be asked for.
+
+    Args:
+        norm: Norm of the network; the field's by default.
+    """
+
+    norm: Literal["instance", "batch"] = "instance"
 
 
 class VGG11(nn.Module):
@@ -81,3 +97,8 @@ class VGG11(nn.Module):
         """Logits (B, C) of images (B, channels, image_size, image_size)."""
         check_images(images, self.channels, self.image_size)
         return self.classifier(self.stages(images).mean((2, 3)))
+
+
+@network("vgg11", title="VGG11", settings=VGG11Settings)
+def _make(num_classes: int, channels: int, image_size: int, settings: VGG11Settings) -> VGG11:
+    return VGG11(num_classes, channels, image_size, settings.norm)

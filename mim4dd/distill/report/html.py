@@ -4,7 +4,6 @@ import base64
 import html
 import math
 import shlex
-import statistics
 import string
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd import __version__
-from mim4dd.distill.config.commands import ExpertsConfig
-from mim4dd.distill.evaluation.evaluate import percent
+from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
+from mim4dd.distill.evaluation.recipe import percent
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.files.atomic import open_tensors, read_header, readable, write_text
 from mim4dd.distill.report.show import Drawn, Picture
 from mim4dd.distill.runs import RunDirectory
-from mim4dd.distill.settings import option_names
+from mim4dd.distill.runs.metrics import final_bound
 
-__all__ = ["ReportedRun", "final_bound", "summary", "write_report"]
+__all__ = ["ReportedRun", "summary", "write_report"]
 
 _DPI = 144 / 96  # pixels of a picture per pixel of a page
 
@@ -49,7 +48,7 @@ def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Pictu
     """
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
-    configs = {each.name: each.run.read_config() for each in runs}
+    configs = {each.name: _options(each.run) for each in runs}
     body = [
         "<h2>Summary</h2>",
         _table({each.name: summary(each.run) for each in runs}),
@@ -72,6 +71,15 @@ def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Pictu
         version=html.escape(__version__),
     )
     write_text(path, readable(page))
+
+
+def _options(run: RunDirectory) -> dict[str, Any]:
+    """The options that counted, of which older runs noted more; as they are where a program's."""
+    values = run.read_config()
+    try:
+        return DistillConfig.read(values, str(run.config))
+    except ValueError:
+        return values
 
 
 def summary(run: RunDirectory) -> dict[str, str]:
@@ -102,12 +110,6 @@ def summary(run: RunDirectory) -> dict[str, str]:
         if "peak_bytes" in header:
             entries["peak memory"] = f"{header['peak_bytes'] / 2**20:.0f} MiB"
     return entries
-
-
-def final_bound(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The MI bound over the last tenth of a run: single steps differ by the batch they drew."""
-    bounds = [row["mi_lower_bound"] for row in rows if "mi_lower_bound" in row]
-    return statistics.fmean(bounds[-max(1, len(bounds) // 10) :]) if bounds else None
 
 
 def _about(config: Mapping[str, Any]) -> str:
@@ -191,7 +193,7 @@ def _experts_command(config: Mapping[str, Any]) -> str | None:
     training = experts.headers[0]["training"]
     if training is None:
         return None
-    names = option_names(ExpertsConfig)
+    names = ExpertsConfig.every_option()
     values = {name: value for name, value in config.items() if name in names}
     trained = {"num_experts": len(experts), "out": config["experts"]}
     return _command("experts", values | training | trained)

@@ -29,7 +29,6 @@ from mim4dd.distill.report.trained_features import (
     typical_samples,
 )
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
-from mim4dd.distill.settings import check_options
 
 __all__ = ["Drawn", "Picture", "draw_features", "draw_run", "draw_run_features", "run_names"]
 
@@ -138,9 +137,8 @@ def draw_run_features(
     """
     if not run.config.exists() and not train:
         return _without_features(run, f"{run.config} does not exist")
-    values = run.read_config()
-    check_options(values, DistillConfig, str(run.config))
-    config = DistillConfig(**(values | {"device": device}))
+    values = DistillConfig.read(run.read_config(), str(run.config))
+    config = DistillConfig.of(**(values | {"device": device}))
     try:
         data = config.load_data()
         trained = expert_network(config, data)

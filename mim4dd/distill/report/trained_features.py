@@ -36,7 +36,7 @@ def expert_network(config: DistillConfig, data: ImageData) -> TrainedNetwork:
         ValueError: If the run's experts are not there, or of another network or data.
     """
     experts = ExpertBuffer(config.experts, num_experts=1)
-    experts.require(network=config.network_name)
+    experts.require(network=config.network_title)
     network = config.make_network(data).to(config.device)
     experts.require_task(network, data)
     theta, _ = experts.segment(0, experts.num_epochs, 0)

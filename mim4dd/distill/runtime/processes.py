@@ -1,6 +1,7 @@
 """Independent tasks over worker processes, which end with the process that started them."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -168,39 +169,40 @@ def _interrupts_wait() -> Iterator[None]:
 def _server() -> ForkServerContext:
     """What makes processes by a server that has imported what they need, once it is running."""
     context = multiprocessing.get_context("forkserver")
-    shadowed = _is_shadowed_here()
+    shadowed = _is_shadowed_in(os.getcwd())
     can_look_elsewhere = sys.version_info >= (3, 11)
     context.set_forkserver_preload(_PRELOADED if can_look_elsewhere or not shadowed else [])
-    with _environment({"PYTHONSAFEPATH": "1"} if shadowed else {}):
+    with _safe_path() if shadowed else contextlib.nullcontext():
         forkserver.ensure_running()
     return context
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables that what is started within has, unless they are set already."""
-    added = variables.keys() - os.environ.keys()
-    os.environ.update({name: variables[name] for name in added})
+def _safe_path() -> Iterator[None]:
+    """Have a Python that is started within not look for modules in the working directory."""
+    added = "PYTHONSAFEPATH" not in os.environ  # else the user has decided
+    if added:
+        os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        if added:
+            del os.environ["PYTHONSAFEPATH"]
 
 
-def _is_shadowed_here() -> bool:
-    """Whether the working directory holds another module by the name of an imported one.
+@functools.cache  # of effect at the first start of a worker alone, which starts the server
+def _is_shadowed_in(folder: str) -> bool:
+    """Whether a folder, the working directory, holds another module by the name of an imported one.
 
     The server looks there first, as ``python -c`` does, whatever this process's path. Workers take
     over the path, but what the server has imported is there to stay: in a checkout beside an
     installed wheel it would be the checkout's package, which has no kernels.
     """
-    here = [os.getcwd()]
     for name, module in list(sys.modules.items()):
         origin = getattr(getattr(module, "__spec__", None), "origin", None)
         if "." in name or origin is None:
             continue
-        found = PathFinder.find_spec(name, here)
+        found = PathFinder.find_spec(name, [folder])
         if found is None or found.origin is None:  # nothing, or a folder without a module
             continue
         if os.path.realpath(found.origin) != os.path.realpath(origin):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from mim4dd._threads import process_threads, use_threads, user_threads
@@ -45,15 +46,13 @@ def threads_for(work: int) -> int:
     return process_threads() if user_threads() is not None or work >= _LARGE else 1
 
 
-def workers_for(network: nn.Module, images: Tensor) -> int:
+def workers_for(work: int, device: torch.device) -> int:
     """How many processes to train or test networks in at the same time, where the user set none.
 
-    As many as the threads of this one are enough for, each with ``images`` at once; one where they
-    are not on a CPU.
+    As many as the threads of this one are enough for, each with ``work``, of :func:`work_of`, to do
+    at once; one where that is not on a CPU.
     """
-    if images.device.type != "cpu":
-        return 1
-    return process_threads() // threads_for(work_of(network, images))
+    return process_threads() // threads_for(work) if device.type == "cpu" else 1
 
 
 @contextmanager

@@ -4,25 +4,24 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from mim4dd._checks import check_choice
-from mim4dd.distill.add_ons.mutual_information import MIM4DDSettings
+from mim4dd.distill.add_ons import ADD_ONS
 from mim4dd.distill.config.commands import (
     Config,
     DistillConfig,
     ExpertsConfig,
     SweepConfig,
     TaskSettings,
-    foreign_options,
-    needs_experts,
+    part,
 )
 from mim4dd.distill.experts.train import ExpertTraining
 from mim4dd.distill.methods import METHODS
-from mim4dd.distill.networks import check_network, fixed_sizes
-from mim4dd.distill.settings import check_options, option_names
+from mim4dd.distill.networks import NETWORKS
+from mim4dd.distill.settings import check_type, option_names
 
 __all__ = [
     "Setting",
@@ -40,8 +39,9 @@ __all__ = [
 _DEFAULTS = {"experts": SweepConfig.experts, "eval_every": SweepConfig.eval_every}
 # Experts of one network on one data set serve all settings: an option that they share with the
 # distillation, such as dsa_strategy, is for them that of the base.
-_OF_EXPERTS = option_names(ExpertTraining) - option_names(DistillConfig)
+_OF_EXPERTS = option_names(ExpertTraining) - {"dsa_strategy", "seed"}
 _BASE = "base"
+_ABSENT = object()
 _WORDS = {"true": True, "false": False}
 
 
@@ -88,8 +88,9 @@ def option_name(text: str) -> str:
         ValueError: If there is none, or it is the seed.
     """
     name = text.strip().lstrip("-").replace("-", "_")
-    if name not in option_names(SweepConfig):
-        known = ", ".join(sorted(option_names(SweepConfig) - {"seed"}))
+    every = SweepConfig.every_option()
+    if name not in every:
+        known = ", ".join(sorted(every.keys() - {"seed"}))
         raise ValueError(f"vary must name an option, got {text!r}; there are: {known}")
     if name == "seed":
         raise ValueError("vary must not name seed: --seeds says how many there are")
@@ -104,24 +105,29 @@ def parse_value(name: str, text: str) -> Any:
     Raises:
         ValueError: If it is not of the option's type.
     """
-    hint = get_type_hints(SweepConfig)[name]
-    parts = get_args(hint) or (hint,)
+    hint = SweepConfig.every_option()[name].hint
+    parts = _leaves(hint)
     text = text.strip()
-    if any(text in get_args(part) for part in parts):
+    if text in parts:
         return text
     if NoneType in parts and text == "none":
         return None
     if not any(isinstance(part, type) for part in parts):
-        check_choice(f"vary: {name}", text, parts)
-        return text
+        check_choice(f"vary: {name}", text, tuple(dict.fromkeys(parts)))
     value: Any = text
-    for kind in (part for part in parts if part in (bool, int, float)):
+    for kind in (each for each in parts if each in (bool, int, float)):
         try:
             value = _WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
             continue
-    check_options({name: value}, SweepConfig, "vary")
+    check_type(name, value, hint, "vary")
     return value
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """The types and choices that a hint allows, however they are nested."""
+    parts = get_args(hint)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [hint]
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -196,12 +202,13 @@ def require_effect(names: Iterable[str], settings: Sequence[Setting]) -> None:
 
 
 def _without_effect(setting: Setting) -> set[str]:
-    """Options that a setting has and does not use."""
+    """Options that a setting has no use for."""
     config = setting.config
-    unused = fixed_sizes(config.network)
-    if config.weight == 0:
-        unused |= option_names(MIM4DDSettings) - {"weight"}
-    if config.experts or not needs_experts(config.method):
+    used = config.options().keys() | _OF_EXPERTS
+    unused = set(SweepConfig.every_option()) - used
+    if config.add_on.weight == 0:
+        unused |= ADD_ONS[config.add_on_name].options - {"weight"}
+    if config.experts or not METHODS[config.method_name].needs_experts:
         unused |= _OF_EXPERTS
     return unused
 
@@ -217,45 +224,48 @@ def make_setting(
     names: Iterable[str],
     base: Setting | None = None,
 ) -> Setting:
-    """The given options with some changed; ``names`` are those that tell settings apart."""
-    check_options(dict(given), SweepConfig, "given")
-    options = dict(given)
-    if base is not None and change.get("method", base.config.method) != base.config.method:
-        check_choice("vary: method", change["method"], tuple(METHODS))
-        for name in foreign_options(change["method"]):
-            options.pop(name, None)
-    config = _with_default_layers(_resolved(DistillConfig, {**_DEFAULTS, **options, **change}))
-    experts = _experts_for(config, given, change)
-    norm, pooling = check_network(config.network, norm=config.norm, pooling=config.pooling)
-    values = asdict(experts) | asdict(config) | {"norm": norm, "pooling": pooling}
-    options = {name: values[name] for name in names}
+    """The given options with some changed; ``names`` are those that tell settings apart.
+
+    Given options of a method, add-on or network in whose place the change has another are left out,
+    and so is what the change asks of a network that does not have it.
+    """
+    options = _without_others(given, change)
+    known = DistillConfig.describe(SweepConfig.chosen({**given, **change}))
+    of_networks = NETWORKS.options() - known.keys()
+    change = {name: value for name, value in change.items() if name not in of_networks}
+    SweepConfig.require(options, "given")
+    defaults = {name: _DEFAULTS[name] for name in _DEFAULTS if name in known}
+    config = _resolved(DistillConfig, {**defaults, **options, **change})
+    experts = _experts_for(config, options, change)
+    values = experts.options() | config.options()
+    told = {name: values[name] for name in names if name in values}
     differing = [
         f"{name}={shown(value)}"
-        for name, value in options.items()
-        if base is not None and value != base.options[name]
+        for name, value in told.items()
+        if base is not None and value != base.options.get(name, _ABSENT)
     ]
-    return Setting(",".join(differing) or _BASE, options, config, experts)
+    return Setting(",".join(differing) or _BASE, told, config, experts)
 
 
-def _with_default_layers(config: DistillConfig) -> DistillConfig:
-    """The same network, its norm and pooling left to the default where they are the default's."""
-    norm, pooling = check_network(config.network, norm=None, pooling=None)
-    return replace(
-        config,
-        norm=None if config.norm == norm else config.norm,
-        pooling=None if config.pooling == pooling else config.pooling,
-    )
+def _without_others(given: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options, but for those of what the change chooses otherwise."""
+    chosen = SweepConfig.chosen({**given, **change})
+    others = SweepConfig.unused(chosen) if "method" in change else set()
+    for option, registry in SweepConfig.CHOICES.items():
+        if option in change:
+            others |= registry.options() - SweepConfig.describe(chosen).keys()
+    return {name: value for name, value in given.items() if name not in others}
 
 
 def _experts_for(
     config: DistillConfig, given: Mapping[str, Any], change: Mapping[str, Any]
 ) -> ExpertsConfig:
     """How the experts are trained that a setting may match: on its data and its network."""
-    task = {name: getattr(config, name) for name in option_names(TaskSettings)}
+    task = part(config, TaskSettings).options()
     typed = {**given, **{name: change[name] for name in change if name in _OF_EXPERTS}, **task}
     experts = _resolved(ExpertsConfig, typed)
     # Data, method and images per class may ask for longer trajectories than the data alone.
-    asked = SweepConfig.preset(asdict(config)).get("train_epochs", 0)
+    asked = SweepConfig.preset(config.options()).get("train_epochs", 0)
     if "train_epochs" in typed or asked <= experts.train_epochs:
         return experts
     return replace(experts, train_epochs=asked)
@@ -263,4 +273,6 @@ def _experts_for(
 
 def _resolved(kind: type[Config], given: Mapping[str, Any]) -> Config:
     """What a command makes of those of the options that it has."""
-    return kind.resolve(**{name: given[name] for name in given if name in option_names(kind)})
+    of_sweep = option_names(SweepConfig) | SweepConfig.every_option().keys()
+    others = of_sweep - kind.every_option().keys()
+    return kind.resolve(**{name: given[name] for name in given if name not in others})

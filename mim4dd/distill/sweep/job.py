@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import torch
 
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.evaluate import Accuracy, evaluate
+from mim4dd.distill.evaluation.recipe import Accuracy, evaluate
 from mim4dd.distill.files.atomic import read_json, write_json
 from mim4dd.distill.job import judge, run_distillation
 from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runs.metrics import final_means
 
 __all__ = ["Job", "Result", "held_out_data", "run_job"]
-
-_NOT_METRICS = ("iteration", "accuracy", "accuracy_std", "accuracy_seeds")
 
 
 @dataclass(frozen=True)
@@ -133,16 +131,5 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
     return {
         **_judged(judge(synthetic, data, job.config)),
         **{name: header[name] for name in ("seconds", "cpu_seconds", "peak_bytes")},
-        "metrics": _final_metrics(rows),
-    }
-
-
-def _final_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Losses and bounds over the last tenth of a run: single steps differ by what they drew."""
-    last = rows[-max(1, len(rows) // 10) - 1 :]  # the very last row is of no step
-    names = dict.fromkeys(name for row in last for name in row)
-    return {
-        name: statistics.fmean(row[name] for row in last if name in row)
-        for name in names
-        if name not in _NOT_METRICS
+        "metrics": final_means(rows),
     }

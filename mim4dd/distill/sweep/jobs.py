@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.config.commands import DistillConfig, TaskSettings, needs_experts, part
-from mim4dd.distill.evaluation.evaluate import Evaluation
-from mim4dd.distill.experts.train import ExpertBuffer, ExpertTraining, train_experts
+from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig, TaskSettings, part
+from mim4dd.distill.evaluation.recipe import Evaluation
+from mim4dd.distill.experts.train import ExpertBuffer, train_experts
 from mim4dd.distill.files.atomic import read_json, write_json
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
+from mim4dd.distill.methods import METHODS
+from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
@@ -29,11 +30,11 @@ __all__ = [
     "train_needed_experts",
 ]
 
-# What the accuracy of real images depends on, beside their seed.
-_RECIPE = sorted(option_names(TaskSettings) | option_names(Evaluation) | {"ipc", "lr_teacher"})
+# What the accuracy of real images depends on, beside task and seed.
+_RECIPE = option_names(Evaluation) | {"ipc", "lr_teacher"}
 _DATA = ("data", "data_path", "image_size", "zca")
-# What the experts depend on; on which device they are trained is no matter.
-_EXPERTS = sorted((option_names(TaskSettings) | option_names(ExpertTraining)) - {"device"})
+# Experts do not depend on how many of them are trained at a time, and where.
+_NOT_OF_EXPERTS = {"device", "devices", "workers"}
 
 
 def claim(out: Path, base: Setting) -> None:
@@ -43,11 +44,17 @@ def claim(out: Path, base: Setting) -> None:
         ValueError: If ``out`` holds a sweep around another base.
     """
     note = out / "sweep.json"
-    values = {"base": asdict(base.config), "experts": _expert_options(base)}
+    values = {"base": base.config.options(), "experts": _of_experts(base.experts.options())}
     if not note.exists():
         write_json(note, values)
-    stored = read_json(note)
-    found = differences({group: stored.get(group, {}) for group in values}, values)
+    noted = read_json(note)
+    kinds: dict[str, type[TaskSettings]] = {"base": DistillConfig, "experts": ExpertsConfig}
+    stored = {
+        group: kind.complete(kind.read(noted.get(group, {}), str(note)))
+        for group, kind in kinds.items()
+    }
+    stored["experts"] = _of_experts(stored["experts"])
+    found = differences(stored, values)
     if found:
         raise ValueError(
             f"{out} holds a sweep around another base, which differs in (there → here) "
@@ -72,7 +79,7 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
         key = f"data {json.dumps(options, sort_keys=True)}"
         if key not in sources:
             sources[key] = describe_data(config.load_data())
-        if config.experts and needs_experts(config.method):
+        if config.experts and METHODS[config.method_name].needs_experts:
             sources[f"experts {config.experts}"] = ExpertBuffer(config.experts).identity()
     for key, source in sources.items():
         found = differences(stored.get(key, source), source)
@@ -86,17 +93,20 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
 
 def distillation_job(setting: Setting, seed: int, out: Path, held_out: float = 0.0) -> Job:
     """The distillation by a setting with a seed; its experts lie in ``out`` too."""
-    experts = setting.config.experts or str(_expert_folder(setting, out))
-    config = part(setting.config, DistillConfig, seed=seed, experts=experts)
+    changes: dict[str, Any] = {"seed": seed}
+    if METHODS[setting.config.method_name].needs_experts:
+        changes["experts"] = setting.config.experts or str(_expert_folder(setting, out))
+    config = setting.config.but(**changes)
     split_seed = setting.config.seed
     return Job(config, out / "runs" / setting.folder / f"seed{seed}", held_out, split_seed)
 
 
 def random_real_job(setting: Setting, seed: int, out: Path) -> Job:
     """The baseline of a setting with a seed: settings with one recipe share it."""
-    recipe = {name: getattr(setting.config, name) for name in _RECIPE}
+    recipe = part(setting.config, TaskSettings).options()
+    recipe |= {name: getattr(setting.config, name) for name in _RECIPE}
     path = out / "random_real" / _digest(recipe) / f"seed{seed}"
-    return Job(DistillConfig(**recipe, seed=seed), path, baseline=True)
+    return Job(DistillConfig.of(**recipe, seed=seed), path, baseline=True)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, *, quiet: bool = False) -> None:
@@ -129,24 +139,31 @@ def train_needed_experts(
     needed = {
         _expert_folder(setting, out): setting
         for setting in settings
-        if needs_experts(setting.config.method) and not setting.config.experts
+        if METHODS[setting.config.method_name].needs_experts and not setting.config.experts
     }
     for folder, setting in needed.items():
         config = setting.experts
         # Those that are there are kept, once it is seen that they are of this data.
         data = held_out_data(config, held_out, setting.config.seed)
         train_experts(
-            config.make_network, config.network_name, data, config, folder, workers=workers
+            config.make_network, config.network_title, data, config, folder, workers=workers
         )
 
 
-def _expert_options(setting: Setting) -> dict[str, Any]:
-    return {name: getattr(setting.experts, name) for name in _EXPERTS}
+def _of_experts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that tell experts apart."""
+    return {name: options[name] for name in options if name not in _NOT_OF_EXPERTS}
 
 
 def _expert_folder(setting: Setting, out: Path) -> Path:
-    return out / "experts" / _digest(_expert_options(setting))
+    return out / "experts" / _digest(_of_experts(setting.experts.options()))
 
 
 def _digest(options: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+    """A name for a folder, the same as ever: norm and pooling were null where they are default."""
+    defaults = NETWORKS[options["network"]].settings()
+    named = {
+        name: None if name in ("norm", "pooling") and value == getattr(defaults, name) else value
+        for name, value in options.items()
+    }
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import first_present, read_bytes, require_file
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 from mim4dd.distill.files.plain_pickle import load_plain_pickle
 
@@ -61,11 +62,13 @@ _CIFAR100 = (
 )
 
 
+@data_set("cifar10")
 def load_cifar10(data_path: Path, zca: bool) -> ImageData:
     """CIFAR-10 from ``cifar-10-batches-py``, or else ``cifar-10-batches-bin``, in ``data_path``."""
     return _load("cifar10", *_CIFAR10, data_path, zca, _URL + "cifar-10-python.tar.gz")
 
 
+@data_set("cifar100")
 def load_cifar100(data_path: Path, zca: bool) -> ImageData:
     """CIFAR-100 from ``cifar-100-python``, or else ``cifar-100-binary``, in ``data_path``."""
     return _load("cifar100", *_CIFAR100, data_path, zca, _URL + "cifar-100-python.tar.gz")

@@ -3,6 +3,7 @@
 The classes and their order are those of MTT's ``utils.py``, so that labels of others fit.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import missing_file
 from mim4dd.distill.data.readers.image_files import image_files, read_squares
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
 __all__ = ["IMAGENET_SUBSETS", "load_imagenet_subset"]
@@ -115,3 +117,7 @@ def _read(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor]:
         files += images
         labels += [label] * len(images)
     return read_squares(files, size, f"{name} {folder.name}"), torch.tensor(labels)
+
+
+for _name in IMAGENET_SUBSETS:
+    data_set(_name, sized=True)(partial(load_imagenet_subset, _name))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import first_present, read_bytes
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
 __all__ = ["load_fashion_mnist", "load_mnist"]
@@ -32,6 +33,7 @@ _FASHION_CLASSES = (
 )
 
 
+@data_set("mnist")
 def load_mnist(data_path: Path, zca: bool) -> ImageData:
     """MNIST from ``data_path/MNIST/raw``, files plain or .gz."""
     url = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # its authors' own site is gone
@@ -39,6 +41,7 @@ def load_mnist(data_path: Path, zca: bool) -> ImageData:
     return from_standard("mnist", *parts, [str(digit) for digit in range(10)], zca)
 
 
+@data_set("fashion_mnist")
 def load_fashion_mnist(data_path: Path, zca: bool) -> ImageData:
     """FashionMNIST from ``data_path/FashionMNIST/raw``, files plain or .gz."""
     url = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"

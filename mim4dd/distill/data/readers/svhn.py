@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import require_file
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
 __all__ = ["load_svhn"]
@@ -14,6 +15,7 @@ __all__ = ["load_svhn"]
 _URL = "http://ufldl.stanford.edu/housenumbers/"
 
 
+@data_set("svhn")
 def load_svhn(data_path: Path, zca: bool) -> ImageData:
     """SVHN from ``train_32x32.mat`` and ``test_32x32.mat`` in ``data_path``."""
     train, test = (

@@ -8,6 +8,7 @@ from torch import Tensor
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import missing_file, require_file
 from mim4dd.distill.data.readers.image_files import has_images, image_files, read_squares
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
 __all__ = ["load_tiny_imagenet"]
@@ -16,6 +17,7 @@ _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _SIZE = 64
 
 
+@data_set("tiny_imagenet")
 def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
     """Tiny-ImageNet from ``data_path/tiny-imagenet-200``; its validation images are the test part.
 

@@ -7,11 +7,13 @@ and so does the ConvNet after ten random images of each class.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.tensors import from_tensors
 
 __all__ = ["draw_shapes", "load_shapes"]
@@ -26,7 +28,8 @@ _NOISE = 0.08
 _CONTRAST = (0.15, 0.4)
 
 
-def load_shapes(zca: bool, image_size: int | None = None) -> ImageData:
+@data_set("shapes", sized=True)
+def load_shapes(_data_path: Path, zca: bool, image_size: int | None = None) -> ImageData:
     """5,000 training and 1,000 test images of 10 shapes, in colour, the same on each call.
 
     A size other than 32 gives the same pictures, drawn at it.

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
     """Mean ± std in percent, of what :meth:`Accuracy.summary` gave; one network has no deviation.
 
     Example:
-        >>> from mim4dd.distill.evaluation.evaluate import Accuracy, percent
+        >>> from mim4dd.distill.evaluation.recipe import Accuracy, percent
         >>> percent(Accuracy((0.5, 0.7)).summary()), percent(Accuracy((0.5,)).summary())
         (' 60.0 ± 14.1', ' 50.0 ±    –')
     """
@@ -91,6 +92,8 @@ class Evaluation(Settings):
         eval_dsa_strategy: Augmentation in evaluation: families joined by "_", or "none".
         eval_seed: Which network is the first one, none of the experts; the others follow.
     """
+
+    GROUP: ClassVar[str] = "Evaluation"
 
     num_eval: int = 5
     eval_epochs: int = 300

@@ -1,0 +1,53 @@
+"""Data sets by name."""
+
+from pathlib import Path
+
+from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.readers.folder import from_folder
+from mim4dd.distill.data.registry import DATA_SETS
+
+__all__ = ["load_data"]
+
+
+def load_data(
+    source: str,
+    image_size: int | None = None,
+    zca: bool = False,
+    data_path: str | Path = "data",
+) -> ImageData:
+    """Load a data set by name or path.
+
+    Args:
+        source: ``"digits"`` (scikit-learn's 1,797 real handwritten digits of 8 × 8 pixels),
+            ``"wine"`` or ``"breast_cancer"`` (its rows of measurements), ``"shapes"`` (generated),
+            a data set that lies in ``data_path`` (``"cifar10"``, …; docs/data.md has them all and
+            which files each expects), or a folder of images, see :func:`from_folder`.
+        image_size: Height and width to resize the images of a folder or of an ImageNet subset to,
+            or to draw shapes at.
+        zca: Whiten by ZCA instead of standardising every channel.
+        data_path: Where downloaded data sets lie.
+
+    Raises:
+        ValueError: If ``source`` is none of these, a file is missing, or what it holds cannot be
+            used.
+
+    Example:
+        >>> from mim4dd.distill.data import load_data
+        >>> load_data("digits").image_train.shape
+        torch.Size([1438, 1, 8, 8])
+    """
+    if source in DATA_SETS:
+        data_set = DATA_SETS[source]
+        if data_set.sized:
+            data: ImageData = data_set.make(Path(data_path), zca, image_size)
+            return data
+        if image_size is not None:
+            raise ValueError(f"image_size does not apply to {source}, got {image_size}")
+        data = data_set.make(Path(data_path), zca)
+        return data
+    if Path(source).is_dir():
+        return from_folder(source, image_size, zca)
+    raise ValueError(
+        f"data must be one of {', '.join(DATA_SETS)}, or an existing folder of images, "
+        f"got {source!r}"
+    )
