@@ -122,7 +122,8 @@ class TaskSettings(Configuration):
         # Experts share options with methods, and must not set them for one that needs no experts.
         if issubclass(cls, ExpertTraining) and (method is None or METHODS[method].needs_experts):
             found |= expert_preset(data)
-        found |= preset(data, method, options.get("ipc", getattr(cls, "ipc", None)))
+        ipc = options.get("ipc", getattr(cls, "ipc", None))
+        found |= preset(data, method, ipc if isinstance(ipc, int) else None)  # else refused later
         known = cls.describe(cls.chosen(found | dict(options)))
         return {name: value for name, value in found.items() if name in known}
 
