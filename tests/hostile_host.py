@@ -29,7 +29,7 @@ def statuses_of_commands(folder):
     # Whoever reads text without naming its encoding reads other text on another host.
     warnings.filterwarnings("error", category=EncodingWarning, module="mim4dd")
     options = folder / "options.json"
-    options.write_bytes('{"method": "dm", "experts": "größe"}'.encode())
+    options.write_bytes('{"method": "dm", "data_path": "größe"}'.encode())
     run, table = str(folder / "run"), str(folder / "table.csv")
     once = ("--num-eval", "1", "--eval-epochs", "1")
     return {

@@ -34,6 +34,8 @@ def test_options_of_other_methods_are_left_out():
     assert not {"syn_steps", "lr_lr", "experts"} & options.keys()
     kept = {name: value for name, value in OPTIONS.items() if name in options}
     assert options == kept | {"add_on": "mim4dd", "norm": "instance", "pooling": "avg"}
+    # Comparisons and sweeps named experts for every method.
+    assert "experts" not in DistillConfig.read(OPTIONS | {"experts": "out/experts"}, "config.json")
     alexnet = DistillConfig.read(OPTIONS | {"network": "alexnet"}, "config.json")
     assert "width" not in alexnet  # AlexNet has its own, and had
 

@@ -12,8 +12,9 @@ __all__ = ["Configuration", "Option", "part"]
 Config = TypeVar("Config", bound="Configuration")
 Part = TypeVar("Part", bound="Configuration")
 
-# Of a network that is not there to have them, these counted for nothing until mim4dd 0.2.
-_ONCE_IGNORED = frozenset({"width", "depth"})
+# Beside a network or method without a use for them, these counted for nothing until mim4dd 0.2;
+# comparisons and sweeps noted experts for every method.
+_ONCE_IGNORED = frozenset({"width", "depth", "experts"})
 # These could be null until then, for what is the default now.
 _ONCE_NULL = frozenset({"norm", "pooling"})
 
