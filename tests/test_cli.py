@@ -147,7 +147,7 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--layers conv7", "layers must name submodules of the network, got ['conv7']; it has: "),
         ("--num-keys 0", "num_keys must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
-        ("--data nowhere", "data must be one of cifar10, cifar100, digits, wine, breast_cancer"),
+        ("--data nowhere", "data must be one of breast_cancer, cifar10, cifar100, digits, "),
         ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
         ("--from-iteration 3", "--from-iteration is of a run to continue by --resume, got none"),
         ("--resume run", "run/config.json does not exist"),

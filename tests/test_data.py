@@ -219,7 +219,7 @@ def test_bad_test_parts(test, message):
 
 def test_names_and_what_does_not_apply_to_them():
     with pytest.raises(
-        ValueError, match=r"data must be one of cifar10, .*, digits, .*, or an exist"
+        ValueError, match=r"data must be one of breast_cancer, cifar10, .*, wine, or an exist"
     ):
         load_data("cifar11")
     for name in ("digits", "wine", "cifar10"):

@@ -81,7 +81,7 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
     def __getitem__(self, name: str) -> Kind:
         if name not in self._entries:
             self._complete()
-            check_choice(self.option, name, tuple(self._entries))
+            check_choice(self.option, name, tuple(self))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -90,7 +90,7 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
 
     def __iter__(self) -> Iterator[str]:
         self._complete()
-        return iter(self._entries)
+        return iter(sorted(self._entries))  # in whatever order the modules were imported
 
     def __len__(self) -> int:
         self._complete()
