@@ -11,7 +11,7 @@ from mim4dd.distill.evaluation.recipe import Evaluation
 from mim4dd.distill.loop.settings import MAY_CHANGE
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.ranks import joined_ranks, rank, wait_for_ranks
-from mim4dd.distill.settings import option_names
+from mim4dd.distill.settings import options_of
 
 __all__ = ["distill"]
 
@@ -20,7 +20,7 @@ __all__ = ["distill"]
 # by its content lies.
 _ON_RESUME = (
     MAY_CHANGE
-    | option_names(Evaluation)
+    | options_of(Evaluation).keys()
     | {"data", "data_path", "device", "experts"}
     | {"resume", "from_iteration"}
 )

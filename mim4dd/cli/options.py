@@ -10,7 +10,9 @@ import typer
 from typer.core import TyperCommand
 
 from mim4dd.distill.config.commands import TaskSettings
+from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.registry import import_plugin
+from mim4dd.distill.settings import Option
 
 __all__ = ["add_command", "flag", "flags_on_command_line", "given_options", "with_options"]
 
@@ -22,10 +24,12 @@ _DECIDING = ("method", "data", "ipc", "add_on", "network")
 
 
 class _Asked(NamedTuple):
-    """What a command line says before its options are known."""
+    """What a command line says before its options are known, and which options there are then."""
 
     decided: dict[str, Any]
     of_file: dict[str, Any]
+    tabulated: dict[str, Any]
+    options: dict[str, Option]
 
 
 class _InGroups(TyperCommand):
@@ -121,11 +125,9 @@ def _ask_first(
     of_file: dict[str, Any] = {}
     for name, file_of in means.items():
         for typed in _values(name, words)[-1:]:
-            from mim4dd.distill.files.atomic import read_json
-
             file = file_of(Path(typed))
             of_file = kind.read(read_json(file), str(file))
-    known = {*kind.own_names(), *kind.CHOICES}
+    known = {*kind.own_options(), *kind.CHOICES}
     decided = {name: of_file[name] for name in _DECIDING if name in of_file}
     for name in known.intersection(_DECIDING):
         for typed in _values(name, words)[-1:]:
@@ -135,7 +137,8 @@ def _ask_first(
             decided["ipc"] = int(ipc)
         else:  # which is refused when it is parsed
             del decided["ipc"]
-    return _Asked(decided, of_file)
+    tabulated = kind.preset(decided)
+    return _Asked(decided, of_file, tabulated, kind.describe(kind.chosen(tabulated | decided)))
 
 
 def _values(name: str, words: Sequence[str]) -> list[str]:
@@ -155,8 +158,7 @@ def _refuse_options_of_others(
         for word in words
         if word.startswith("--")
     }
-    known = kind.describe(kind.chosen(asked.decided | kind.preset(asked.decided) | asked.decided))
-    for name in sorted(typed & set(every) - set(known)):
+    for name in sorted(typed & set(every) - set(asked.options)):
         kind.require({**asked.decided, name: every[name].default}, "the command line")
 
 
@@ -164,10 +166,9 @@ def _bound(
     kind: type[TaskSettings], function: Callable[..., None], asked: _Asked
 ) -> Callable[..., None]:
     """The command with the options there are beside what is decided."""
-    tabulated = kind.preset(asked.decided)
-    options = kind.describe(kind.chosen(tabulated | asked.decided))
-    defaults = tabulated | asked.of_file | asked.decided
-    order = sorted(options, key=lambda name: _DECIDING.index(name) if name in _DECIDING else 99)
+    options, defaults = asked.options, asked.tabulated | asked.of_file | asked.decided
+    first = [name for name in _DECIDING if name in options]
+    order = [*first, *(name for name in options if name not in first)]
     parameters = [
         inspect.Parameter(
             name,

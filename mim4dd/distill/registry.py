@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from mim4dd._checks import check_choice
-from mim4dd.distill.settings import Settings, option_names
+from mim4dd.distill.settings import Settings, options_of
 
 __all__ = ["PLUGINS", "Entry", "NoSettings", "Registry", "import_plugin"]
 
@@ -39,7 +39,7 @@ class Entry:
     @property
     def options(self) -> set[str]:
         """Names of its own options."""
-        return option_names(self.settings)
+        return set(options_of(self.settings))
 
 
 Kind = TypeVar("Kind", bound=Entry)

@@ -1,13 +1,25 @@
 """Settings: frozen dataclasses that check themselves."""
 
 import dataclasses
+import functools
 import inspect
 import re
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from mim4dd._checks import check_choice
 
-__all__ = ["Settings", "check_type", "field_help", "option_names", "options_of"]
+__all__ = ["Option", "Settings", "check_type", "options_of"]
+
+
+class Option(NamedTuple):
+    """An option as a command has it, and the group that it is shown in."""
+
+    hint: Any
+    default: Any
+    help: str
+    group: str = ""
 
 
 class Settings:
@@ -42,10 +54,30 @@ class Settings:
                 raise ValueError(f"{name} must be at least {bound:g} and finite, got {value}")
 
 
-def field_help(settings: type) -> dict[str, str]:
-    """What the class docstrings say of every field, for the command line."""
+def options_of(kind: type[Settings]) -> Mapping[str, Option]:
+    """All fields by name, in their order; the group is that of the class that first has one."""
+    return _options_of(kind)  # type: ignore[arg-type]  # mypy takes a dataclass for its instances
+
+
+@functools.cache  # a command asks a hundred times, which would take a second
+def _options_of(kind: type[Settings]) -> Mapping[str, Option]:
+    hints, texts, groups = get_type_hints(kind), _field_help(kind), _field_groups(kind)
+    # Every settings class is a dataclass, which the type of their base can not say.
+    every = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return MappingProxyType(
+        {
+            each.name: Option(
+                hints[each.name], each.default, texts.get(each.name, ""), groups[each.name]
+            )
+            for each in every
+        }
+    )
+
+
+def _field_help(kind: type[Settings]) -> dict[str, str]:
+    """What the class docstrings say of every field."""
     texts: dict[str, str] = {}
-    for base in reversed(settings.__mro__):
+    for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         _, _, arguments = (inspect.getdoc(base) or "").partition("Args:\n")
@@ -55,15 +87,13 @@ def field_help(settings: type) -> dict[str, str]:
     return texts
 
 
-def option_names(kind: type[Settings]) -> set[str]:
-    """Names of all options."""
-    return {option.name for option in options_of(kind)}
-
-
-def options_of(kind: type[Settings]) -> tuple["dataclasses.Field[Any]", ...]:
-    """All options, in their order."""
-    # Every settings class is a dataclass, which the type of their base can not say.
-    return dataclasses.fields(kind)  # type: ignore[arg-type]
+def _field_groups(kind: type[Settings]) -> dict[str, str]:
+    return {
+        name: vars(base).get("GROUP", "")
+        for base in kind.__mro__  # the most basic class comes last, and counts
+        if issubclass(base, Settings)
+        for name in vars(base).get("__annotations__", {})
+    }
 
 
 def check_type(name: str, value: Any, hint: Any, source: str) -> None:

@@ -59,10 +59,8 @@ class Rule:
             call = _Call(self, tuple(len(inputs[place]) for place in self.lists))
             return Mim4ddOpUnderTransforms.apply(*self.flat(inputs), call)
         if torch.is_grad_enabled():
-            needs: list[Any] = []
             leaves: list[Tensor] = []
-            for each in inputs:
-                needs.append(_needs_grad(each, leaves))
+            needs = [_needs_grad(each, leaves) for each in inputs]
             if leaves:
                 return Mim4ddOp.apply(self, inputs, needs, *leaves)
         return self.shown(self.kernel(inputs))

@@ -10,8 +10,17 @@ from mim4dd.distill.settings import Settings
 
 __all__ = ["ADD_ONS", "AddOnSettings", "add_on"]
 
-ADD_ONS: Registry[Entry] = Registry("add_on", "mim4dd.distill.add_ons", "mim4dd.add_ons")
 Make = Callable[[BaseMethod, Any, Ingredients], BaseMethod]
+
+
+@dataclass(frozen=True)
+class AddOnEntry(Entry):
+    """What is added to a method, and makes another of it."""
+
+    make: Make
+
+
+ADD_ONS: Registry[AddOnEntry] = Registry("add_on", "mim4dd.distill.add_ons", "mim4dd.add_ons")
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def add_on(
     """
 
     def register(make: Make) -> Make:
-        ADD_ONS.add(Entry(name, title or name, make, settings))
+        ADD_ONS.add(AddOnEntry(name, title or name, make, settings))
         return make
 
     return register

@@ -16,7 +16,7 @@ from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.job import judge, judge_full, judge_random_real
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.progress import progress_bar
-from mim4dd.distill.settings import option_names
+from mim4dd.distill.settings import options_of
 
 __all__ = [
     "JudgedRun",
@@ -64,7 +64,9 @@ def load_run(path: Path, iteration: int | None = None, **changes: int) -> Judged
 
 def require_same_task(runs: Sequence[JudgedRun], networks: Sequence[str | None] = (None,)) -> None:
     """Raise ValueError unless one baseline, on every network, serves all runs."""
-    shared = set(TaskSettings.own_names()) | option_names(Evaluation) | {"ipc", "lr_teacher"}
+    shared = (
+        TaskSettings.own_options().keys() | options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
+    )
     configs = [run.config for run in runs]
     differing = {name for name in shared if len({getattr(config, name) for config in configs}) > 1}
     for network in networks:

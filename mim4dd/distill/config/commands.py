@@ -21,7 +21,7 @@ from mim4dd.distill.methods.mtt import MTTSettings
 from mim4dd.distill.networks import NETWORKS, make_network, network_title
 from mim4dd.distill.networks.convnet import ConvNetSettings
 from mim4dd.distill.registry import Entry, Registry
-from mim4dd.distill.settings import Settings, option_names
+from mim4dd.distill.settings import Settings, options_of
 
 __all__ = [
     "CompareConfig",
@@ -231,14 +231,13 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
                 f"got {self.eval_dsa_strategy!r}"
             )
         ingredients = Ingredients(data, self.network_maker(data), self._open_experts, self.seed)
-        method: BaseMethod = METHODS[self.method_name].make(ingredients, self.method)
+        method = METHODS[self.method_name].make(ingredients, self.method)
         method.require_data(data)
         if self.init == "real" or type(method).initial is not BaseMethod.initial:
             data.require(self.ipc)  # else found out once the run is made
         if self.add_on.weight == 0:
             return method
-        added: BaseMethod = ADD_ONS[self.add_on_name].make(method, self.add_on, ingredients)
-        return added
+        return ADD_ONS[self.add_on_name].make(method, self.add_on, ingredients)
 
     def _open_experts(self) -> ExpertBuffer:
         experts = ExpertBuffer(self.experts)
@@ -264,7 +263,7 @@ class CompareConfig(DistillConfig, ExpertTraining):
     @classmethod
     def of_experts(cls, method: MethodEntry) -> set[str]:
         """The options that concern experts alone: where they are, and how they are trained."""
-        return {"experts"} | option_names(ExpertTraining) - {"seed"} - method.options
+        return {"experts"} | options_of(ExpertTraining).keys() - {"seed"} - method.options
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""

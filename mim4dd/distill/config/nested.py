@@ -1,13 +1,13 @@
 """Configurations: options are flat where they are typed, and nested where they are used."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar, Union, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from mim4dd.distill.registry import Entry, Registry
-from mim4dd.distill.settings import Settings, check_type, field_help, options_of
+from mim4dd.distill.settings import Option, Settings, check_type, options_of
 
-__all__ = ["Configuration", "Option", "part"]
+__all__ = ["Configuration", "part"]
 
 Config = TypeVar("Config", bound="Configuration")
 Part = TypeVar("Part", bound="Configuration")
@@ -17,15 +17,6 @@ Part = TypeVar("Part", bound="Configuration")
 _ONCE_IGNORED = frozenset({"width", "depth", "experts"})
 # These could be null until then, for what is the default now.
 _ONCE_NULL = frozenset({"norm", "pooling"})
-
-
-class Option(NamedTuple):
-    """An option as a command has it, and the group that it is shown in."""
-
-    hint: Any
-    default: Any
-    help: str
-    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +48,8 @@ class Configuration(Settings):
         Raises:
             ValueError: If there is nothing by that name.
         """
-        names = {option.name: option.default for option in fields(cls)}
         return {
-            option: registry[options.get(option, names[f"{option}_name"])]
+            option: registry[options.get(option, getattr(cls, f"{option}_name"))]
             for option, registry in cls.CHOICES.items()
         }
 
@@ -77,44 +67,38 @@ class Configuration(Settings):
         """
         found = {}
         for option, registry in cls.CHOICES.items():
-            names = tuple(registry)
-            text = f"{field_help(cls)[option]} One of {', '.join(names)}."
+            text = f"{options_of(cls)[option].help} One of {', '.join(registry)}."
             found[option] = Option(str, chosen[option].name, text)
         unused = cls.unused(chosen)
-        found |= {name: _own(cls, name) for name in cls.own_names() if name not in unused}
+        found |= {name: each for name, each in cls.own_options().items() if name not in unused}
         for option, entry in chosen.items():
-            hints, texts = get_type_hints(entry.settings), field_help(entry.settings)
-            for each in options_of(entry.settings):
-                title = f"{option.replace('_', '-').capitalize()} {entry.title}"
-                new = Option(hints[each.name], each.default, texts.get(each.name, ""), title)
-                known = found.setdefault(each.name, new)
+            group = f"{option.replace('_', '-').capitalize()} {entry.title}"
+            for name, each in options_of(entry.settings).items():
+                new = each._replace(group=group)
+                known = found.setdefault(name, new)
                 if (known.hint, known.default) != (new.hint, new.default):
                     raise ValueError(
-                        f"{each.name} is an option of {option} {entry.name!r} and, of another "
+                        f"{name} is an option of {option} {entry.name!r} and, of another "
                         f"type or default, of {known.group or cls.__name__}: rename one"
                     )
         return found
 
     @classmethod
-    def own_names(cls) -> list[str]:
+    def own_options(cls) -> dict[str, Option]:
         """The fields that are options themselves."""
         nested = {name for option in cls.CHOICES for name in (option, f"{option}_name")}
-        return [each.name for each in fields(cls) if each.name not in nested]
+        return {name: each for name, each in options_of(cls).items() if name not in nested}
 
     @classmethod
     def every_option(cls) -> dict[str, Option]:
         """All flat options beside anything that may be chosen; of one name, with all its types."""
-        found = {option: Option(str, None, "") for option in cls.CHOICES}
-        found |= {name: _own(cls, name) for name in cls.own_names()}
+        found = {option: Option(str, None, "") for option in cls.CHOICES} | cls.own_options()
         for registry in cls.CHOICES.values():
             for entry in registry.values():
-                hints = get_type_hints(entry.settings)
-                for each in options_of(entry.settings):
-                    hint = hints[each.name]
-                    known = found.setdefault(each.name, Option(hint, each.default, ""))
-                    if known.hint != hint:
-                        both = known._replace(hint=Union[known.hint, hint])  # noqa: UP007
-                        found[each.name] = both
+                for name, each in options_of(entry.settings).items():
+                    known = found.setdefault(name, each)
+                    if known.hint != each.hint:
+                        found[name] = known._replace(hint=known.hint | each.hint)
         return found
 
     @classmethod
@@ -127,7 +111,7 @@ class Configuration(Settings):
         """
         cls.require(options, cls.__name__)
         values: dict[str, Any] = {
-            name: options[name] for name in cls.own_names() if name in options
+            name: options[name] for name in cls.own_options() if name in options
         }
         for option, entry in cls.chosen(options).items():
             own = {name: options[name] for name in entry.options & set(options)}
@@ -149,7 +133,7 @@ class Configuration(Settings):
         for option, registry in cls.CHOICES.items():
             if name in registry.options():
                 return f"{name} has no effect on {option} {chosen[option].name!r}"
-        if name in cls.own_names():  # which what is chosen first, the method, has no use for
+        if name in cls.own_options():  # which what is chosen first, the method, has no use for
             option, entry = next(iter(chosen.items()))
             return f"{name} has no effect on {option} {entry.name!r}"
         return f"{source} names unknown options: {name}"
@@ -179,13 +163,13 @@ class Configuration(Settings):
     @classmethod
     def _is_default(cls, name: str, value: Any) -> bool:
         found = [
-            option.default
-            for registry in cls.CHOICES.values()
-            for entry in registry.values()
-            for option in options_of(entry.settings)
-            if option.name == name
+            options_of(kind)[name].default
+            for kind in (
+                cls,
+                *(entry.settings for each in cls.CHOICES.values() for entry in each.values()),
+            )
+            if name in options_of(kind)
         ]
-        found += [option.default for option in fields(cls) if option.name == name]
         return value in found
 
     @classmethod
@@ -196,34 +180,17 @@ class Configuration(Settings):
 
     def options(self) -> dict[str, Any]:
         """All options, flat: what :meth:`of` makes this configuration of, and files hold."""
-        chosen = {
-            option: registry[getattr(self, f"{option}_name")]
-            for option, registry in self.CHOICES.items()
-        }
-        unused = self.unused(chosen)
-        values: dict[str, Any] = {option: entry.name for option, entry in chosen.items()}
-        values |= {name: getattr(self, name) for name in self.own_names() if name not in unused}
-        for option in chosen:
+        values = {option: getattr(self, f"{option}_name") for option in self.CHOICES}
+        unused = self.unused(self.chosen(values))
+        values |= {name: getattr(self, name) for name in self.own_options() if name not in unused}
+        for option in self.CHOICES:
             settings = getattr(self, option)
-            values |= {each.name: getattr(settings, each.name) for each in fields(settings)}
+            values |= {name: getattr(settings, name) for name in options_of(type(settings))}
         return values
 
     def but(self: Config, **changes: Any) -> Config:
         """The same with some flat options changed."""
         return type(self).of(**(self.options() | changes))
-
-
-def _own(cls: type[Configuration], name: str) -> Option:
-    default = next(option.default for option in fields(cls) if option.name == name)
-    group = next(
-        (
-            vars(base).get("GROUP", "")
-            for base in reversed(cls.__mro__)
-            if issubclass(base, Settings) and name in vars(base).get("__annotations__", {})
-        ),
-        "",
-    )
-    return Option(get_type_hints(cls)[name], default, field_help(cls)[name], group)
 
 
 def part(config: Configuration, kind: type[Part], **changes: Any) -> Part:

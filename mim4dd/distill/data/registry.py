@@ -16,6 +16,7 @@ Load = TypeVar("Load", bound=Callable[..., ImageData])
 class DataEntry(Entry):
     """A data set; ``sized`` says that its images can be had in any size."""
 
+    make: Callable[..., ImageData]
     sized: bool = False
 
 

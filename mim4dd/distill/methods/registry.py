@@ -21,6 +21,7 @@ class MethodEntry(Entry):
     ``learns`` is what it learns beside images: "syn_lr", "labels".
     """
 
+    make: Callable[..., BaseMethod]
     needs_experts: bool = False
     learns: frozenset[str] = frozenset()
     presets: Presets = field(default_factory=dict)

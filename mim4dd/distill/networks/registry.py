@@ -25,6 +25,7 @@ Make = TypeVar("Make", bound=Callable[..., nn.Module])
 class NetworkEntry(Entry):
     """A network; ``takes_rows`` says that rows of numbers go through it too."""
 
+    make: Callable[..., nn.Module]
     takes_rows: bool = False
 
 
@@ -113,8 +114,7 @@ def make_network(
     entry = NETWORKS[name]
     if settings is None:
         settings = entry.settings()
-    made: nn.Module = entry.make(num_classes, channels, image_size, settings)
-    return made
+    return entry.make(num_classes, channels, image_size, settings)
 
 
 def network_title(name: str, settings: Settings) -> str:
@@ -126,5 +126,5 @@ def network_title(name: str, settings: Settings) -> str:
         'ResNet18 norm=instance pooling=avg'
     """
     entry = NETWORKS[name]
-    options = [f"{each.name}={getattr(settings, each.name)}" for each in options_of(entry.settings)]
+    options = [f"{name}={getattr(settings, name)}" for name in options_of(entry.settings)]
     return " ".join([entry.title, *options])

@@ -21,7 +21,7 @@ from mim4dd.distill.config.commands import (
 from mim4dd.distill.experts.train import ExpertTraining
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.networks import NETWORKS
-from mim4dd.distill.settings import check_type, option_names
+from mim4dd.distill.settings import check_type, options_of
 
 __all__ = [
     "Setting",
@@ -39,7 +39,7 @@ __all__ = [
 _DEFAULTS = {"experts": SweepConfig.experts, "eval_every": SweepConfig.eval_every}
 # Experts of one network on one data set serve all settings: an option that they share with the
 # distillation, such as dsa_strategy, is for them that of the base.
-_OF_EXPERTS = option_names(ExpertTraining) - {"dsa_strategy", "seed"}
+_OF_EXPERTS = options_of(ExpertTraining).keys() - {"dsa_strategy", "seed"}
 _BASE = "base"
 _ABSENT = object()
 _WORDS = {"true": True, "false": False}
@@ -273,6 +273,6 @@ def _experts_for(
 
 def _resolved(kind: type[Config], given: Mapping[str, Any]) -> Config:
     """What a command makes of those of the options that it has."""
-    of_sweep = option_names(SweepConfig) | SweepConfig.every_option().keys()
+    of_sweep = options_of(SweepConfig).keys() | SweepConfig.every_option().keys()
     others = of_sweep - kind.every_option().keys()
     return kind.resolve(**{name: given[name] for name in given if name not in others})

@@ -17,7 +17,7 @@ from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
-from mim4dd.distill.settings import option_names
+from mim4dd.distill.settings import options_of
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Job, held_out_data, run_job
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # What the accuracy of real images depends on, beside task and seed.
-_RECIPE = option_names(Evaluation) | {"ipc", "lr_teacher"}
+_RECIPE = options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
 _DATA = ("data", "data_path", "image_size", "zca")
 # Experts do not depend on how many of them are trained at a time, and where.
 _NOT_OF_EXPERTS = {"device", "devices", "workers"}

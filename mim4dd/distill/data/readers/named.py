@@ -39,12 +39,10 @@ def load_data(
     if source in DATA_SETS:
         data_set = DATA_SETS[source]
         if data_set.sized:
-            data: ImageData = data_set.make(Path(data_path), zca, image_size)
-            return data
+            return data_set.make(Path(data_path), zca, image_size)
         if image_size is not None:
             raise ValueError(f"image_size does not apply to {source}, got {image_size}")
-        data = data_set.make(Path(data_path), zca)
-        return data
+        return data_set.make(Path(data_path), zca)
     if Path(source).is_dir():
         return from_folder(source, image_size, zca)
     raise ValueError(
