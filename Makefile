@@ -1,6 +1,7 @@
 # make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
+# make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -28,7 +29,7 @@ CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_
 	second_order.py pair_cost.py)
 
 .PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll bench-peers \
-	wheel sdist wheel-check aarch64-check gpu clean
+	wheel sdist wheel-check aarch64-check docs gpu clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -158,6 +159,14 @@ wheel-check:
 # ARM, emulated: apt-get install g++-aarch64-linux-gnu qemu-user-static mmdebstrap
 aarch64-check: $(VENV)/.editable
 	$(BIN)/python tools/check_aarch64.py
+
+# Every link must lead somewhere, and every name that a docstring links to must be on some page.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs build/site
+	@echo "build/site/index.html"
+
+$(VENV)/.docs: $(INSTALLED)
+	$(PIP) "mim4dd[docs]" && touch $@
 
 gpu:
 	$(PYTHON) bench/gpu.py

@@ -121,7 +121,7 @@ class ExpertBuffer:
     """The trajectories of a folder, read a piece at a time from memory-mapped files.
 
     Args:
-        folder: What :func:`train_experts` or :func:`import_replay_buffers` wrote.
+        folder: What :func:`train_experts` or ``mim4dd buffer`` wrote.
         num_experts: Use only the first so many.
 
     Raises:

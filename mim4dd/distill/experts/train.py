@@ -95,8 +95,8 @@ def train_experts(
     OMP_NUM_THREADS=1, any number of workers gives the same experts.
 
     Args:
-        make_network: Makes a freshly initialised network; see :func:`run_parallel` for what it may
-            be with more than one worker.
+        make_network: Makes a freshly initialised network; with more than one worker it is
+            pickled, as :func:`~mim4dd.distill.runtime.processes.run_parallel` says.
         network_name: Says what ``make_network`` makes; a distillation must name the same.
         data: What the experts are trained on.
         training: How.

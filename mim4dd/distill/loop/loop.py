@@ -42,7 +42,7 @@ def distill(
     With ``resume`` it continues from the checkpoint in ``run``, if there is one, on a CPU bit for
     bit as if it had never stopped. A checkpoint says what the run is of: the settings, the method
     with its class, its code and its networks, and the data; another run is refused. Only
-    :data:`~mim4dd.distill.loop.settings.MAY_CHANGE`, step sizes and counts, may be other ones. A
+    ``loop.settings.MAY_CHANGE``, step sizes and counts, may be other ones. A
     checkpoint is only ever a state whose loss and gradients were finite. Under torchrun every rank
     computes a loss with draws of its own, and all step along the mean gradient. On a CPU it takes
     as many threads as the set is large enough for, where the user set none.
@@ -68,7 +68,7 @@ def distill(
             this: what differs is named; or if its checkpoint is gone. If the method was made for
             other data, real images to start from are fewer than ``ipc`` in a class, the method's
             own start does not fit, or its loss depends on neither images nor labels.
-        TypeError: If the method's loss is not a :class:`Objective`.
+        TypeError: If the method's loss is not an :class:`~mim4dd.distill.methods.base.Objective`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.

@@ -92,7 +92,7 @@ def make_network(
     """A freshly initialised network.
 
     Args:
-        name: One of :data:`NETWORKS`.
+        name: One of ``NETWORKS``.
         num_classes: Number of classes C.
         channels: Channels of the images.
         image_size: Height and width of the images, in pixels. For rows of D numbers, which the MLP
