@@ -20,6 +20,7 @@ from mim4dd.ops.contrastive.inputs import (
     as_logit_scale,
     as_sides,
     by_label,
+    excluded_keys,
     positives_of,
 )
 from mim4dd.reference import IGNORE, Critic, Kind
@@ -52,6 +53,7 @@ class _ContrastiveLoss(nn.Module):
         self.normalize = normalize
         self._loss_per_query: Tensor | None = None
         self._certificate: tuple[Tensor, Positives, int] | None = None
+        self._queries_are_keys = False
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -65,19 +67,34 @@ class _ContrastiveLoss(nn.Module):
         return temperature() if isinstance(temperature, LearnedTemperature) else temperature
 
     def _evaluate(
-        self, sides: Sides, positives: Positives, kind: Kind, bias: Tensor | float | None = None
+        self,
+        sides: Sides,
+        positives: Positives,
+        kind: Kind,
+        excluded: Tensor | None,  # (N, 1) int64
+        bias: Tensor | float | None = None,
     ) -> Tensor:
         """The reduced loss, with the results that stand beside it stored."""
         logit_scale = as_logit_scale(sides, self._temperature(), None)
         critic = Critic(kind, normalize=self.normalize)
         loss, contrast = evaluate(
-            sides, positives, logit_scale, as_bias(sides, bias), critic, self.reduction, None
+            sides,
+            positives,
+            logit_scale,
+            as_bias(sides, bias),
+            critic,
+            self.reduction,
+            None,
+            excluded,
         )
         self._loss_per_query = untraced(sides.shaped(contrast.loss))
         if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
                 critic = critic._replace(kind=Kind.OUT)
-                _, contrast = evaluate(sides, positives, logit_scale, None, critic, "none", None)
+                _, contrast = evaluate(
+                    sides, positives, logit_scale, None, critic, "none", None, excluded
+                )
+        self._queries_are_keys = excluded is not None
         self._certificate = _certificate(sides.shaped(contrast.loss), positives, sides.num_keys)
         return sides.shaped(loss)
 
@@ -88,7 +105,16 @@ class _ContrastiveLoss(nn.Module):
 
     @property
     def mi_lower_bound(self) -> Tensor:
-        """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for."""
+        """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for.
+
+        Raises:
+            RuntimeError: Before the first call, and after one whose queries are among the keys.
+        """
+        if self._queries_are_keys:
+            raise RuntimeError(
+                "mi_lower_bound needs keys that are drawn independently of the queries, and the "
+                "last call had exclude_self or self_index: it certifies nothing"
+            )
         certificate = _of_last_call("mi_lower_bound", self._certificate)
         losses, (labels, key_labels), num_keys = certificate
         if key_labels is not None:
@@ -125,7 +151,8 @@ class InfoNCELoss(_ContrastiveLoss):
     After a call, ``loss_per_query`` (N,) holds the loss of every query and ``mi_lower_bound`` ()
     log M minus their mean, each class counted by its share of the keys; in nats, both detached.
     The bound is valid for keys drawn independently; between classes alone it can reach log C, with
-    C classes: read it beside that (docs/math.md, "The bound").
+    C classes: read it beside that (docs/math.md, "The bound"). There is none where the queries are
+    among the keys (``exclude_self``, ``self_index``).
 
     Args:
         temperature: Softmax temperature τ > 0. An ``nn.Parameter`` is learned as it is;
@@ -150,11 +177,14 @@ class InfoNCELoss(_ContrastiveLoss):
         positive_index: Tensor | None = None,  # (N,)
         labels: Tensor | None = None,  # (N,)
         key_labels: Tensor | None = None,  # (M,)
+        exclude_self: bool = False,
+        self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
         sides = as_sides(query, key)
         positives = positives_of(sides, positive_index, labels, key_labels)
-        return self._evaluate(sides, positives, Kind.OUT)
+        excluded = excluded_keys(sides, exclude_self, self_index, None)
+        return self._evaluate(sides, positives, Kind.OUT, excluded)
 
 
 class SupConLoss(_ContrastiveLoss):
@@ -194,11 +224,15 @@ class SupConLoss(_ContrastiveLoss):
         key: Features,  # (M, D)
         labels: Tensor,  # (N,)
         key_labels: Tensor,  # (M,)
+        *,
+        exclude_self: bool = False,
+        self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
         sides = as_sides(query, key)
-        kind = Kind[self.variant.upper()]
-        return self._evaluate(sides, by_label(sides, labels, key_labels), kind)
+        positives = by_label(sides, labels, key_labels)
+        excluded = excluded_keys(sides, exclude_self, self_index, None)
+        return self._evaluate(sides, positives, Kind[self.variant.upper()], excluded)
 
 
 class NCELoss(_ContrastiveLoss):
@@ -238,11 +272,15 @@ class NCELoss(_ContrastiveLoss):
         key: Features,  # (M, D)
         labels: Tensor,  # (N,)
         key_labels: Tensor,  # (M,)
+        *,
+        exclude_self: bool = False,
+        self_index: Tensor | None = None,  # (N,)
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.nce`."""
         sides = as_sides(query, key)
         positives = by_label(sides, labels, key_labels)
-        return self._evaluate(sides, positives, Kind.NCE, self.bias)
+        excluded = excluded_keys(sides, exclude_self, self_index, None)
+        return self._evaluate(sides, positives, Kind.NCE, excluded, self.bias)
 
 
 class MIM4DDLoss(nn.Module):

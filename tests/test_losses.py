@@ -67,6 +67,44 @@ def test_what_stands_beside_the_loss(module, function, device):
     )
 
 
+@pytest.mark.parametrize(("module", "function"), [(SupConLoss, sup_con), (NCELoss, nce)])
+def test_queries_among_the_keys(module, function, device):
+    query, _, labels, _ = make_inputs(device)
+    loss = module(temperature=0.5)
+    expected = function(query, query, labels, labels, temperature=0.5, exclude_self=True)
+    torch.testing.assert_close(loss(query, query, labels, labels, exclude_self=True), expected)
+    with pytest.raises(RuntimeError, match="mi_lower_bound needs keys that are drawn indep"):
+        _ = loss.mi_lower_bound
+    # In a memory that holds the batch and more.
+    slots = torch.arange(12, device=device) + 2
+    key, key_labels = torch.cat([query[:2], query]), torch.cat([labels[:2], labels])
+    torch.testing.assert_close(
+        loss(query, key, labels, key_labels, self_index=slots),
+        function(query, key, labels, key_labels, temperature=0.5, self_index=slots),
+    )
+    loss(query, key, labels, key_labels)
+    assert loss.mi_lower_bound.isfinite()  # of another call
+
+
+def test_two_views_in_one_batch(device):
+    query, *_ = make_inputs(device)
+    partner = (torch.arange(12, device=device) + 6) % 12
+    loss = InfoNCELoss(temperature=0.5, normalize=True)
+    torch.testing.assert_close(
+        loss(query, query, positive_index=partner, exclude_self=True),
+        info_nce(
+            query,
+            query,
+            positive_index=partner,
+            exclude_self=True,
+            temperature=0.5,
+            normalize=True,
+        ),
+    )
+    with pytest.raises(RuntimeError, match="mi_lower_bound needs keys that are drawn indep"):
+        _ = loss.mi_lower_bound
+
+
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_reductions(reduction, device):
     inputs = make_inputs(device)
