@@ -28,6 +28,10 @@ inline Tensor empty_channels_last(
       torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
+inline Grid grid_of(const Tensor& images) {
+  return {images.size(0), images.size(2), images.size(3)};
+}
+
 // Filters (out_channels, in_channels, 3, 3) in any memory order.
 template <typename T>
 Filters<T> filters_of(const Tensor& weight) {

@@ -8,12 +8,11 @@
 #include <vector>
 
 #include "channels_last.h"
+#include "conv3x3_checks.h"
 #include "dispatch.h"
 
 namespace mim4dd {
 namespace {
-
-Grid grid_of(const Tensor& images) { return {images.size(0), images.size(2), images.size(3)}; }
 
 // Σ input * filters + bias.
 template <typename T>
@@ -61,33 +60,6 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// What memory safety needs: callers of the bare operators come by no other check.
-void check_dtype(const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == input.scalar_type(), "conv3x3: all tensors must share a dtype");
-  STD_TORCH_CHECK(tensor.device() == input.device(), "conv3x3: all tensors must share a device");
-}
-
-void check_images(const Tensor& input, const Tensor& weight) {
-  STD_TORCH_CHECK(
-      input.dim() == 4 && weight.dim() == 4 && weight.size(1) == input.size(1) &&
-          weight.size(2) == 3 && weight.size(3) == 3,
-      "conv3x3: input must be (B, C, H, W) and weight (O, C, 3, 3)");
-  STD_TORCH_CHECK(
-      weight.size(0) > 0 && weight.size(1) > 0, "conv3x3: weight must have at least one channel");
-  check_dtype(weight, input);
-}
-
-void check_upstream(const Tensor& grad_output, const Tensor& input, const Tensor& weight) {
-  check_images(input, weight);
-  STD_TORCH_CHECK(
-      grad_output.dim() == 4 && grad_output.size(0) == input.size(0) &&
-          grad_output.size(1) == weight.size(0) && grad_output.size(2) == input.size(2) &&
-          grad_output.size(3) == input.size(3),
-      "conv3x3: grad_out must be (B, O, H, W), the shape of the output");
-  check_dtype(grad_output, input);
-}
-
 void check_cotangent(const std::optional<Tensor>& cotangent, const Tensor& of, bool needed) {
   STD_TORCH_CHECK(cotangent || !needed, "conv3x3_bwd_bwd: mask asks for what no cotangent gives");
   if (!cotangent) return;
@@ -96,19 +68,11 @@ void check_cotangent(const std::optional<Tensor>& cotangent, const Tensor& of, b
   check_dtype(*cotangent, of);
 }
 
-void check_mask(const std::vector<bool>& mask, size_t flags) {
-  STD_TORCH_CHECK(mask.size() == flags, "conv3x3: mask must be ", flags, " flags");
-}
-
 }  // namespace
 
 Tensor conv3x3_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_images(input, weight);
-  if (bias) {
-    STD_TORCH_CHECK(
-        bias->dim() == 1 && bias->size(0) == weight.size(0), "conv3x3: bias must be (O,)");
-    check_dtype(*bias, input);
-  }
+  check_bias(bias, input, weight);
   Tensor output;
   MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3", [&] {
     const Tensor offset = bias ? torch::stable::contiguous(*bias) : Tensor();

@@ -1,49 +1,75 @@
-// The gradient to the input of a 3×3 convolution of few channels, which are last.
+// 3×3 convolutions of few channels, which are last.
 #include "conv3x3_narrow.h"
 
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "channels_last.h"
+#include "conv3x3_checks.h"
 #include "dispatch.h"
 
 namespace mim4dd {
 namespace {
 
-// What memory safety needs: callers of the bare operator come by no other check.
-void check(const Tensor& grad_output, const Tensor& weight) {
-  STD_TORCH_CHECK(
-      grad_output.dim() == 4 && weight.dim() == 4 && weight.size(0) == grad_output.size(1) &&
-          weight.size(2) == 3 && weight.size(3) == 3,
-      "conv3x3_narrow_bwd: grad_out must be (B, O, H, W) and weight (O, C, 3, 3)");
-  STD_TORCH_CHECK(
-      weight.size(0) > 0 && weight.size(1) > 0,
-      "conv3x3_narrow_bwd: weight must have at least one channel");
-  STD_TORCH_CHECK(
-      grad_output.scalar_type() == weight.scalar_type(),
-      "conv3x3_narrow_bwd: grad_out and weight must share a dtype");
-  STD_TORCH_CHECK(
-      grad_output.device() == weight.device(),
-      "conv3x3_narrow_bwd: grad_out and weight must share a device");
+template <typename T>
+Tensor gradient(const Tensor& grad_output, const Tensor& input, const Tensor& weight) {
+  Tensor grad_input =
+      empty_channels_last(input, input.size(0), input.size(1), input.size(2), input.size(3));
+  if (grad_input.numel() == 0) return grad_input;
+  kernels<Conv3x3Narrow<T>>().gradient(
+      grid_of(input), grad_output.const_data_ptr<T>(), filters_of<T>(weight),
+      grad_input.mutable_data_ptr<T>());
+  return grad_input;
+}
+
+template <typename T>
+Tensor filter_gradient(const Tensor& grad_output, const Tensor& input) {
+  Tensor grad_weight = empty_channels_last(input, grad_output.size(1), input.size(1), 3, 3);
+  if (input.numel() == 0) return torch::stable::zero_(grad_weight);
+  kernels<Conv3x3Narrow<T>>().filter_gradient(
+      grid_of(input), grad_output.const_data_ptr<T>(), grad_output.size(1),
+      input.const_data_ptr<T>(), input.size(1), grad_weight.mutable_data_ptr<T>());
+  return grad_weight;
 }
 
 }  // namespace
 
-Tensor conv3x3_narrow_bwd_cpu(const Tensor& grad_output, const Tensor& weight) {
-  check(grad_output, weight);
-  Tensor grad_input = empty_channels_last(
-      grad_output, grad_output.size(0), weight.size(1), grad_output.size(2), grad_output.size(3));
-  MIM4DD_DISPATCH_FLOATING(grad_output.scalar_type(), "conv3x3_narrow_bwd", [&] {
-    if (grad_input.numel() == 0) return;
-    const Tensor upstream = channels_last(grad_output);
-    kernels<Conv3x3Narrow<scalar_t>>().gradient(
-        {grad_output.size(0), grad_output.size(2), grad_output.size(3)},
-        upstream.const_data_ptr<scalar_t>(), filters_of<scalar_t>(weight),
-        grad_input.mutable_data_ptr<scalar_t>());
+Tensor
+conv3x3_narrow_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_images(input, weight);
+  check_bias(bias, input, weight);
+  Tensor output =
+      empty_channels_last(input, input.size(0), weight.size(0), input.size(2), input.size(3));
+  MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3_narrow", [&] {
+    if (output.numel() == 0) return;
+    const Tensor images = channels_last(input);
+    const Tensor offset = bias ? torch::stable::contiguous(*bias) : Tensor();
+    kernels<Conv3x3Narrow<scalar_t>>().convolve(
+        grid_of(input), images.const_data_ptr<scalar_t>(), filters_of<scalar_t>(weight),
+        bias ? offset.const_data_ptr<scalar_t>() : nullptr, output.mutable_data_ptr<scalar_t>());
   });
-  return grad_input;
+  return output;
+}
+
+std::tuple<Tensor, Tensor> conv3x3_narrow_bwd_cpu(
+    const Tensor& grad_output,
+    const Tensor& input,
+    const Tensor& weight,
+    std::vector<bool> mask) {
+  check_upstream(grad_output, input, weight);
+  check_mask(mask, 2);
+  Tensor grad_input, grad_weight;  // without a value: None
+  MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3_narrow_bwd", [&] {
+    const Tensor upstream = channels_last(grad_output);
+    if (mask[0]) grad_input = gradient<scalar_t>(upstream, input, weight);
+    if (mask[1]) grad_weight = filter_gradient<scalar_t>(upstream, channels_last(input));
+  });
+  return {grad_input, grad_weight};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {
+  m.impl("conv3x3_narrow", TORCH_BOX(&conv3x3_narrow_cpu));
   m.impl("conv3x3_narrow_bwd", TORCH_BOX(&conv3x3_narrow_bwd_cpu));
 }
 

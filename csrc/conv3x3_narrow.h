@@ -1,4 +1,4 @@
-// The gradient to the input of a 3×3 convolution of few channels: what goes into the kernel.
+// 3×3 convolutions of few channels, which are last: what goes into the kernels.
 #pragma once
 
 #include "conv3x3.h"
@@ -7,7 +7,22 @@ namespace mim4dd {
 
 template <typename T>
 struct Conv3x3Narrow {
-  // Both images channels last; filters: those of the convolution itself.
+  // output = input * filters + bias, if not null.
+  void (*convolve)(
+      const Grid& grid,
+      const T* input,
+      const Filters<T>& filters,
+      const T* bias,
+      T* output);
+  // gradient: (out_channels, 3, 3, in_channels).
+  void (*filter_gradient)(
+      const Grid& grid,
+      const T* grad_output,
+      int64_t out_channels,
+      const T* input,
+      int64_t in_channels,
+      T* gradient);
+  // filters: those of the convolution itself.
   void (
       *gradient)(const Grid& grid, const T* grad_output, const Filters<T>& filters, T* grad_input);
 };

@@ -23,6 +23,7 @@ LAYOUTS = {
 GEOMETRIES = {
     "3x3": ((24, 18, 3, 3), {"padding": 1}),
     "narrow": ((24, 3, 3, 3), {"padding": 1}),
+    "single": ((24, 1, 3, 3), {"padding": 1}),
     "tiny": ((5, 3, 3, 3), {"padding": 1}),
     "strided": ((6, 4, 3, 3), {"padding": (1, 0), "stride": 2}),
     "dilated": ((4, 6, 3, 2), {"padding": 2, "dilation": (2, 1)}),
@@ -107,6 +108,8 @@ def test_other_functions_and_other_paddings_pass_through(device):
 @pytest.mark.parametrize(
     ("channels", "out_channels", "kernels"),
     [
+        (1, 16, "single"),
+        (2, 24, "narrow"),
         (3, 24, "narrow"),
         (8, 16, "narrow"),
         (3, 5, "library"),

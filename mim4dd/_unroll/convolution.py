@@ -16,10 +16,13 @@ from mim4dd._torch_private import are_functorch_transforms_active
 
 Triple = tuple[Tensor | None, Tensor | None, Tensor | None]
 Mask = tuple[bool, bool, bool]
-Kernels = Literal["library", "winograd", "narrow"]
+Kernels = Literal["library", "winograd", "narrow", "single"]
 
 _CHANNELS = 16  # with fewer, vectors of channels are not full and oneDNN is faster
 _NARROW = 8  # with more, a product per pixel is not faster than oneDNN
+# Of a single one oneDNN (torch 2.13, AVX2) has kernels that take 2 to 20 times as long as ours for
+# the convolution and its filters; from two on its own are as fast.
+_SINGLE = 1
 
 # On a CPU their backward (PyTorch 2.13) takes a gradient for channels-last that is not, or the
 # other way round, where the sizes allow for both: it reads beyond it, or gives wrong numbers.
@@ -39,6 +42,8 @@ class Geometry(NamedTuple):
         """The convolution (B, O, H', W')."""
         if self.kernels == "winograd":
             return torch.ops.mim4dd.conv3x3(images, weight, bias)
+        if self.kernels == "single":
+            return torch.ops.mim4dd.conv3x3_narrow(images, weight, bias)
         return torch.ops.aten.convolution(
             images, weight, bias, self.stride, self.padding, self.dilation,
             False, [0, 0], self.groups,
@@ -46,11 +51,13 @@ class Geometry(NamedTuple):
 
     def backward(self, grad: Tensor, images: Tensor, weight: Tensor, wanted: Mask) -> Triple:
         """What ``grad`` (B, O, H', W') is for images, weight and bias, where wanted."""
-        if self.kernels == "winograd":
-            of_images, of_weight = torch.ops.mim4dd.conv3x3_bwd(grad, images, weight, wanted[:2])
+        if self.kernels in ("winograd", "single"):
+            ops = torch.ops.mim4dd
+            bwd = ops.conv3x3_bwd if self.kernels == "winograd" else ops.conv3x3_narrow_bwd
+            of_images, of_weight = bwd(grad, images, weight, wanted[:2])
             return of_images, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
         if self.kernels == "narrow" and wanted[0]:
-            of_images = torch.ops.mim4dd.conv3x3_narrow_bwd(grad, weight)
+            of_images, _ = torch.ops.mim4dd.conv3x3_narrow_bwd(grad, images, weight, (True, False))
             return of_images, *self.backward(grad, images, weight, (False, *wanted[1:]))[1:]
         return torch.ops.aten.convolution_backward(
             grad, images, weight, [weight.shape[0]], self.stride, self.padding, self.dilation,
@@ -198,6 +205,8 @@ def _fastest_kernels(images: Tensor, weight: Tensor) -> Kernels:
         return "library"
     if channels >= _CHANNELS:
         return "winograd"
+    if channels <= _SINGLE:
+        return "single"
     return "narrow" if channels <= _NARROW else "library"
 
 

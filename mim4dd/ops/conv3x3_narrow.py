@@ -1,19 +1,19 @@
-r"""The gradient to the input of a 3×3 convolution of few channels on a CPU, as a bare operator.
+r"""3×3 convolutions of few channels on a CPU, and their gradients, as bare operators.
 
 For convolutions with stride 1 and padding 1 whose input has few channels (C), as images have: those
-fill no vector, so libraries take as long as for several times more. Here one product per pixel
-forms what it adds to all C channels of its nine neighbours,
+fill no vector, so libraries take as long as for several times more. Nine taps of them do fill
+vectors. A pixel of the output is a product of the 9 C numbers around it, and the gradient of the
+filters is a sum of such products; the gradient of the input is
 
 .. math::
-    \mathrm{conv3x3\_narrow\_bwd}(g, w)_{bcyx} =
-    \sum_{i,j} P_{b,\,y + 1 - i,\,x + 1 - j,\,ijc}, \qquad
+    g^{in}_{bcyx} = \sum_{i,j} P_{b,\,y + 1 - i,\,x + 1 - j,\,ijc}, \qquad
     P_{byx\,ijc} = \sum_o g_{boyx}\, w_{ocij}
 
-of gradients of the output :math:`g` (B, O, H, W) and a weight :math:`w` (O, C, 3, 3), both in
-float32 or both in float64. The result (B, C, H, W) is channels-last; so should the gradient be,
-else it is copied first. It does not depend on the number of threads, and is right for any C.
+of gradients of the output :math:`g` (B, O, H, W) and a weight :math:`w` (O, C, 3, 3). All tensors
+are in float32 or all in float64. Results are channels-last; so should the images be, else they are
+copied first. They do not depend on the number of threads, and are right for any C.
 
-The operator has no derivative: whoever builds on it joins it with the convolution.
+The operators have no derivative: whoever builds on them joins them.
 """
 
 import torch
@@ -24,18 +24,33 @@ from mim4dd.ops._rules import refuse
 
 __all__: list[str] = []
 
-LIB.define("conv3x3_narrow_bwd(Tensor grad_out, Tensor weight) -> Tensor grad_input")
-expect_compiled("conv3x3_narrow_bwd", "CPU")
+LIB.define("conv3x3_narrow(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+LIB.define(
+    "conv3x3_narrow_bwd(Tensor grad_out, Tensor input, Tensor weight, bool[2] mask)"
+    " -> (Tensor grad_input, Tensor grad_weight)"
+)
+
+for _name in ("conv3x3_narrow", "conv3x3_narrow_bwd"):
+    expect_compiled(_name, "CPU")
+    refuse(_name, "an autograd.Function has to join it with others")
 
 
-refuse("conv3x3_narrow_bwd", "it is a derivative, for an autograd.Function to call")
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+@torch.library.register_fake("mim4dd::conv3x3_narrow", lib=LIB)
+def _fake(input: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+    return _empty(input, input.shape[0], weight.shape[0], *input.shape[2:])
 
 
 @torch.library.register_fake("mim4dd::conv3x3_narrow_bwd", lib=LIB)
-def _fake(grad_out: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty(
-        (grad_out.shape[0], weight.shape[1], *grad_out.shape[2:]),
-        dtype=grad_out.dtype,
-        device=grad_out.device,
-        memory_format=torch.channels_last,
+def _fake_bwd(
+    _: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        _empty(each, *each.shape) if is_wanted else None
+        for each, is_wanted in zip((input, weight), mask, strict=True)
     )
