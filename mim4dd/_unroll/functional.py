@@ -47,14 +47,12 @@ class FunctionalModel:
     def __call__(
         self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
     ) -> Tensor:
-        with alone_in(self.model):
-            return self.call_alone(theta, images, buffers)
-
-    def call_alone(
-        self, theta: Tensor, images: Tensor, buffers: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """The same within :func:`alone_in`, to enter which takes a while."""
         state = self.parameters(theta) | (self.buffers() if buffers is None else buffers)
+        with alone_in(self.model):
+            return self.with_state(state, images)
+
+    def with_state(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Call with parameters and buffers by name, within :func:`alone_in`."""
         return functional_call(self.model, state, (images,), tie_weights=False)
 
     def parameters(self, theta: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 import mim4dd.ops.adam_step
 import mim4dd.ops.sgd_adjoint
 import mim4dd.ops.sgd_step  # noqa: F401  all three register operators
+from mim4dd._torch_private import below_autograd
 
 State = tuple[Tensor, ...]
 """What inner training carries from step to step: θ, then the moments. Each (P,) or (K, P)."""
@@ -75,14 +76,14 @@ class SGD:
     def step(self, number: int, state: State, gradient: Tensor, lr: Tensor) -> State:
         theta, velocity = state if self.momentum else (*state, None)
         new = _by_trajectory(
-            torch.ops.mim4dd.sgd_step, theta, gradient, lr, velocity, *self._options()
+            torch.ops.mim4dd.sgd_step.default, theta, gradient, lr, velocity, *self._options()
         )
         return new if self.momentum else new[:1]
 
     def step_back(self, adjoint: State, product: Tensor | None, step: Step) -> tuple[State, Seed]:
         velocity = step.after[1] if self.momentum else None
         theta_adjoint, velocity_adjoint, cotangent, lr_gradient, squared_norm = _by_trajectory(
-            torch.ops.mim4dd.sgd_adjoint,
+            torch.ops.mim4dd.sgd_adjoint.default,
             *_filled(adjoint, 2), product, step.before[0], step.gradient, velocity, step.lr,
             *self._options(),
         )  # fmt: skip
@@ -113,13 +114,12 @@ class Adam:
 
     def step(self, number: int, state: State, gradient: Tensor, lr: Tensor) -> State:
         theta, *moments = state
-        return _by_trajectory(
-            torch.ops.mim4dd.adam_step, theta, gradient, *moments, lr, *self._options(number)
-        )
+        inputs = (theta, gradient, *moments, lr, *self._options(number))
+        return _by_trajectory(torch.ops.mim4dd.adam_step.default, *inputs)
 
     def step_back(self, adjoint: State, product: Tensor | None, step: Step) -> tuple[State, Seed]:
         *before, cotangent, lr_gradient, squared_norm = _by_trajectory(
-            torch.ops.mim4dd.adam_adjoint,
+            torch.ops.mim4dd.adam_adjoint.default,
             *_filled(adjoint, 3), product, step.before[0], step.gradient, *step.after[1:], step.lr,
             *self._options(step.number),
         )  # fmt: skip
@@ -134,12 +134,13 @@ class Adam:
 
 def _by_trajectory(op: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
     """An operator over flat vectors (P,), for each of K trajectories where those are (K, P)."""
-    if args[0].dim() == 1:
-        return op(*args)
-    rows = [
-        op(*(arg[k] if isinstance(arg, Tensor) and arg.dim() == 2 else arg for arg in args))
-        for k in range(args[0].shape[0])
-    ]
+    with below_autograd():
+        if args[0].dim() == 1:
+            return op(*args)
+        rows = [
+            op(*(arg[k] if isinstance(arg, Tensor) and arg.dim() == 2 else arg for arg in args))
+            for k in range(args[0].shape[0])
+        ]
     return tuple(torch.stack(results) for results in zip(*rows, strict=True))
 
 

@@ -1,5 +1,6 @@
 """The loss of one inner step, its gradient by the parameters, and that one's derivative."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd._unroll.regions import channels_last_inside
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Value = Callable[[Tensor, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
 class Wanted(NamedTuple):
@@ -112,14 +114,15 @@ class StepLoss:
             regions = self.call.regions if theta.device.type == "cpu" else []
             inside = channels_last_inside(regions, convolutions.channels_last)
             alone = alone_in(self.call.model)
-            with alone, inside, convolutions, differentiable_attention():
-                losses = self._losses(theta, parts, labels)
+            with alone, inside, differentiable_attention():
+                losses = self._losses(theta, parts, labels, convolutions)
             # In every step that is walked back: a loss may read something else at times.
             if self.refuses_captured and (create_graph or not self.is_examined):
                 leaves = theta, inputs, labels
                 refuse_captured(losses, leaves, "model and loss", self.call.model)
             with self._examined():
-                (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=create_graph)
+                loss = losses.sum() if losses.dim() else losses
+                (gradient,) = torch.autograd.grad(loss, theta, create_graph=create_graph)
         convolutions.first_order = False
         return EagerGradient(losses.detach(), gradient, (theta, inputs, labels))
 
@@ -133,14 +136,17 @@ class StepLoss:
             yield
         self.is_examined = True
 
-    def _losses(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
+    def _losses(
+        self, theta: Tensor, parts: list[Tensor], labels: Tensor, convolutions: Convolutions
+    ) -> Tensor:
         before = version(theta)
+        value = functools.partial(self._value, convolutions)
         if theta.dim() == 1:
-            losses = self._value(theta, parts[0], labels, self.call.buffers())
+            losses = value(theta, parts[0], labels, self.call.buffers())
         elif theta.device.type == "cpu":
-            losses = self._one_after_another(theta, parts, labels)
+            losses = self._one_after_another(value, theta, parts, labels)
         else:
-            losses = self._side_by_side(theta, parts, labels)
+            losses = self._side_by_side(value, theta, parts, labels)
         if version(theta) != before:
             raise RuntimeError(
                 "model changes its parameters in place in its forward pass: the gradient would be "
@@ -148,30 +154,41 @@ class StepLoss:
             )
         return losses
 
-    def _one_after_another(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
+    def _one_after_another(
+        self, value: Value, theta: Tensor, parts: list[Tensor], labels: Tensor
+    ) -> Tensor:
         """On a CPU one trajectory fills the machine, and the convolutions of one are the faster."""
         own = self.own_samples
         return torch.stack(
             [
-                self._value(row, parts[own * k], labels[k] if own else labels, self.call.buffers())
+                value(row, parts[own * k], labels[k] if own else labels, self.call.buffers())
                 for k, row in enumerate(theta)
             ]
         )
 
-    def _side_by_side(self, theta: Tensor, parts: list[Tensor], labels: Tensor) -> Tensor:
+    def _side_by_side(
+        self, value: Value, theta: Tensor, parts: list[Tensor], labels: Tensor
+    ) -> Tensor:
         """On a GPU all trajectories share their launches."""
         own = 0 if self.own_samples else None
         inputs = torch.stack(parts) if self.own_samples else parts[0]
         buffers = self.call.buffers(copies=theta.shape[0])
-        return torch.vmap(self._value, in_dims=(0, own, own, 0))(theta, inputs, labels, buffers)
+        return torch.vmap(value, in_dims=(0, own, own, 0))(theta, inputs, labels, buffers)
 
     def _value(
-        self, theta: Tensor, inputs: Tensor, labels: Tensor, buffers: dict[str, Tensor]
+        self,
+        convolutions: Convolutions,
+        theta: Tensor,
+        inputs: Tensor,
+        labels: Tensor,
+        buffers: dict[str, Tensor],
     ) -> Tensor:
-        output = self.call.call_alone(theta, inputs, buffers)
-        if self.num_classes is not None and not self.is_examined:
-            check_outputs(output, self.num_classes)
-        loss = self.loss(output, labels)
+        state = self.call.parameters(theta) | buffers
+        with convolutions:  # every function that is called within it takes a detour
+            output = self.call.with_state(state, inputs)
+            if self.num_classes is not None and not self.is_examined:
+                check_outputs(output, self.num_classes)
+            loss = self.loss(output, labels)
         if loss.dim() != 0:
             raise ValueError(f"loss must return a scalar, got shape {tuple(loss.shape)}")
         return loss

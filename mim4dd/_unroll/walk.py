@@ -126,5 +126,9 @@ class Walk:
 
 def _mismatch(theta: Tensor, reached: Tensor, taken: Tensor) -> Tensor:
     """How far a recomputed step ends from the one taken, beyond what kernels may differ by."""
-    resolution = torch.finfo(theta.dtype).eps * theta.abs().amax()
-    return (reached - taken).abs().amax() - 1e-3 * (taken - theta).abs().amax() - 8 * resolution
+    eps = torch.finfo(theta.dtype).eps
+    return _largest(reached - taken) - 1e-3 * _largest(taken - theta) - 8 * eps * _largest(theta)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, torch.inf)
