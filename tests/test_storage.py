@@ -107,3 +107,12 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a JSON object, got list"):
         read_json(tmp_path / "a.json")
+
+
+def test_one_tensor_may_have_two_names(tmp_path):
+    tensor = torch.arange(6)
+    save_tensors(tmp_path / "file", {"whole": tensor, "again": tensor, "part": tensor[2:5]}, {})
+    stored, _ = load_tensors(tmp_path / "file")
+    assert {name: each.tolist() for name, each in stored.items()} == {
+        "whole": [0, 1, 2, 3, 4, 5], "again": [0, 1, 2, 3, 4, 5], "part": [2, 3, 4]
+    }  # fmt: skip

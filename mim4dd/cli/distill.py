@@ -84,6 +84,9 @@ def _distill(
     if rank() != 0:
         return
     accuracy = judge(result, data, config)
+    # In the place of what the loop's fewer networks reached.
+    noted = result.with_accuracy(config.network_name, accuracy.values, config.eval_seed)
+    run.save_set(run.synthetic, noted)
     typer.echo(
         f"{run.synthetic}: test accuracy {percent(accuracy.summary()).lstrip()} % "
         f"of {len(accuracy.values)} networks"

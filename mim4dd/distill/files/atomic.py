@@ -166,7 +166,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able header into one safetensors file, atomically."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        # safetensors refuses one tensor under two names, such as labels that are the classes.
+        contiguous[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
     # One key: safetensors writes several in random order, and equal sets must give equal files.
     header = {_HEADER: json.dumps(metadata)}
     write_atomically(path, safetensors.torch.save(contiguous, header))

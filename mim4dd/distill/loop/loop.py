@@ -109,6 +109,7 @@ def _distill(
         return run.load_result()
     state = _initial_state(method, data, settings)
     state.identity, state.normalization = identity, data.normalization
+    state.options = config
     if snapshot is None:
         run.save_set(run.initial, state.result(data))
     else:
@@ -123,14 +124,16 @@ def _distill(
         save(state, state.last_good, run)
     run.rewind(state.iteration)
 
-    def judge(row: dict[str, Any]) -> None:
-        if evaluate is not None and settings.eval_every and rank() == 0:
-            judged = evaluate(state.result(data, method.relabel))
-            row |= {
-                "accuracy": judged.mean,
-                "accuracy_std": judged.std,
-                "accuracy_seeds": len(judged.values),
-            }
+    def judge(row: dict[str, Any]) -> Accuracy | None:
+        if evaluate is None or not settings.eval_every or rank() != 0:
+            return None
+        judged = evaluate(state.result(data, method.relabel))
+        row |= {
+            "accuracy": judged.mean,
+            "accuracy_std": judged.std,
+            "accuracy_seeds": len(judged.values),
+        }
+        return judged
 
     progress = progress_bar(
         initial=state.iteration, total=settings.iterations, desc="/".join(run.path.parts[-2:])
@@ -146,10 +149,14 @@ def _distill(
             progress.update()
             progress.set_postfix(_shown(row, data.num_classes), refresh=False)
         final: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
-        judge(final)
+        judged = judge(final)
     save(state, state.snapshot(copied_state(method)), run)
     run.append_metrics(final)
     result = state.result(data, method.relabel)
+    if judged is not None:
+        asked = config or {}
+        network, first_seed = asked.get("network", "networks"), asked.get("eval_seed", 0)
+        result = result.with_accuracy(network, judged.values, first_seed)
     run.save_set(run.synthetic, result)
     return result
 

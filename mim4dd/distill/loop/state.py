@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -12,7 +12,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.loop.settings import MAY_CHANGE, LoopSettings
 from mim4dd.distill.methods.base import BaseMethod, Initial, Objective
-from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runs import Provenance, RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.cost import Meter
 from mim4dd.distill.runtime.ranks import average, gather, num_ranks, rank, wait_for_ranks
 from mim4dd.step_size import PositiveStepSize
@@ -54,6 +54,7 @@ class LoopState:
         self.class_syn = class_syn
         self.settings = settings
         self.identity: dict[str, Any] = {}
+        self.options: Mapping[str, Any] | None = None
         self.normalization: Normalization | None = None
         self.changes: list[dict[str, Any]] = []
         image_syn = initial.image_syn
@@ -233,6 +234,7 @@ class LoopState:
             data.normalization.inverse(images),
             data.class_names,
             self.identity.get("data"),
+            Provenance.of_run(self.identity, self.options, data.name),
         )
 
     def viewed(self, snapshot: Snapshot) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ class RunDirectory:
         tensors, header = self.load_checkpoint(iteration)
         if self.finished and header["iteration"] == self.load_checkpoint()[1]["iteration"]:
             return SyntheticSet.load(self.synthetic), header["iteration"]
-        return SyntheticSet.of_checkpoint(tensors, header), header["iteration"]
+        options = self.read_config() if self.config.exists() else None
+        return SyntheticSet.of_checkpoint(tensors, header, options), header["iteration"]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics."""

@@ -4,30 +4,62 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.normalization import Normalization, fixed_normalization
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
+from mim4dd.distill.runs.provenance import Provenance
 
 __all__ = ["SyntheticSet"]
 
-_FORMAT = "mim4dd.synthetic.2"
+_FORMAT = "mim4dd.synthetic.3"
+_WITHOUT_PROVENANCE = "mim4dd.synthetic.2"  # of mim4dd 0.2, otherwise the same
+_MOST_NAMED = 3
 
 
-class SyntheticSet:
-    """A distilled set: images as networks are trained on them, labels, and the step size to use."""
+class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
+    """A distilled set: images as networks are trained on them, labels, and the step size to use.
+
+    It is a data set of PyTorch: item i is image and label i. The label is a class, or where the
+    labels were learned a row of probabilities; ``torch.nn.functional.cross_entropy`` takes either.
+
+    Args:
+        image_syn: Normalised images, or rows. (n, channels, H, W), or (n, D)
+        label_syn: Classes (n,), or probabilities (n, C).
+        class_syn: The class that each image was made for. (n,)
+        syn_lr: The step size to train networks with. ()
+        pixels: The images as they are shown, or rows in their units; as ``image_syn``.
+        class_names: Names of the C classes.
+        made_of: What :func:`describe_data` says of the real data; None where it is not known.
+        provenance: How the set came to be.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.runs import SyntheticSet
+        >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+        >>> synthetic = SyntheticSet(images, labels, labels, torch.tensor(0.1), images, "ab")
+        >>> [label.item() for _, label in synthetic]
+        [0, 1]
+        >>> synthetic
+        SyntheticSet of 2 images of 1 × 8 × 8, 1 per class of 2: a, b
+          hard labels, syn_lr 0.1
+    """
 
     def __init__(
         self,
-        image_syn: Tensor,  # (n, channels, H, W), normalised
-        label_syn: Tensor,  # (n,) classes, or (n, C) probabilities
-        class_syn: Tensor,  # (n,), the class that each image was made for
-        syn_lr: Tensor,  # ()
-        pixels: Tensor,  # (n, channels, H, W), for pictures
+        image_syn: Tensor,
+        label_syn: Tensor,
+        class_syn: Tensor,
+        syn_lr: Tensor,
+        pixels: Tensor,
         class_names: Iterable[str],
-        made_of: Mapping[str, Any] | None = None,  # what describe_data says of the real data
+        made_of: Mapping[str, Any] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.image_syn = image_syn
         self.label_syn = label_syn
@@ -36,8 +68,64 @@ class SyntheticSet:
         self.pixels = pixels
         self.class_names = tuple(class_names)
         self.made_of = made_of
+        self.provenance = Provenance() if provenance is None else provenance
 
-    def to(self, device: str) -> "SyntheticSet":
+    def __len__(self) -> int:
+        return len(self.image_syn)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.image_syn[index], self.label_syn[index]
+
+    def __repr__(self) -> str:
+        kind, known = "images" if self.has_images else "rows", self.provenance
+        shape = " × ".join(map(str, self.image_syn.shape[1:]))
+        per_class = " to ".join(map(str, sorted({min(self.per_class), max(self.per_class)})))
+        names = ", ".join(self.class_names[:_MOST_NAMED])
+        more = ", …" if len(self.class_names) > _MOST_NAMED else ""
+        data = f"{known.data} (ZCA)" if self._is_whitened else known.data
+        facts = {"method": known.method, "data": data, "mim4dd": known.version}
+        told = [f"{name} {value}" for name, value in facts.items() if value]
+        told.append("soft labels" if self.label_syn.dim() == 2 else "hard labels")
+        told.append(f"syn_lr {self.syn_lr.item():.4g}")
+        lines = [
+            f"{type(self).__name__} of {len(self)} {kind} of {shape}, {per_class} per class of "
+            f"{len(self.class_names)}: {names}{more}",
+            ", ".join(told),
+        ]
+        if known.accuracies:
+            lines.append(f"test accuracy {', '.join(map(str, known.accuracies))}")
+        return "\n  ".join([*lines, known.source] if known.source else lines)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the samples are images, not rows."""
+        return self.image_syn.dim() == 4
+
+    @property
+    def per_class(self) -> list[int]:
+        """How many images were made for each class."""
+        return self.class_syn.bincount(minlength=len(self.class_names)).tolist()
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """The map from pixels to what networks are trained on, for test images of one's own.
+
+        None where the file does not hold it: of a set that does not say what it was made of, and of
+        ZCA's matrix, which is fitted anew to the real data.
+        """
+        of_data = (self.made_of or {}).get("normalization", {})
+        features = self.image_syn.shape[1]
+        if self._is_whitened or len(of_data.get("mean", ())) != features:
+            return None
+        mean, factor = (torch.tensor(of_data[name]) for name in ("mean", "factor"))
+        return fixed_normalization(mean, 1 / factor, self.has_images)
+
+    @property
+    def _is_whitened(self) -> bool:
+        of_data: Mapping[str, Any] = (self.made_of or {}).get("normalization", {})
+        return of_data.get("kind") == "zca"
+
+    def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
         return SyntheticSet(
             self.image_syn.to(device),
@@ -47,9 +135,10 @@ class SyntheticSet:
             self.pixels.to(device),
             self.class_names,
             self.made_of,
+            self.provenance,
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the set to a safetensors file, atomically."""
         tensors = {
             "image_syn": self.image_syn,
@@ -58,31 +147,50 @@ class SyntheticSet:
             "syn_lr": self.syn_lr,
             "pixels": self.pixels,
         }
-        header = {"class_names": list(self.class_names), "made_of": self.made_of}
-        save_tensors(path, tensors, {"format": _FORMAT, **header})
+        header = {
+            "class_names": list(self.class_names),
+            "made_of": self.made_of,
+            "provenance": self.provenance.to_json(),
+        }
+        save_tensors(Path(path), tensors, {"format": _FORMAT, **header})
 
     @staticmethod
-    def load(path: Path) -> "SyntheticSet":
-        """Read what :meth:`save` wrote.
+    def load(path: str | Path) -> "SyntheticSet":
+        """Read what :meth:`save` wrote, of this version or an older one.
 
         Raises:
             ValueError: If the file is not there, truncated or something else.
         """
-        tensors, header = load_tensors(path)
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"{path} does not hold a synthetic set of mim4dd")
+        tensors, header = load_tensors(Path(path))
+        if header.get("format") not in (_FORMAT, _WITHOUT_PROVENANCE):
+            raise ValueError(
+                f"{path} does not hold a synthetic set of mim4dd that this version can read"
+            )
         return SyntheticSet(
-            **tensors, class_names=header["class_names"], made_of=header.get("made_of")
+            **tensors,
+            class_names=header["class_names"],
+            made_of=header.get("made_of"),
+            provenance=Provenance.of_json(header.get("provenance", {})),
         )
 
     @staticmethod
-    def of_checkpoint(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "SyntheticSet":
+    def of_checkpoint(
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+    ) -> "SyntheticSet":
         """The set that a run was at: images, or their average, and labels as they were learned.
+
+        Args:
+            tensors: What the checkpoint holds.
+            header: Its header.
+            options: The run's flat options, where it has any.
 
         Raises:
             ValueError: If the checkpoint is of a version that did not note all of it.
         """
-        made_of = header.get("identity", {}).get("data")
+        identity = header.get("identity", {})
+        made_of = identity.get("data")
         if made_of is None:
             raise ValueError(
                 "the checkpoint was written by an older mim4dd, which did not note what a set is "
@@ -97,7 +205,21 @@ class SyntheticSet:
             tensors["pixels"],
             made_of["class_names"],
             made_of,
+            Provenance.of_run(identity, options),
         )
+
+    def with_accuracy(
+        self, network: str, values: Iterable[float], first_seed: int = 0
+    ) -> "SyntheticSet":
+        """The same set, which tells what networks trained on it reached.
+
+        Args:
+            network: What the networks are called.
+            values: Test accuracy of each, as a fraction.
+            first_seed: Seed of the first one; the others follow.
+        """
+        known = self.provenance.with_accuracy(network, tuple(values), first_seed)
+        return SyntheticSet(**(vars(self) | {"provenance": known}))
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError unless ``data`` is what the set was made of: its order of classes,
