@@ -5,13 +5,19 @@ from typing import Annotated
 
 import typer
 
+from mim4dd.cli.options import flag
 from mim4dd.distill.networks import NETWORKS
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run directories, files of distilled sets, or what MTT, DATM, DC and others left."
+        ),
+    ],
     iteration: Annotated[
         int | None,
         typer.Option(help="Checkpoint to judge; by default the result, or the last there is."),
@@ -36,21 +42,61 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Also random real images, and the whole training set.")
     ] = True,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Real data of sets that do not name them: as for distill."),
+    ] = None,
+    data_path: Annotated[
+        str | None, typer.Option(help="Where the data of sets lie; by default data.")
+    ] = None,
+    zca: Annotated[
+        bool | None,
+        typer.Option(
+            "--zca/--no-zca",
+            help="Whether images of other projects are whitened; by default as published.",
+            show_default=False,
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Step size for sets of other projects; by default their files', or 0.01."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to judge sets; by default on the CPU.")
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option(help="Also write the table to this CSV file, as fractions.")
     ] = None,
 ) -> None:
-    """Train fresh networks on distilled sets and test them on held-out real images."""
+    """Train fresh networks on distilled sets and test them on held-out real images.
+
+    Sets in files are judged by what they say of their distillation, others by the defaults for
+    their data and images per class; --data, --data-path, --zca, --lr and --device are for them.
+    """
     from mim4dd.distill.commands import cross
     from mim4dd.distill.commands.compare import accuracy_table
+    from mim4dd.distill.commands.set_files import load_judged
     from mim4dd.distill.files.atomic import require_writable
+    from mim4dd.distill.runs import is_set
 
     columns = _columns(networks)
     if csv is not None:
         require_writable(csv)
     given = {"num_eval": num_eval, "eval_epochs": eval_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
-    judged = [cross.load_run(path, iteration, **changes) for path in runs]
+    asked = {"data": data, "data_path": data_path, "zca": zca, "lr": lr, "device": device}
+    of_sets = {name: value for name, value in asked.items() if value is not None}
+    if of_sets and not any(map(is_set, runs)):
+        raise ValueError(
+            f"{', '.join(map(flag, of_sets))} is of sets in files, {', '.join(map(str, runs))} "
+            "must be run directories, which have it from their runs"
+        )
+    judged = [each for path in runs for each in load_judged(path, iteration, of_sets, changes)]
+    for each in judged:
+        if each.synthetic.provenance.source:
+            typer.echo(f"{each.name}: {each.synthetic.provenance.source}", err=True)
     if fairness:
         gains = cross.cross_gains(judged, columns)
         typer.echo(cross.gain_table(gains))

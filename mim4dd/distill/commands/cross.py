@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,12 @@ __all__ = [
 
 
 class JudgedRun(NamedTuple):
-    """A distilled set, and the configuration that it is judged by."""
+    """A distilled set, the configuration that it is judged by, and how that loads its data."""
 
     name: str
     synthetic: SyntheticSet
     config: DistillConfig
+    load: Callable[[DistillConfig], ImageData] = DistillConfig.load_data
 
     def on_network(self, network: str | None) -> DistillConfig:
         """The configuration on another network; None stays on the run's own."""
@@ -144,7 +145,7 @@ def cross_gains(
         ValueError: If a class of the real images has fewer than a set.
     """
     for run in runs:  # before anything is trained
-        data = replace(run.config, zca=False).load_data()  # whitening changes no counts
+        data = run.load(replace(run.config, zca=False))  # whitening changes no counts
         _require_real(run, data, "evaluate this set without --fairness")
     gains: dict[tuple[str, str], list[Gain]] = {}
     with progress_bar(len(networks) * len(runs), "evaluate") as progress:
@@ -184,7 +185,7 @@ def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> l
 
 def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData]]:
     for run in runs:
-        yield run, run.config.load_data()
+        yield run, run.load(run.config)
 
 
 def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
