@@ -14,6 +14,7 @@ from torch import Tensor
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.runs.export import SET_FILE
 from mim4dd.distill.runs.foreign_files import (
     NAMES_OF_DATA,
     ForeignSet,
@@ -23,10 +24,8 @@ from mim4dd.distill.runs.foreign_files import (
 from mim4dd.distill.runs.provenance import Provenance
 from mim4dd.distill.runs.synthetic_set import SyntheticSet
 
-__all__ = ["EXPORTED", "is_set", "own_file", "read_set", "read_sets", "set_of"]
+__all__ = ["is_set", "own_file", "read_set", "read_sets", "set_of"]
 
-# The set itself in the folder that SyntheticSet.export makes.
-EXPORTED = "set.safetensors"
 # What --lr_teacher of MTT and --lr_net of DC are by default: where no file holds a step size.
 _DEFAULT_LR = 0.01
 _TOLERANCE = 1e-3  # of sums of probabilities in half precision
@@ -49,7 +48,7 @@ def own_file(path: str | Path) -> Path | None:
     """The file of mim4dd that a path is, or that an exported folder has; None of other projects."""
     path = Path(path)
     if path.is_dir():
-        return path / EXPORTED if (path / EXPORTED).exists() else None
+        return path / SET_FILE if (path / SET_FILE).exists() else None
     return path if path.suffix == ".safetensors" else None
 
 

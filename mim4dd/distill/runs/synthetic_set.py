@@ -13,6 +13,7 @@ from mim4dd.distill.data.normalization import Normalization, fixed_normalization
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
+from mim4dd.distill.runs.export import export_set
 from mim4dd.distill.runs.provenance import Provenance
 
 __all__ = ["SyntheticSet"]
@@ -153,6 +154,25 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             "provenance": self.provenance.to_json(),
         }
         save_tensors(Path(path), tensors, {"format": _FORMAT, **header})
+
+    def export(self, folder: str | Path) -> None:
+        """Write the set as a folder that other programs read, whole or not at all.
+
+        - ``images/<class>/<index>.png``: as torchvision's ``ImageFolder`` and Hugging Face's
+          ``imagefolder`` read them. They are to look at: pixels beyond 0 to 1 are clipped, the rest
+          is rounded to bytes. Only of images of one or three channels.
+        - ``set.safetensors``: what :meth:`save` writes.
+        - ``set.pt``: ``images``, ``labels`` and ``syn_lr`` in a dictionary, for ``torch.load``.
+        - ``ddranking/``: ``images.pt``, ``labels.pt`` and ``lr.pt``, as DD-Ranking's evaluators
+          take them; soft labels as logits. Not of rows.
+
+        Args:
+            folder: A new one, or an earlier export, which is replaced.
+
+        Raises:
+            ValueError: If the folder holds something else, or two classes have one name.
+        """
+        export_set(self, Path(folder))
 
     @staticmethod
     def load(path: str | Path) -> "SyntheticSet":
