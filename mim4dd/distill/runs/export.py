@@ -86,11 +86,10 @@ def _save_pictures(synthetic: "SyntheticSet", names: list[str], folder: Path) ->
 
     pixels = synthetic.pixels.detach().cpu().clamp(0, 1).mul(255).round().byte()
     mode, digits = _MODES[pixels.shape[1]], len(str(len(pixels) - 1))
-    for name in names:  # a class without images too, so that readers number classes alike
-        (folder / name).mkdir(parents=True)
     for index, (label, image) in enumerate(
         zip(synthetic.class_syn.tolist(), pixels.movedim(1, -1), strict=True)
     ):
         array = image.squeeze(-1).numpy() if mode == "L" else image.contiguous().numpy()
         path = folder / names[label] / f"{index:0{digits}d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
