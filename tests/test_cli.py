@@ -372,6 +372,10 @@ def test_compare_leaves_a_summary_and_continues(mim4dd):
     assert counts == {"random_real": 2, "mtt": 4, "mtt+mim4dd": 4}
     difference = by_name["mtt+mim4dd"]["mean"] - by_name["mtt"]["mean"]
     assert summary["mim4dd_gain"]["mean"] == pytest.approx(difference)
+    sets = [SyntheticSet.load(f"demo/mtt/seed{seed}/synthetic.safetensors") for seed in (0, 1)]
+    noted = [each.provenance.accuracies[0].values for each in sets]
+    assert (len(noted[0]), len(noted[1])) == (2, 2)
+    assert sum(map(sum, noted)) / 4 == pytest.approx(by_name["mtt"]["mean"])
     weights = [RunDirectory(f"demo/{method}/seed0").read_config()["weight"] for method in
                ("mtt", "mtt+mim4dd")]  # fmt: skip
     assert weights == [0.0, 0.1]

@@ -170,6 +170,10 @@ def test_which_paths_are_sets(tmp_path):
     assert is_set(tmp_path / "images_best.pt")
     (tmp_path / "config.json").write_text("{}")
     assert not is_set(tmp_path)  # a run, whatever else lies there
+    (tmp_path / "synthetic.safetensors").touch()
+    assert not is_set(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert is_set(tmp_path)
 
 
 class Touch:

@@ -159,7 +159,7 @@ def test_published_defaults_for_sets_of_other_projects(tmp_path, monkeypatch):
     [
         ("run --lr 0.1 --data digits", "--data, --lr is of sets in files, run must be run direct"),
         ("set.safetensors --lr 0.1", "lr must be left out for set.safetensors, which holds"),
-        ("set.safetensors --iteration 1", "iteration is of run directories, got 1 for set"),
+        ("set.safetensors --iteration 1", "iteration is of runs with a config.json, got 1 for"),
         ("nowhere.safetensors", "nowhere.safetensors/config.json does not exist"),
         ("uneven --data digits", "uneven must hold as many images of each class, got [2, 0, 1"),
         ("uneven", "data (--data) must name the real data that uneven is of, which says not"),
@@ -168,6 +168,17 @@ def test_published_defaults_for_sets_of_other_projects(tmp_path, monkeypatch):
 def test_bad_calls(words, message, mim4dd, made):
     write_mtt(made / "uneven", torch.randn(10, 1, 8, 8), torch.where(DIGITS == 1, 0, DIGITS))
     assert mim4dd(f"evaluate {words}").startswith(f"mim4dd: {message}")
+
+
+def test_a_run_of_a_program_without_options(made, tmp_path):
+    """No config.json says how to judge it: the set does, or the defaults."""
+    (tmp_path / "run").mkdir()
+    shutil.copy(made / "set.safetensors", tmp_path / "run/synthetic.safetensors")
+    (judged,) = load_judged(tmp_path / "run", None, {}, {})
+    assert (judged.name, judged.config.network.width) == (str(tmp_path / "run"), 4)
+    without_provenance(made / "set.safetensors", tmp_path / "run/synthetic.safetensors")
+    (judged,) = load_judged(tmp_path / "run", None, {"data": "digits"}, {})
+    assert judged.config == distill.resolve(data="digits", ipc=1)
 
 
 def test_data_that_have_no_name_here(made, tmp_path):

@@ -11,7 +11,7 @@ from killing import finish, kill_again_and_again
 from mim4dd.__main__ import main
 from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.config.file import read_config
-from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runs import RunDirectory, read_set
 from mim4dd.distill.sweep.job import Job, Result, run_job
 from mim4dd.distill.sweep.run import sweep
 
@@ -77,6 +77,9 @@ def test_the_table_is_of_the_runs(study):
     base = [Result.read(out / f"runs/base/seed{seed}/result.json") for seed in (0, 1)]
     row = study.rows[1]
     assert row.accuracy.mean == pytest.approx(sum(sum(r.accuracy) for r in results) / 4)
+    for seed, result in enumerate(results):  # the set tells it too
+        synthetic = read_set(out / f"runs/weight=0/seed{seed}")
+        assert synthetic.provenance.accuracies[0].values == result.accuracy
     gains = [r.mean - b.mean for r, b in zip(results, base, strict=True)]
     assert row.gain.mean == pytest.approx(sum(gains) / 2)
     metrics = RunDirectory(out / "runs/base/seed0").read_metrics()

@@ -74,7 +74,7 @@ def _distill(
     config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
 ) -> None:
     from mim4dd.distill.evaluation.recipe import percent
-    from mim4dd.distill.job import judge, run_distillation
+    from mim4dd.distill.job import judge, note_accuracy, run_distillation
     from mim4dd.distill.report.show import draw_run
 
     data = config.load_data()
@@ -84,9 +84,7 @@ def _distill(
     if rank() != 0:
         return
     accuracy = judge(result, data, config)
-    # In the place of what the loop's fewer networks reached.
-    noted = result.with_accuracy(config.network_name, accuracy.values, config.eval_seed)
-    run.save_set(run.synthetic, noted)
+    note_accuracy(run, result, config, accuracy.values)
     typer.echo(
         f"{run.synthetic}: test accuracy {percent(accuracy.summary()).lstrip()} % "
         f"of {len(accuracy.values)} networks"

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
-from mim4dd.distill.job import require_same_options
+from mim4dd.distill.job import note_accuracy, require_same_options
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
 from mim4dd.distill.report.show import draw_run
@@ -159,6 +160,10 @@ def _distil_and_judge(
         )
         for each in drawn:
             each.result()
+        for name, group in runs.items():
+            values = iter(accuracies[name].values)  # of one set after another
+            for (_, run), synthetic in zip(group, sets[name], strict=True):
+                note_accuracy(run, synthetic, config, tuple(islice(values, config.num_eval)))
         return _Done(accuracies, seconds, pictures.result())
     finally:
         drawing.shutdown(cancel_futures=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.runs.directory import RunDirectory
 from mim4dd.distill.runs.export import SET_FILE
 from mim4dd.distill.runs.foreign_files import (
     NAMES_OF_DATA,
@@ -32,23 +33,24 @@ _TOLERANCE = 1e-3  # of sums of probabilities in half precision
 
 
 def is_set(path: str | Path) -> bool:
-    """Whether a path is a set's own file, an exported folder, or one that another project left.
+    """Whether a path is a set's own file, or a folder that holds one and no ``config.json``.
 
-    The directory of a run is neither.
+    That is an exported folder, one that another project left, or the run of a program without
+    options; of other runs the configuration says how to judge them.
     """
     path = Path(path)
     if not path.is_dir():
         return path.is_file()
-    return own_file(path) is not None or (
-        not (path / "config.json").exists() and bool(images_paths(path))
-    )
+    known = own_file(path) is not None or bool(images_paths(path))
+    return known and not (path / "config.json").exists()
 
 
 def own_file(path: str | Path) -> Path | None:
-    """The file of mim4dd that a path is, or that an exported folder has; None of other projects."""
+    """The file of mim4dd that a path is, or that an export or a run has; None of other projects."""
     path = Path(path)
     if path.is_dir():
-        return path / SET_FILE if (path / SET_FILE).exists() else None
+        inside = (path / SET_FILE, RunDirectory(path).synthetic)
+        return next((file for file in inside if file.exists()), None)
     return path if path.suffix == ".safetensors" else None
 
 
@@ -68,9 +70,9 @@ def read_set(
     ``provenance.source`` and the ``repr``.
 
     Args:
-        path: A ``.safetensors`` file of mim4dd, a ``res_*.pt`` file of DC, DSA, DM or CAFE, or
-            ``images_*.pt`` of MTT, TESLA, FTD or DATM beside ``labels_*.pt``, or their folder, of
-            which the ``best`` is taken, or else the last.
+        path: A ``.safetensors`` file of mim4dd, or the folder of an export or a finished run; a
+            ``res_*.pt`` file of DC, DSA, DM or CAFE; ``images_*.pt`` of MTT, TESLA, FTD or DATM
+            beside ``labels_*.pt``, or their folder, of which the best is taken, or else the last.
         data: The real data that another project's set is of; a set of mim4dd must be made of it.
         experiment: Which of the sets that a file of DC's holds.
         lr: Step size for another project's networks, in the place of the files' own; by default

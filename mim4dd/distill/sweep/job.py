@@ -12,7 +12,7 @@ from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy, evaluate
 from mim4dd.distill.files.atomic import read_json, write_json
-from mim4dd.distill.job import judge, run_distillation
+from mim4dd.distill.job import judge, note_accuracy, run_distillation
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runs.metrics import final_means
 
@@ -128,8 +128,10 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
         raise ValueError(f"{job.path.parent.name}: {error}") from error
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
+    accuracy = judge(synthetic, data, job.config)
+    note_accuracy(run, synthetic, job.config, accuracy.values)
     return {
-        **_judged(judge(synthetic, data, job.config)),
+        **_judged(accuracy),
         **{name: header[name] for name in ("seconds", "cpu_seconds", "peak_bytes")},
         "metrics": final_means(rows),
     }
