@@ -41,7 +41,7 @@ def write_dc(folder, name="res_DC_CIFAR10_ConvNet_2ipc.pt", experiments=2, class
     sets = [[torch.randn(len(classes), 3, 4, 4), classes.clone()] for _ in range(experiments)]
     accuracy = np.sum(np.equal(np.arange(4), 1)) / 4
     assert isinstance(accuracy, np.generic)
-    accuracies = {"ConvNet": [accuracy] * experiments}
+    accuracies = {"ConvNet": [accuracy] * experiments, "mean": np.array([0.5, 0.25])}
     torch.save({"data": sets, "accs_all_exps": accuracies}, folder / name)
     return sets
 
@@ -235,6 +235,7 @@ def test_bad_files_of_mtt(parts, message, tmp_path):
     [
         (torch.rand(3), r"must hold a dictionary .*, got \(3,\) of torch.float32"),
         ({"net": torch.rand(3)}, "must hold a dictionary with the sets"),
+        ({"data": [[np.zeros((3, 3, 4, 4)), CLASSES]]}, "in floating point, got a NumPy"),
         ({"data": []}, "must hold a dictionary with the sets"),
         ({"data": [torch.rand(3)]}, "must be a list of images and labels, got"),
         ({"data": [[torch.rand(3, 3, 4, 4)]]}, "a list of images and labels, got a list of 1"),

@@ -157,19 +157,24 @@ def _of_condensation(path: Path) -> list[ForeignSet]:
 
 
 class _Ignored:
-    """Stand-in for NumPy's scalars, which DC's files hold accuracies as."""
+    """Stand-in for NumPy's scalars and arrays, which DC's files hold accuracies as."""
 
     def __init__(self, *_arguments: Any) -> None: ...
 
     def __setstate__(self, _state: Any) -> None: ...
 
 
+_OF_NUMPY = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",  # of NumPy 1
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+)
 # A class of its own for each name: the same under two is refused.
 _STAND_INS: list[Any] = [
-    (type(f"_Ignored{number}", (_Ignored,), {}), name)
-    for number, name in enumerate(
-        ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-    )
+    (type(f"NumPy_{number}", (_Ignored,), {}), name) for number, name in enumerate(_OF_NUMPY)
 ]
 
 

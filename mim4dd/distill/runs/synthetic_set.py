@@ -1,6 +1,7 @@
 """A distilled set: what it holds, what it was made of, and its file."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     @property
     def per_class(self) -> list[int]:
         """How many images were made for each class."""
-        return self.class_syn.bincount(minlength=len(self.class_names)).tolist()
+        return self.class_syn.cpu().bincount(minlength=len(self.class_names)).tolist()
 
     @property
     def normalization(self) -> Normalization | None:
@@ -238,8 +239,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             values: Test accuracy of each, as a fraction.
             first_seed: Seed of the first one; the others follow.
         """
-        known = self.provenance.with_accuracy(network, tuple(values), first_seed)
-        return SyntheticSet(**(vars(self) | {"provenance": known}))
+        noted = copy(self)
+        noted.provenance = self.provenance.with_accuracy(network, tuple(values), first_seed)
+        return noted
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError unless ``data`` is what the set was made of: its order of classes,
