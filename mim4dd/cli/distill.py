@@ -84,7 +84,7 @@ def _distill(
     if rank() != 0:
         return
     accuracy = judge(result, data, config)
-    note_accuracy(run, result, config, accuracy.values)
+    note_accuracy(run, result, config, accuracy)
     typer.echo(
         f"{run.synthetic}: test accuracy {percent(accuracy.summary()).lstrip()} % "
         f"of {len(accuracy.values)} networks"

@@ -1,6 +1,6 @@
 """One distillation by a configuration, and what its set is worth beside real images."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import fields
 
 from mim4dd.distill.config.commands import DistillConfig
@@ -62,13 +62,13 @@ def judge_unchecked(
 
 
 def note_accuracy(
-    run: RunDirectory, synthetic: SyntheticSet, config: DistillConfig, values: Sequence[float]
+    run: RunDirectory, synthetic: SyntheticSet, config: DistillConfig, accuracy: Accuracy
 ) -> None:
     """Have the set of a finished run tell what its configuration's networks reached on it.
 
     They take the place of the fewer ones that the loop judged it by at its end.
     """
-    noted = synthetic.with_accuracy(config.network_name, values, config.eval_seed)
+    noted = synthetic.with_accuracy(config.network_name, accuracy.values, config.eval_seed)
     if noted.provenance != synthetic.provenance:  # a job that is done leaves its files alone
         run.save_set(run.synthetic, noted)
 

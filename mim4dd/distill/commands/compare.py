@@ -163,7 +163,8 @@ def _distil_and_judge(
         for name, group in runs.items():
             values = iter(accuracies[name].values)  # of one set after another
             for (_, run), synthetic in zip(group, sets[name], strict=True):
-                note_accuracy(run, synthetic, config, tuple(islice(values, config.num_eval)))
+                of_set = Accuracy(tuple(islice(values, config.num_eval)))
+                note_accuracy(run, synthetic, config, of_set)
         return _Done(accuracies, seconds, pictures.result())
     finally:
         drawing.shutdown(cancel_futures=True)

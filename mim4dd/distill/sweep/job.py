@@ -129,7 +129,7 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
     accuracy = judge(synthetic, data, job.config)
-    note_accuracy(run, synthetic, job.config, accuracy.values)
+    note_accuracy(run, synthetic, job.config, accuracy)
     return {
         **_judged(accuracy),
         **{name: header[name] for name in ("seconds", "cpu_seconds", "peak_bytes")},
