@@ -119,6 +119,36 @@ def test_an_interrupted_run_continues_bit_for_bit(iteration, task, tmp_path):
     assert same_files(whole, parts)
 
 
+def test_who_watches_sees_every_iteration_and_changes_nothing(task, tmp_path):
+    data, method = task
+    alone, watched, moments = start(tmp_path / "alone"), start(tmp_path / "watched"), []
+    distill(method, data, SETTINGS, alone)
+
+    def watch(moment):
+        torch.rand(3)  # as a program's own work may draw
+        assert moment.row == watched.read_metrics()[-1]
+        moments.append((moment.iteration, moment.result().image_syn))
+
+    distill(method, data, SETTINGS, watched, watch=watch)
+    assert [iteration for iteration, _ in moments] == list(range(1, 13))
+    assert torch.equal(moments[-1][1], watched.load_result().image_syn)
+    assert not torch.equal(moments[-2][1], moments[-1][1])
+    assert same_files(alone, watched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_by_which_signal(number, task, tmp_path):
+    data, method = task
+
+    def stop(outcome):
+        os.kill(os.getpid(), number)
+        return outcome
+
+    with pytest.raises(Interrupted) as caught:
+        distill(Stops(method, 1, stop), data, SETTINGS, start(tmp_path / "run"))
+    assert caught.value.signal == number
+
+
 @pytest.mark.parametrize("iteration", [3, 8])
 def test_a_killed_run_continues_from_its_checkpoint_bit_for_bit(iteration, task, tmp_path):
     data, method = task

@@ -17,18 +17,9 @@ def experts(
     out: Annotated[Path, typer.Option(help="Folder for the trajectories.")] = Path("runs/experts"),
 ) -> None:
     """Train expert trajectories on the real data; continue where a former call stopped."""
-    from mim4dd.distill.experts import train_experts
+    from mim4dd.distill.job import train_experts_by
 
-    data = config.load_data()
-    buffer = train_experts(
-        config.make_network,
-        config.network_title,
-        data,
-        config,
-        out,
-        workers=config.workers,
-        devices=config.worker_devices,
-    )
+    buffer = train_experts_by(config, config.load_data(), out)
     accuracies = [header["accuracy"] for header in buffer.headers]
     typer.echo(
         f"{len(buffer)} experts of {buffer.num_epochs} epochs in {out}, "

@@ -1,9 +1,10 @@
 """One distillation by a configuration, and what its set is worth beside real images."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import fields
+from pathlib import Path
 
-from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import (
     Accuracy,
@@ -12,7 +13,8 @@ from mim4dd.distill.evaluation.recipe import (
     evaluate_full,
     evaluate_random_real,
 )
-from mim4dd.distill.loop.loop import distill
+from mim4dd.distill.experts import ExpertBuffer, train_experts
+from mim4dd.distill.loop.loop import Moment, distill
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "note_accuracy",
     "require_same_options",
     "run_distillation",
+    "train_experts_by",
 ]
 
 
@@ -81,6 +84,7 @@ def run_distillation(
     resume: bool = True,
     from_iteration: int | None = None,
     may_change: Collection[str] = (),
+    watch: Callable[[Moment], object] | None = None,
 ) -> SyntheticSet:
     """Distil into ``run``: start it, continue it, or read its result if it is finished.
 
@@ -91,6 +95,7 @@ def run_distillation(
         resume: Without it a directory that holds a run is refused.
         from_iteration: Go back to this checkpoint first.
         may_change: Options that may be others than the run's.
+        watch: Called after every outer iteration.
 
     Raises:
         ValueError: If ``run`` holds a run with other options, or of other data.
@@ -111,6 +116,20 @@ def run_distillation(
         resume=resume,
         from_iteration=from_iteration,
         config=config.options(),
+        watch=watch,
+    )
+
+
+def train_experts_by(config: ExpertsConfig, data: ImageData, folder: str | Path) -> ExpertBuffer:
+    """Train the experts that ``folder`` does not hold yet: see :func:`train_experts`."""
+    return train_experts(
+        config.make_network,
+        config.network_title,
+        data,
+        config,
+        folder,
+        workers=config.workers,
+        devices=config.worker_devices,
     )
 
 

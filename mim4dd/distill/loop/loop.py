@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,18 @@ from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.runtime.ranks import agree, any_rank, rank, wait_for_ranks
 from mim4dd.distill.runtime.threads import working_threads
 
-__all__ = ["Interrupted", "LoopSettings", "distill"]
+__all__ = ["Interrupted", "LoopSettings", "Moment", "distill"]
+
+
+class Moment(NamedTuple):
+    """Where a run is after an outer iteration.
+
+    ``row`` is the last one of its metrics, and ``result`` makes the set of it.
+    """
+
+    iteration: int
+    row: Mapping[str, Any]
+    result: Callable[[], SyntheticSet]
 
 
 def distill(
@@ -36,6 +48,7 @@ def distill(
     resume: bool = False,
     from_iteration: int | None = None,
     config: Mapping[str, Any] | None = None,
+    watch: Callable[[Moment], object] | None = None,
 ) -> SyntheticSet:
     """Optimise a synthetic set under ``method`` and leave it, with all metrics, in ``run``.
 
@@ -59,6 +72,7 @@ def distill(
         from_iteration: Go back to this one of ``run.iterations()`` before continuing.
         config: All options, which ``config.json`` holds from here on, once it is known that the run
             may begin or go on.
+        watch: Called after every outer iteration.
 
     Returns:
         The set after the last iteration.
@@ -75,7 +89,9 @@ def distill(
     """
     method.require_data(data)
     with _threads(method, data, settings):
-        return _distill(method, data, settings, run, evaluate, resume, from_iteration, config)
+        return _distill(
+            method, data, settings, run, evaluate, resume, from_iteration, config, watch
+        )
 
 
 def _threads(
@@ -99,6 +115,7 @@ def _distill(
     resume: bool,
     from_iteration: int | None,
     config: Mapping[str, Any] | None,
+    watch: Callable[[Moment], object] | None,
 ) -> SyntheticSet:
     identity = run_identity(method, data, settings)
     device = data.image_train.device
@@ -148,6 +165,8 @@ def _distill(
             run.append_metrics(row)
             progress.update()
             progress.set_postfix(_shown(row, data.num_classes), refresh=False)
+            if watch is not None:
+                watch(Moment(state.iteration, row, partial(state.result, data, method.relabel)))
         final: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
         judged = judge(final)
     save(state, state.snapshot(copied_state(method)), run)
@@ -214,7 +233,8 @@ def _stop_if_asked(
         wait_for_ranks()  # whoever ends first has torchrun end the others
         raise Interrupted(
             f"stopped before iteration {state.iteration} of {settings.iterations}; "
-            f"continue with --resume {run.path}"
+            f"continue with --resume {run.path}",
+            stop.signal,
         )
 
 

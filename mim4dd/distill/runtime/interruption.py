@@ -12,14 +12,26 @@ __all__ = ["Interrupted", "Stop", "interruptible", "stopping_at_once"]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved where it is."""
+    """The run was asked to stop, and has saved where it is.
+
+    ``signal`` is the number of the signal that asked, None where it is not known.
+    """
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 @dataclass
 class Stop:
-    """Whether the run was asked to stop."""
+    """Whether the run was asked to stop, and by which signal."""
 
-    requested: bool = False
+    signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether there was a signal."""
+        return self.signal is not None
 
 
 @contextmanager
@@ -32,7 +44,7 @@ def interruptible() -> Iterator[Stop]:
     previous: dict[int, Any] = {}
 
     def request(number: int, _frame: FrameType | None) -> None:
-        stop.requested = True
+        stop.signal = number
         signal.signal(number, previous[number])  # a second one stops at once
 
     for number in (signal.SIGINT, signal.SIGTERM):
