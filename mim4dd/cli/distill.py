@@ -73,11 +73,12 @@ def _require_may_change(context: typer.Context) -> None:
 def _distill(
     config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
 ) -> None:
+    from mim4dd.distill.config.file import load_data_of
     from mim4dd.distill.evaluation.recipe import percent
     from mim4dd.distill.job import judge, note_accuracy, run_distillation
     from mim4dd.distill.report.show import draw_run
 
-    data = config.load_data()
+    data = load_data_of(config, run.path) if resume else config.load_data()
     result = run_distillation(
         config, data, run, resume=resume, from_iteration=from_iteration, may_change=_ON_RESUME
     )

@@ -81,7 +81,9 @@ def evaluate(
     from mim4dd.distill.files.atomic import require_writable
     from mim4dd.distill.runs import is_set
 
-    columns = _columns(networks)
+    columns: list[str | None] = [None]  # the run's own
+    if networks is not None:
+        columns = list(cross.check_networks([name.strip() for name in networks.split(",")]))
     if csv is not None:
         require_writable(csv)
     given = {"num_eval": num_eval, "eval_epochs": eval_epochs}
@@ -111,16 +113,3 @@ def evaluate(
         typer.echo(cross.cross_table(table))
     if csv is not None:
         cross.save_accuracies(csv, table)
-
-
-def _columns(networks: str | None) -> list[str | None]:
-    """The networks asked for, in their order; None stands for the run's own."""
-    if networks is None:
-        return [None]
-    asked = [name.strip() for name in networks.split(",")]
-    unknown = [name for name in asked if name not in NETWORKS]
-    if unknown or len(set(asked)) < len(asked):
-        raise ValueError(
-            f"networks must be different ones of {', '.join(NETWORKS)}, got {networks!r}"
-        )
-    return list(asked)

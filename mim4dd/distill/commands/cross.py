@@ -4,22 +4,26 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
-from mim4dd.distill.config.file import read_config
+from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
 from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.job import judge, judge_full, judge_random_real
+from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.settings import options_of
 
 __all__ = [
+    "AccuracyTable",
     "JudgedRun",
+    "check_networks",
     "cross_evaluate",
     "cross_gains",
     "cross_table",
@@ -29,6 +33,21 @@ __all__ = [
     "save_accuracies",
     "save_gains",
 ]
+
+
+class AccuracyTable(dict[str, dict[str, Accuracy]]):
+    """Accuracies by the name of the set and of the network; it prints as a table.
+
+    Example:
+        >>> from mim4dd.distill.commands.cross import AccuracyTable
+        >>> from mim4dd.distill.evaluation.recipe import Accuracy
+        >>> AccuracyTable({"runs/a": {"convnet": Accuracy((0.5, 0.7))}})
+        %, of 2 networks each       convnet
+        runs/a                  60.0 ± 14.1
+    """
+
+    def __repr__(self) -> str:
+        return cross_table(self)
 
 
 class JudgedRun(NamedTuple):
@@ -42,6 +61,19 @@ class JudgedRun(NamedTuple):
     def on_network(self, network: str | None) -> DistillConfig:
         """The configuration on another network; None stays on the run's own."""
         return self.config if network is None else self.config.on_network(network)
+
+
+def check_networks(names: Sequence[str]) -> list[str]:
+    """The networks that are asked for, in their order.
+
+    Raises:
+        ValueError: If there is none, one that does not exist, or one twice.
+    """
+    if not names or set(names) - set(NETWORKS) or len(set(names)) < len(names):
+        raise ValueError(
+            f"networks must be different ones of {', '.join(NETWORKS)}, got {','.join(names)!r}"
+        )
+    return list(names)
 
 
 def load_run(path: Path, iteration: int | None = None, **changes: int) -> JudgedRun:
@@ -60,7 +92,7 @@ def load_run(path: Path, iteration: int | None = None, **changes: int) -> Judged
     synthetic, reached = run.load_set(iteration)
     whole = reached == config.iterations
     name = str(path) if whole else f"{path}, {reached} of {config.iterations} iterations"
-    return JudgedRun(name, synthetic, config)
+    return JudgedRun(name, synthetic, config, partial(load_data_of, run=path))
 
 
 def require_same_task(runs: Sequence[JudgedRun], networks: Sequence[str | None] = (None,)) -> None:
@@ -92,7 +124,7 @@ def _network_options(config: DistillConfig) -> dict[str, Any]:
 
 def cross_evaluate(
     runs: Sequence[JudgedRun], networks: Sequence[str | None], baselines: bool
-) -> dict[str, dict[str, Accuracy]]:
+) -> AccuracyTable:
     """Judge every set on every network, by the recipe and the step size that it comes with.
 
     Args:
@@ -110,7 +142,7 @@ def cross_evaluate(
     """
     if baselines:
         require_same_task(runs, networks)
-    table: dict[str, dict[str, Accuracy]] = {run.name: {} for run in runs}
+    table = AccuracyTable({run.name: {} for run in runs})
     with progress_bar(len(networks) * (len(runs) + baselines), "evaluate") as progress:
         for run, data in _with_data(runs):
             if baselines:  # which are the same for all runs, so refused before anything is trained

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.config.file import load_data_of
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.files.atomic import readable
 from mim4dd.distill.pictures import (
@@ -140,12 +141,12 @@ def draw_run_features(
     values = DistillConfig.read(run.read_config(), str(run.config))
     config = DistillConfig.of(**(values | {"device": device}))
     try:
-        data = config.load_data()
+        data = load_data_of(config, run.path)
         trained = expert_network(config, data)
     except ValueError as error:
         if not train:
             return _without_features(run, error)
-        data = config.load_data()
+        data = load_data_of(config, run.path)
         trained = train_on_real(config, data)
     return draw_features(run, data, trained, layers, iteration)
 
