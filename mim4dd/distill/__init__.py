@@ -1,11 +1,27 @@
 """Dataset distillation: base methods, the MIM4DD add-on, the loop, experts, evaluation, data."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mim4dd.distill.config.commands import DistillConfig
+    from mim4dd.distill.face.one_run import Run
+    from mim4dd.distill.face.start import open_run, run, train_experts
 
-__all__ = ["resolve"]
+__all__ = ["Run", "open_run", "resolve", "run", "train_experts"]
+
+# These import all parts, so not before they are asked for.
+_FACE = {"Run": "one_run", "open_run": "start", "run": "start", "train_experts": "start"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.face.{_FACE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FACE})
 
 
 def resolve(**options: Any) -> "DistillConfig":

@@ -43,6 +43,11 @@ class ImageData:
         return self.image_train.dim() == 4
 
     @property
+    def zca(self) -> bool:
+        """Whether images are whitened by ZCA, not standardised by channel."""
+        return self.has_images and self.normalization.whiten.dim() == 2
+
+    @property
     def channels(self) -> int:
         """Channels of an image.
 

@@ -139,7 +139,8 @@ class ExpertBuffer:
         if not paths:
             raise ValueError(
                 f"experts must be a folder of expert_*.safetensors files, {folder} holds none; "
-                "`mim4dd experts` trains them, `mim4dd buffer` makes them of replay_buffer_*.pt"
+                "`mim4dd experts` trains them, in Python mim4dd.distill.train_experts(data, out); "
+                "`mim4dd buffer` makes them of replay_buffer_*.pt"
             )
         self.headers = [_read_header(path) for path in paths]
         self._slices = [open_tensors(path).get_slice("trajectory") for path in paths]

@@ -48,7 +48,7 @@ def _describe(data: ImageData) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "sample_shape": list(data.image_train.shape[1:]),
         "normalization": {
-            "kind": "zca" if data.has_images and data.normalization.whiten.dim() == 2 else "scale",
+            "kind": "zca" if data.zca else "scale",
             "mean": _values(data.normalization.mean),
             "factor": _values(data.normalization.whiten),
         },
