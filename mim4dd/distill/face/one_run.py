@@ -135,7 +135,8 @@ class Run:
         """Outer iterations that the images have behind them."""
         if self._moment is not None:
             return self._moment.iteration
-        return self._now()[1] if self._directory.started else 0
+        begun = self._directory.checkpoint.exists() or self.finished
+        return self._now()[1] if begun else 0
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
