@@ -22,7 +22,8 @@ from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runs import RunDirectory
 
 TINY = {"width": 4, "depth": 1, "num_eval": 1, "eval_epochs": 2, "eval_every": 0}
-DM = TINY | {"method": "dm", "batch_real": 4, "weight": 0.0, "iterations": 4}
+SHORT = {"method": "dm", "batch_real": 4, "iterations": 4}
+DM = TINY | SHORT | {"weight": 0.0}
 
 
 def bars():
@@ -109,6 +110,17 @@ def test_tensors_and_data_sets_are_data():
     whitened = distill.run((images, labels), **DM, zca=True)
     assert whitened.data.zca
     assert not torch.equal(whitened.images, expected.images)
+
+
+def test_the_add_on_and_its_options_in_one():
+    together = distill.run("digits", add_on=distill.MIM4DD(weight=0.5, num_keys=20), **TINY | SHORT)
+    flat = distill.run("digits", weight=0.5, num_keys=20, **TINY | SHORT)
+    assert together.config == flat.config
+    assert torch.equal(together.images, flat.images)
+    with pytest.raises(ValueError, match="weight must be given once: in add_on, or beside it"):
+        distill.resolve(method="dm", add_on=distill.MIM4DD(weight=0.5), weight=0.1)
+    with pytest.raises(ValueError, match="unknown options: wait"):
+        distill.resolve(method="dm", add_on=distill.MIM4DD(wait=0.5))
 
 
 def test_given_data_say_how_they_were_made():

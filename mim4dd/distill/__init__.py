@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mim4dd.distill.face.one_run import Run
     from mim4dd.distill.face.start import open_run, run, train_experts
 
-__all__ = ["Run", "open_run", "resolve", "run", "train_experts"]
+__all__ = ["MIM4DD", "Run", "open_run", "resolve", "run", "train_experts"]
 
 # These import all parts, so not before they are asked for.
 _FACE = {"Run": "one_run", "open_run": "start", "run": "start", "train_experts": "start"}
@@ -22,6 +22,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_FACE})
+
+
+def MIM4DD(**options: Any) -> dict[str, Any]:
+    """The add-on with these options of its own, for the option ``add_on``.
+
+    ``run(data, add_on=MIM4DD(weight=0.1))`` is ``run(data, add_on="mim4dd", weight=0.1)``.
+
+    Example:
+        >>> from mim4dd import distill
+        >>> distill.resolve(method="dm", add_on=distill.MIM4DD(weight=0.5)).add_on.weight
+        0.5
+    """
+    return {"add_on": "mim4dd", **options}
 
 
 def resolve(**options: Any) -> "DistillConfig":

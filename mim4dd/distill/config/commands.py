@@ -206,6 +206,21 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
     experts: str = "runs/experts"
 
     @classmethod
+    def resolve(cls: type[Config], /, **options: Any) -> Config:
+        """As for all commands; ``add_on`` may be a mapping of its name and its options.
+
+        Raises:
+            ValueError: If an option does not exist, is not of its type, has a bad value or is given
+                twice.
+        """
+        if isinstance(own := options.get("add_on"), Mapping):
+            del options["add_on"]
+            if twice := sorted(own.keys() & options.keys()):
+                raise ValueError(f"{', '.join(twice)} must be given once: in add_on, or beside it")
+            options |= own
+        return super().resolve(**options)
+
+    @classmethod
     def unused(cls, chosen: Mapping[str, Entry]) -> set[str]:
         """What only other methods learn by, and experts where the method matches none."""
         method = chosen["method"]
