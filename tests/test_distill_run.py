@@ -129,6 +129,9 @@ def test_given_data_say_how_they_were_made():
         distill.run(whitened, **DM, zca=False)
     drawn = dataclasses.replace(make_data(), name="shapes")
     assert distill.run(drawn, **DM).config.image_size == 8  # which is how a command loads it
+    rows = dataclasses.replace(load_data("wine"), name="shapes")
+    few = {"method": "dm", "network": "mlp", "eval_dsa_strategy": "none", "eval_every": 0}
+    assert distill.run(rows, **few, dsa_strategy="none", iterations=1).images.shape == (3, 13)
 
 
 @pytest.mark.parametrize(

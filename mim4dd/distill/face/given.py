@@ -39,7 +39,7 @@ def options_beside(data: Data, options: Mapping[str, Any]) -> dict[str, Any]:
             f"zca must be {data.zca}, as {data.name} was made, or left out, got {options['zca']!r}"
         )
     made = {"data": data.name, "zca": data.zca}
-    if data.name in DATA_SETS and DATA_SETS[data.name].sized:
+    if data.has_images and data.name in DATA_SETS and DATA_SETS[data.name].sized:
         made["image_size"] = data.image_size  # by which commands load the same
     return {**options, **made}
 
