@@ -34,4 +34,6 @@ def test_the_programs_of_the_page(tmp_path, monkeypatch, capsys):
         "1 random real images per class",
         "whole training set",
     ]
+    pictures = sorted(Path("folder/images").glob("*/*.png"))
+    assert len(pictures) == len(names["run"].images)
     assert torch.equal(distill.open_run("runs/a").images, names["run"].images)

@@ -225,6 +225,17 @@ class Run:
         judged = JudgedRun(name, synthetic, config, lambda _: self.data)
         return cross_evaluate([judged], columns, baselines)
 
+    def export(self, folder: str | Path) -> None:
+        """Write the set as it is now to a folder that other programs read.
+
+        Args:
+            folder: A new one, or an earlier export: :meth:`SyntheticSet.export` says what is in it.
+
+        Raises:
+            ValueError: If nothing was made yet, or the folder holds something else.
+        """
+        self.synthetic.export(folder)
+
     def _watch(self, config: DistillConfig, moment: Moment) -> None:
         self.config, self._moment, self._reached = config, moment, None
         if self._rows is None:
