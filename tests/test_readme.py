@@ -11,7 +11,7 @@ from mim4dd.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+*PROGRAMS, RUN = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [
     line.partition("#")[0].split()[1:]
     for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
@@ -27,6 +27,13 @@ def test_programs_run_by_themselves(program):
     exec(compile(program, "README.md", "exec"), names)
     leaves = [each for each in names.values() if isinstance(each, torch.Tensor) and each.is_leaf]
     assert any(each.grad is not None and each.grad.abs().sum() > 0 for each in leaves)
+
+
+def test_the_run_is_one_that_is_tried():
+    """By tests/test_python_page.py."""
+    tried = (ROOT / "docs" / "python.md").read_text().splitlines()
+    assert "distill.run(" in RUN
+    assert [line for line in RUN.splitlines() if line not in tried] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -7,21 +7,38 @@ if TYPE_CHECKING:
     from mim4dd.distill.config.commands import DistillConfig
     from mim4dd.distill.face.one_run import Run
     from mim4dd.distill.face.start import open_run, run, train_experts
+    from mim4dd.distill.runs import SyntheticSet, read_set
 
-__all__ = ["MIM4DD", "Run", "open_run", "resolve", "run", "train_experts"]
+__all__ = [
+    "MIM4DD",
+    "Run",
+    "SyntheticSet",
+    "open_run",
+    "read_set",
+    "resolve",
+    "run",
+    "train_experts",
+]
 
 # These import all parts, so not before they are asked for.
-_FACE = {"Run": "one_run", "open_run": "start", "run": "start", "train_experts": "start"}
+_PLACES = {
+    "Run": "face.one_run",
+    "SyntheticSet": "runs",
+    "open_run": "face.start",
+    "read_set": "runs",
+    "run": "face.start",
+    "train_experts": "face.start",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FACE:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.face.{_FACE[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FACE})
+    return sorted({*globals(), *_PLACES})
 
 
 def MIM4DD(**options: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was measured, a row for every iteration: loss, syn_lr, accuracies, the MI bound."""
+        """What each iteration measured (loss, syn_lr, accuracies, the MI bound), a row for each."""
         return self._directory.read_metrics() if self._rows is None else list(self._rows)
 
     @property
@@ -228,8 +228,10 @@ class Run:
     def export(self, folder: str | Path) -> None:
         """Write the set as it is now to a folder that other programs read.
 
+        :meth:`~mim4dd.distill.runs.SyntheticSet.export` says what is in it.
+
         Args:
-            folder: A new one, or an earlier export: :meth:`SyntheticSet.export` says what is in it.
+            folder: A new one, or an earlier export.
 
         Raises:
             ValueError: If nothing was made yet, or the folder holds something else.

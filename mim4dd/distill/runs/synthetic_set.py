@@ -37,7 +37,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         syn_lr: The step size to train networks with. ()
         pixels: The images as they are shown, or rows in their units; as ``image_syn``.
         class_names: Names of the C classes.
-        made_of: What :func:`describe_data` says of the real data; None where it is not known.
+        made_of: What ``describe_data`` says of the real data; None where it is not known.
         provenance: How the set came to be.
 
     Example:
