@@ -65,7 +65,7 @@ def compilation(
     wide = POINTERS[torch.promote_types(dtype, torch.float32)]
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
     pointers |= dict.fromkeys(("labels_ptr", "labels", "key_labels", "table_ptr"), "*i64")
-    pointers["excluded"] = "*i32"
+    pointers |= dict.fromkeys(("excluded", "statistics.labels", "stretches"), "*i32")
     signature: dict[str, Any] = {}
     values: dict[tuple[int, ...], Any] = {}
     options = dict(constants)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mim4dd.kernels._arguments import Features, Form, Norms, Pairs, Scales, Tiling, Upstream
 from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack, pairs_of
-from mim4dd.kernels._tiles import RESIDENT_D, TILES, entry, operands, precision_of
+from mim4dd.kernels._tiles import RESIDENT_D, TILES, Tiles, entry, operands, precision_of
 from mim4dd.reference import IGNORE, Critic, Kind
 
 
@@ -153,10 +153,14 @@ class Layers(NamedTuple):
         chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
         if several:
             chosen = chosen.for_several()
-        resident = multiplier == "half" and D <= RESIDENT_D
+        return self.tiling(chosen), chosen.launch()
+
+    def tiling(self, chosen: Tiles) -> Tiling:
+        """What a kernel of these tiles is compiled for."""
+        precision = precision_of(self.query.dtype)
+        resident = operands(self.query.dtype, precision) == "half" and max(self.sizes) <= RESIDENT_D
         multiple = divisor(*self.sizes, *self.query_strides, *self.key_strides)
-        tiling = chosen.tiling(resident, multiple, precision, not self.query.is_cuda)
-        return tiling, chosen.launch()
+        return chosen.tiling(resident, multiple, precision, not self.query.is_cuda)
 
 
 def packed(query: Sequence[Tensor], key: Sequence[Tensor], critic: Critic) -> Layers:

@@ -87,14 +87,19 @@ def operands(dtype: torch.dtype, precision: str) -> str:
     return "half"
 
 
+def families(capability: int) -> list[int]:
+    """Whose tiles are for a GPU, the newest first."""
+    # sm_120 has the tensor cores and the shared memory of sm_80's consumer parts.
+    newest = capability if capability < 120 else 80
+    return [family for family in (100, 90, 80) if family <= newest]
+
+
 def entry(kernel: str, operands: str, D: int, capability: int) -> tuple[str, str, int, int]:
     """Key of the entry of the newest capability not above ``capability`` (90 for sm_90)."""
     bucket = 0
     if operands == "half":
         bucket = next((limit for limit in (64, 128, RESIDENT_D) if limit >= D), 0)
-    # sm_120 has the tensor cores and the shared memory of sm_80's consumer parts.
-    newest = capability if capability < 120 else 80
-    keys = [(kernel, operands, bucket, family) for family in (100, 90, 80) if family <= newest]
+    keys = [(kernel, operands, bucket, family) for family in families(capability)]
     return next(key for key in keys if key in TILES)
 
 

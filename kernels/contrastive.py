@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _tangent
+from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _single_positive, _tangent
 from mim4dd.kernels._ahead_of_time import Compilation
 from mim4dd.kernels._chunked import chunk_pass
 from mim4dd.kernels._forward import fused_forward
 from mim4dd.kernels._gradient import fused_backward
-from mim4dd.kernels._inputs import Found, packed, prepare
+from mim4dd.kernels._inputs import Found, Layers, Queries, packed, prepare
+from mim4dd.kernels._single_positive import serves, single_positive
 from mim4dd.kernels._tangent import tangent_pass
 from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
 from mim4dd.reference import Critic, Kind, Reduce, count_queries, reduce_queries
@@ -59,15 +60,13 @@ def contrastive(
     found = [Found()] * len(query)
     if fused:
         layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
-        loss[fused], lse[fused], positives = fused_forward(layers, queries, critic)
-        if any(gradients):
-            of_each = torch.ones_like(lse[fused])
-            upstream = lse[fused], of_each if share is None else of_each / share, None
-            parts = fused_backward(
-                layers, queries, critic, *upstream, gradients, lse.dtype, positives
-            )
-            for i, part in zip(fused, parts, strict=True):
-                found[i] = part
+        losses, sums, parts = fused_pass(layers, queries, critic, gradients, share)
+        if len(fused) == len(query):
+            loss, lse, found = losses, sums, parts
+        else:
+            # One by one: a list of places would be copied to the device, for which the host waits.
+            for row, layer in enumerate(fused):
+                loss[layer], lse[layer], found[layer] = losses[row], sums[row], parts[row]
     for i in range(len(query)):
         if i not in fused:
             found[i] = chunk_pass(
@@ -75,6 +74,25 @@ def contrastive(
             )
     reduced = loss.new_empty(0) if how == Reduce.NONE else reduce_queries(loss, count, how)
     return reduced, count, loss, lse, queries.weight, in_order(found, gradients)
+
+
+def fused_pass(
+    layers: Layers,
+    queries: Queries,
+    critic: Critic,
+    gradients: Sequence[bool],
+    share: Tensor | None,
+) -> tuple[Tensor, Tensor, list[Found]]:
+    """Loss and lse, (L, N), and the wanted gradients of the summed losses, by ``share``."""
+    if serves(layers, queries, critic):
+        return single_positive(layers, queries, gradients, share)
+    loss, lse, positives = fused_forward(layers, queries, critic)
+    if not any(gradients):
+        return loss, lse, [Found()] * len(layers.sizes)
+    of_each = torch.ones_like(lse)
+    upstream = lse, of_each if share is None else of_each / share, None
+    found = fused_backward(layers, queries, critic, *upstream, gradients, lse.dtype, positives)
+    return loss, lse, found
 
 
 def contrastive_bwd(
@@ -106,7 +124,9 @@ def contrastive_bwd(
     if fused:
         layers = packed([query[i] for i in fused], [key[i] for i in fused], critic)
         rows = [
-            None if part is None else part if len(fused) == len(query) else part[fused]
+            part
+            if part is None or len(fused) == len(query)
+            else torch.stack([part[i] for i in fused])
             for part in (lse, grad_loss, grad_lse)
         ]
         parts = fused_backward(layers, queries, critic, *rows, gradients, query[0].dtype)
@@ -187,5 +207,5 @@ def in_order(found: Sequence[Found], gradients: Sequence[bool]) -> list[Tensor]:
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel; float16 takes what bfloat16 does and is left out."""
-    for module in (_forward, _gradient, _rows, _chunked, _tangent):
+    for module in (_forward, _single_positive, _gradient, _rows, _chunked, _tangent):
         yield from module.compilations()
