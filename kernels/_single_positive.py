@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import CAPABILITIES, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation, compilation
 from mim4dd.kernels._arguments import Features, Form, Losses, Pairs, Scales
 from mim4dd.kernels._critic import IGNORE, load_scales, loss_of
 from mim4dd.kernels._inputs import Found, Layers, Queries, capability, form_of, num_multiprocessors
@@ -54,7 +54,7 @@ TILES: dict[tuple[str, int, int], Tiles] = {
     ("scale", 64, 100): Tiles(128, 64, 64, 64, 8, 3),
     ("scale", 128, 80): Tiles(128, 32, 128, 128, 8, 2),
     ("scale", 128, 90): Tiles(128, 128, 128, 128, 8, 2),
-    ("scale", 128, 100): Tiles(128, 64, 128, 128, 8, 2),
+    ("scale", 128, 100): Tiles(128, 32, 128, 128, 8, 2),
     ("queries", 64, 80): Tiles(128, 128, 64, 64, 8, 2),
     ("queries", 64, 90): Tiles(128, 128, 64, 64, 8, 3),
     ("queries", 128, 80): Tiles(128, 128, 128, 128, 8, 2),
@@ -462,7 +462,8 @@ def _unpacked(rows: Tensor | None, count: int, sizes: tuple[int, ...]) -> list[T
     return [part.view(count, D) for part, D in zip(parts, sizes, strict=True)]
 
 
-ABSENT = ("losses.positives", "pairs.key_labels", "pairs.excluded", "scales.bias")
+ABSENT = ("pairs.key_labels", "pairs.excluded", "scales.bias")
+LOSSES = ("losses.positives",)
 STATISTICS = tuple(f"statistics.{field}" for field in Statistics._fields)
 # The pass over keys, by what is wanted: its tiles, and what a launch for that leaves out.
 OVER_KEYS = {
@@ -470,30 +471,36 @@ OVER_KEYS = {
     "key": ("loss", ("gradients.rows", "gradients.scale")),
     "query": ("rows", (*STATISTICS, "gradients.scale")),
     "query and key": ("rows", ("gradients.scale",)),
+    "scale": ("scale", (*STATISTICS, "gradients.rows")),
+    "query and scale": ("scale", STATISTICS),
+    "key and scale": ("scale", ("gradients.rows",)),
     "all": ("scale", ()),
 }
 
 
 def compilations() -> Iterator[Compilation]:
-    """The tiles of every entry and both dtypes, with whatever gradients are wanted."""
-    narrow = ("features.query", "features.key", "statistics.rows")
-    for (kind, width, _), tiles in TILES.items():
-        key = (kind, width, _)
-        capabilities = tuple(each for each in CAPABILITIES if entry(kind, width, each) == key)
-        cases = [
-            (keys_pass, f"keys for {name}", absent, {"form": PLAIN})
-            for name, (of, absent) in OVER_KEYS.items()
-            if of == kind
-        ]
-        if kind == "queries":
-            cases = [(queries_pass, "queries", (), {})]
-        for kernel, name, absent, more in cases:
+    """The tiles of every entry: all that a launch may want, and for each GPU what takes most."""
+    for (kind, width, least), tiles in TILES.items():
+        users = [c for c in CAPABILITIES if entry(kind, width, c) == (kind, width, least)]
+        over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
+        cases = over_keys or [("queries", ())]
+        for name, absent in cases:
+            most = name == cases[-1][0]
             constants = {
-                **dict.fromkeys((*ABSENT[kind == "queries" :], *absent)),
-                **more,
+                **dict.fromkeys((*ABSENT, *LOSSES, *absent) if over_keys else ABSENT),
+                **({"form": PLAIN} if over_keys else {}),
                 "tiling": tiles.tiling(True, 16, "ieee", False),
                 **tiles.launch(),
             }
-            name = f"single positive, over {name} D<={width}"
             for dtype in (torch.bfloat16, torch.float16):
-                yield compilation(name, kernel, dtype, narrow, constants, capabilities)
+                # Of what takes less, and of the other GPUs, one dtype: they take the same.
+                both = most + (dtype == torch.bfloat16)
+                capabilities = tuple(c for c in users if both > (c not in EVERY_CASE))
+                yield compilation(
+                    f"single positive, over {name} D<={width}",
+                    keys_pass if over_keys else queries_pass,
+                    dtype,
+                    ("features.query", "features.key", "statistics.rows"),
+                    constants,
+                    capabilities,
+                )

@@ -2,9 +2,10 @@
 
 Two back-ends, chosen for each layer by :func:`fuses`. Fused: the logits stay in registers, all such
 layers share one launch, and the gradients recompute them, 10·N·M·D operations in all; 12 where they
-are asked for apart from the losses, and a query has one positive. Chunked: cuBLAS makes the logits
-of some queries at a time, and both gradients come from the same logits, 6·N·M·D. Nothing is added
-atomically: every result has the same bits each time.
+are asked for apart from the losses, and a query has one positive. The plain case of that along with
+the losses takes 8, in _single_positive.py. Chunked: cuBLAS makes the logits of some queries at a
+time, and both gradients come from the same logits, 6·N·M·D. No number is added atomically: every
+result has the same bits each time.
 """
 
 from collections.abc import Iterator, Sequence
