@@ -30,6 +30,12 @@ def _lean(kernel_device, monkeypatch):
     monkeypatch.setattr(contrastive, "fused_forward", None)
 
 
+def use_tiles(capability, monkeypatch):
+    from mim4dd.kernels import _single_positive
+
+    monkeypatch.setattr(_single_positive, "capability", lambda device: capability)
+
+
 def single(sizes, dtype, device, **options):
     """Positives anywhere, some of them no key, and some queries ignored."""
     case = Case(sizes, dtype, device, by_index=True, **options)
@@ -76,21 +82,27 @@ def check_along(case, how=Reduce.SUM, assert_value=assert_value):
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
-    ("sizes", "how"),
+    ("sizes", "how", "tiles"),
     [
-        ((130, 300, [64]), Reduce.SUM),
-        ((257, 129, [128]), Reduce.MEAN),
-        ((40, 513, [96]), Reduce.NONE),
-        ((128, 256, [8]), Reduce.MEAN),
-        ((5, 3, [16, 96, 8]), Reduce.SUM),
+        ((130, 300, [64]), Reduce.SUM, 90),
+        ((257, 129, [128]), Reduce.MEAN, 90),
+        ((40, 513, [96]), Reduce.NONE, 80),
+        ((128, 256, [8]), Reduce.MEAN, 80),
+        ((70, 255, [104]), Reduce.SUM, 100),
+        ((5, 3, [16, 96, 8]), Reduce.SUM, 90),
     ],
     ids=str,
 )
-def test_values_and_gradients(sizes, how, dtype, kernel_device):
+def test_values_and_gradients(sizes, how, tiles, dtype, kernel_device, monkeypatch):
+    """In the interpreter with the tiles of every GPU."""
+    if kernel_device == "cpu":
+        use_tiles(tiles, monkeypatch)
     check_along(single(sizes, dtype, kernel_device), how)
 
 
-def test_positives_side_by_side_leave_tiles_without_masks(kernel_device):
+def test_positives_side_by_side_leave_tiles_without_masks(kernel_device, monkeypatch):
+    if kernel_device == "cpu":
+        use_tiles(90, monkeypatch)
     check_along(neighbours(Case((300, 560, [64]), torch.float16, kernel_device, by_index=True)))
 
 
