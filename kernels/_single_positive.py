@@ -252,8 +252,7 @@ def store_losses(sums, queries, weight, scale, losses, out, N, form: tl.constexp
     shift = tl.where(has_loss, tl.maximum(sums.shift, own_shift), sums.shift)
     negative = sums.exps * tl.exp2(sums.shift - shift)
     above = tl.fma(queries.similarity, exponent, -shift)
-    # Added to 0 times itself, so that an infinite one is not lost in an exponential.
-    positive = tl.where(has_loss, tl.exp2(above) + queries.similarity * 0, 0.0)
+    positive = tl.where(has_loss, tl.exp2(above), 0.0)
     parts = (tl.zeros_like(shift), negative, above * LN_2, positive)
     loss, log_sum, _, rest = loss_of(parts, weight, form)
     used = queries.rows.mask
