@@ -1,16 +1,16 @@
 """A page about one run or several: numbers, pictures, options, and the commands to repeat them."""
 
 import base64
-import html
 import math
 import shlex
-import string
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jinja2
 
 from mim4dd import __version__
 from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
@@ -35,6 +35,32 @@ class ReportedRun:
     drawn: Drawn
 
 
+class _Row(NamedTuple):
+    """Of a table with a column for every run."""
+
+    key: str
+    texts: list[str]
+    differs: bool
+
+
+class _Figure(NamedTuple):
+    """A picture as a page holds it, of ``width`` by ``height`` of its pixels."""
+
+    alt: str
+    caption: str
+    width: int
+    height: int
+    data: str
+
+
+class _Commands(NamedTuple):
+    """How to repeat a run: by its files, and without them."""
+
+    name: str
+    by_its_files: str
+    without_them: str
+
+
 def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Picture] = ()) -> None:
     """Write one HTML file that needs no other: pictures are in it, and nothing is fetched.
 
@@ -49,28 +75,26 @@ def write_report(path: Path, runs: Sequence[ReportedRun], shared: Sequence[Pictu
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
     configs = {each.name: _options(each.run) for each in runs}
-    body = [
-        "<h2>Summary</h2>",
-        _table({each.name: summary(each.run) for each in runs}),
-        "<h2>Pictures</h2>",
-        *_pictures(runs, shared),
-        "<h2>Options</h2>",
-        _table(configs, mark=True),
-        "<h2>To repeat it</h2>",
-        *(_commands(each, configs[each.name], len(runs) > 1) for each in runs),
-    ]
-    template = string.Template(
-        resources.files("mim4dd.distill.report").joinpath("report.html").read_text("utf-8")
-    )
-    page = template.substitute(
-        title=html.escape(", ".join(configs) if len(runs) <= 4 else f"{len(runs)} runs"),
-        subtitle=html.escape(
-            "; ".join(dict.fromkeys(_about(config) for config in configs.values()))
-        ),
-        body="\n".join(body),
-        version=html.escape(__version__),
+    page = _template().render(
+        title=", ".join(configs) if len(runs) <= 4 else f"{len(runs)} runs",
+        subtitle="; ".join(dict.fromkeys(_about(config) for config in configs.values())),
+        names=list(configs),
+        summary=_rows({each.name: summary(each.run) for each in runs}),
+        pictures=list(_pictures(runs, shared)),
+        left_out=[line for each in runs for line in each.drawn.left_out],
+        options=_rows(configs, mark=True),
+        commands=[_commands(each, configs[each.name]) for each in runs],
+        version=__version__,
     )
     write_text(path, readable(page))
+
+
+def _template() -> jinja2.Template:
+    text = resources.files("mim4dd.distill.report").joinpath("report.html").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
 
 
 def _options(run: RunDirectory) -> dict[str, Any]:
@@ -116,72 +140,50 @@ def _about(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {config[key]}" for key in ("method", "data", "ipc") if key in config)
 
 
-def _table(columns: Mapping[str, Mapping[str, Any]], mark: bool = False) -> str:
+def _rows(columns: Mapping[str, Mapping[str, Any]], mark: bool = False) -> list[_Row]:
     """A row for every key, a column for every run; rows in which runs differ first and marked."""
-    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    keys = dict.fromkeys(key for column in columns.values() for key in column)
     texts = {key: [_text(column.get(key)) for column in columns.values()] for key in keys}
-    differing = {key for key in keys if mark and len(set(texts[key])) > 1}
-    lines = []
-    if len(columns) > 1:
-        heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
-        lines.append(f"<tr><td></td>{heads}</tr>")
-    for key in sorted(keys, key=lambda key: key not in differing):
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts[key])
-        opening = '<tr class="differs">' if key in differing else "<tr>"
-        lines.append(f'{opening}<th scope="row">{html.escape(key)}</th>{cells}</tr>')
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    rows = [_Row(key, texts[key], mark and len(set(texts[key])) > 1) for key in keys]
+    return sorted(rows, key=lambda row: not row.differs)
 
 
 def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _pictures(runs: Sequence[ReportedRun], shared: Sequence[Picture]) -> list[str]:
-    """Those of all runs together, then one kind after the other, the runs side by side."""
+def _pictures(
+    runs: Sequence[ReportedRun], shared: Sequence[Picture]
+) -> Iterator[tuple[str, list[_Figure]]]:
+    """Titles and figures: of all runs together, then of a kind, the runs side by side."""
+    for picture in shared:
+        yield picture.title, [_figure(picture)]
     titles = dict.fromkeys(picture.title for each in runs for picture in each.drawn.pictures)
-    for picture in shared:  # shows all runs, which says more than each run's own
-        titles.pop(picture.title, None)
-    parts = [f"<h3>{html.escape(picture.title)}</h3>\n{_figure(picture)}" for picture in shared]
-    for title in titles:
-        figures = [
-            _figure(picture, each.name if len(runs) > 1 else "")
-            for each in runs
-            for picture in each.drawn.pictures
-            if picture.title == title
-        ]
-        several = ' class="side"' if len(runs) > 1 else ""
-        parts.append(
-            f"<h3>{html.escape(title)}</h3>\n<div{several}>" + "\n".join(figures) + "</div>"
+    shown = {picture.title for picture in shared}  # all runs, which says more than each run's own
+    for title in (title for title in titles if title not in shown):
+        yield (
+            title,
+            [
+                _figure(picture, each.name if len(runs) > 1 else "")
+                for each in runs
+                for picture in each.drawn.pictures
+                if picture.title == title
+            ],
         )
-    lines = [line for each in runs for line in each.drawn.left_out]
-    return parts + [f'<p class="soft">{html.escape(line)}</p>' for line in lines]
 
 
-def _figure(picture: Picture, caption: str = "") -> str:
+def _figure(picture: Picture, caption: str = "") -> _Figure:
     content = picture.path.read_bytes()
     width, height = struct.unpack(">II", content[16:24])  # of every PNG
-    alt = html.escape(f"{picture.title} {caption}".strip())
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    size = f'width="{width / _DPI:.0f}" height="{height / _DPI:.0f}"'
-    return (
-        f'<figure><div><img alt="{alt}" {size} style="--width: {width / _DPI:.0f}px" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"></div>{below}</figure>'
-    )
+    alt = f"{picture.title} {caption}".strip()
+    data = base64.b64encode(content).decode()
+    return _Figure(alt, caption, round(width / _DPI), round(height / _DPI), data)
 
 
-def _commands(each: ReportedRun, config: Mapping[str, Any], named: bool) -> str:
-    config_file = shlex.quote(str(each.run.config))
-    lines = [f"mim4dd distill --config {config_file} --out again"]
-    whole = [_command("distill", {**config, "out": "again"})]
-    experts = _experts_command(config)
-    if experts is not None:
-        whole.insert(0, experts)
-    heading = f"<h3>{html.escape(each.name)}</h3>\n" if named else ""
-    return (
-        f"{heading}<pre>{html.escape(lines[0])}</pre>\n"
-        f"<details><summary>Without the run's files</summary>\n"
-        f"<pre>{html.escape(chr(10).join(whole))}</pre></details>"
-    )
+def _commands(each: ReportedRun, config: Mapping[str, Any]) -> _Commands:
+    by_its_files = f"mim4dd distill --config {shlex.quote(str(each.run.config))} --out again"
+    lines = [_experts_command(config), _command("distill", {**config, "out": "again"})]
+    return _Commands(each.name, by_its_files, "\n".join(filter(None, lines)))
 
 
 def _experts_command(config: Mapping[str, Any]) -> str | None:
