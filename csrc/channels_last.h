@@ -39,4 +39,15 @@ Filters<T> filters_of(const Tensor& weight) {
           weight.stride(1),           weight.stride(2), weight.stride(3)};
 }
 
+// The gradient of filters (out_channels, in_channels, 3, 3) of images, by kernels that are a Table.
+template <template <typename> class Table, typename T>
+Tensor filter_gradient(const Tensor& grad_output, const Tensor& input) {
+  Tensor gradient = empty_channels_last(input, grad_output.size(1), input.size(1), 3, 3);
+  if (input.numel() == 0) return torch::stable::zero_(gradient);
+  kernels<Table<T>>().filter_gradient(
+      grid_of(input), grad_output.const_data_ptr<T>(), grad_output.size(1),
+      input.const_data_ptr<T>(), input.size(1), gradient.mutable_data_ptr<T>());
+  return gradient;
+}
+
 }  // namespace mim4dd

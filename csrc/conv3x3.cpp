@@ -42,16 +42,6 @@ Tensor convolve_adjoint(const Tensor& grad_output, const Tensor& weight) {
   return convolve<T>({{grad_output, filters_of<T>(weight).adjoint()}}, nullptr);
 }
 
-template <typename T>
-Tensor filter_gradient(const Tensor& grad_output, const Tensor& input) {
-  Tensor gradient = empty_channels_last(input, grad_output.size(1), input.size(1), 3, 3);
-  if (input.numel() == 0) return torch::stable::zero_(gradient);
-  kernels<Conv3x3<T>>().filter_gradient(
-      grid_of(input), grad_output.const_data_ptr<T>(), grad_output.size(1),
-      input.const_data_ptr<T>(), input.size(1), gradient.mutable_data_ptr<T>());
-  return gradient;
-}
-
 bool same_sizes(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
   for (int64_t i = 0; i < a.dim(); ++i) {
@@ -94,7 +84,7 @@ std::tuple<Tensor, Tensor> conv3x3_bwd_cpu(
   MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3_bwd", [&] {
     const Tensor upstream = channels_last(grad_output);
     if (mask[0]) grad_input = convolve_adjoint<scalar_t>(upstream, weight);
-    if (mask[1]) grad_weight = filter_gradient<scalar_t>(upstream, channels_last(input));
+    if (mask[1]) grad_weight = filter_gradient<Conv3x3, scalar_t>(upstream, channels_last(input));
   });
   return {grad_input, grad_weight};
 }
@@ -122,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_bwd_bwd_cpu(
     const Tensor upstream = channels_last(grad_output);
     if (mask[0]) grad_grad_output = convolve<scalar_t>(terms, nullptr);
     if (mask[1]) grad_input = convolve_adjoint<scalar_t>(upstream, *cotangent_weight);
-    if (mask[2]) grad_weight = filter_gradient<scalar_t>(upstream, terms[0].input);
+    if (mask[2]) grad_weight = filter_gradient<Conv3x3, scalar_t>(upstream, terms[0].input);
   });
   return {grad_grad_output, grad_input, grad_weight};
 }

@@ -23,16 +23,6 @@ Tensor gradient(const Tensor& grad_output, const Tensor& input, const Tensor& we
   return grad_input;
 }
 
-template <typename T>
-Tensor filter_gradient(const Tensor& grad_output, const Tensor& input) {
-  Tensor grad_weight = empty_channels_last(input, grad_output.size(1), input.size(1), 3, 3);
-  if (input.numel() == 0) return torch::stable::zero_(grad_weight);
-  kernels<Conv3x3Narrow<T>>().filter_gradient(
-      grid_of(input), grad_output.const_data_ptr<T>(), grad_output.size(1),
-      input.const_data_ptr<T>(), input.size(1), grad_weight.mutable_data_ptr<T>());
-  return grad_weight;
-}
-
 }  // namespace
 
 Tensor
@@ -63,7 +53,8 @@ std::tuple<Tensor, Tensor> conv3x3_narrow_bwd_cpu(
   MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3_narrow_bwd", [&] {
     const Tensor upstream = channels_last(grad_output);
     if (mask[0]) grad_input = gradient<scalar_t>(upstream, input, weight);
-    if (mask[1]) grad_weight = filter_gradient<scalar_t>(upstream, channels_last(input));
+    if (mask[1])
+      grad_weight = filter_gradient<Conv3x3Narrow, scalar_t>(upstream, channels_last(input));
   });
   return {grad_input, grad_weight};
 }
