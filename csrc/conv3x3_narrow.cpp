@@ -53,8 +53,9 @@ std::tuple<Tensor, Tensor> conv3x3_narrow_bwd_cpu(
   MIM4DD_DISPATCH_FLOATING(input.scalar_type(), "conv3x3_narrow_bwd", [&] {
     const Tensor upstream = channels_last(grad_output);
     if (mask[0]) grad_input = gradient<scalar_t>(upstream, input, weight);
-    if (mask[1])
+    if (mask[1]) {
       grad_weight = filter_gradient<Conv3x3Narrow, scalar_t>(upstream, channels_last(input));
+    }
   });
   return {grad_input, grad_weight};
 }

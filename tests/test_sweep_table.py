@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import make_grid
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.plots import draw_sweep
 from mim4dd.distill.sweep.scale import Scale
-from mim4dd.distill.sweep.table import Spread, markdown_table, summarize, write_tables
+from mim4dd.distill.sweep.table import markdown_table, summarize, write_tables
 
 BASE = [
     Result(0, (0.50, 0.54), 10, 3.0, 6.0, 2**20, {"mi_lower_bound": 1.0, "loss": 0.5}),
@@ -42,6 +43,9 @@ def test_a_spread_is_over_what_there_is():
     assert Spread.of([]) == Spread(None, None, 0)
     assert Spread.of([2.0]) == Spread(2.0, None, 1)
     assert Spread.of([1.0, 3.0]) == Spread(2.0, math.sqrt(2), 2)
+    diverged = Spread.of([1.0, math.nan])
+    assert math.isnan(diverged.mean)
+    assert math.isnan(diverged.std)
 
 
 def test_a_distillation_counts_once_and_gains_are_paired(settings):

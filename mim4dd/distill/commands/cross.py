@@ -1,7 +1,5 @@
 """Runs beside each other: on several networks, and against random real images."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +11,7 @@ from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
-from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.job import judge, judge_full, judge_random_real
 from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
@@ -256,7 +254,7 @@ def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> 
     for name, row in table.items():
         for network, accuracy in row.items():
             rows.append((name, network, *accuracy.summary().values()))
-    _save_csv(path, rows)
+    write_csv(path, rows)
 
 
 def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> None:
@@ -270,7 +268,7 @@ def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> N
             accuracies = (each.synthetic, each.random_real, each.gain)
             moments = [moment for one in accuracies for moment in (one.mean, one.std)]
             rows.append((*names, *each.recipe, *moments, len(each.gain.values)))
-    _save_csv(path, rows)
+    write_csv(path, rows)
 
 
 def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
@@ -283,9 +281,3 @@ def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
         )
         for row in rows
     )
-
-
-def _save_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())

@@ -1,6 +1,5 @@
 """Evaluation: train fresh networks on a small set and test them on held-out real images."""
 
-import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.settings import Settings
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
 
@@ -44,9 +44,7 @@ class Accuracy:
     @property
     def std(self) -> float:
         """Standard deviation over the seeds; 0 for one."""
-        if math.isnan(self.mean):  # which statistics.stdev cannot take
-            return math.nan
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return Spread.of(self.values).std or 0.0
 
     def gain_over(self, other: "Accuracy") -> "Accuracy":
         """Differences to the networks of ``other``, pair by pair of the same seed.

@@ -1,12 +1,14 @@
 """Files that are either whole or not there: atomic writes, and tensors without pickles."""
 
+import csv
 import fcntl
 import glob
+import io
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +28,7 @@ __all__ = [
     "require_writable",
     "save_tensors",
     "write_atomically",
+    "write_csv",
     "write_json",
     "write_text",
 ]
@@ -114,6 +117,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically; what a file's name has that is no text, as it is there."""
     write_atomically(path, text.encode(errors="surrogateescape"))
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows of cells to a CSV file, atomically; lines end as on Unix everywhere."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def readable(name: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mim4dd.distill.spread import Spread
+
 __all__ = ["Measured", "Provenance"]
 
 # Options that say where something lies or is computed, which is nothing of the set.
@@ -26,11 +28,11 @@ class Measured:
     first_seed: int = 0
 
     def __str__(self) -> str:
-        mean, number = 100 * statistics.fmean(self.values), len(self.values)
-        spread = ""
-        if number > 1 and mean == mean:  # of a network that diverged it is NaN
-            spread = f" ± {100 * statistics.stdev(self.values):.1f}"
-        return f"{mean:.1f}{spread} % of {number} {self.network}"
+        spread = Spread.of(self.values)
+        mean, std = 100 * statistics.fmean(self.values), spread.std
+        # Of a network that diverged it is NaN.
+        deviation = "" if std is None or std != std else f" ± {100 * std:.1f}"
+        return f"{mean:.1f}{deviation} % of {spread.count} {self.network}"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.pictures.style import save_figure
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.scale import COLORS, GREY, MARKERS, Scale
-from mim4dd.distill.sweep.table import Row, Spread
+from mim4dd.distill.sweep.table import Row
 
 __all__ = ["draw_sweep"]
 

@@ -1,14 +1,12 @@
 """Search for the best setting by Optuna, judged by held-out training images until the end."""
 
-import csv
-import io
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
@@ -152,16 +150,13 @@ def _try(number: int, setting: Setting, out: Path, seeds: int, workers: int) -> 
     results = [Result.read(job.result) for job in jobs]
     if any(result.failure for result in results):
         return Trial(number, setting, None, None)
-    means = [result.mean for result in results]
-    std = statistics.stdev(means) if len(means) > 1 else None
-    return Trial(number, setting, statistics.fmean(means), std)
+    accuracy = Spread.of([result.mean for result in results])
+    return Trial(number, setting, accuracy.mean, accuracy.std)
 
 
 def _write_trials(path: Path, tried: Sequence[Trial]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["trial", *tried[0].setting.options, "held_out_accuracy", "std"])
+    rows: list[list[Any]] = [["trial", *tried[0].setting.options, "held_out_accuracy", "std"]]
     for trial in tried:
         values = [shown(value) for value in trial.setting.options.values()]
-        writer.writerow([trial.number, *values, trial.accuracy, trial.std])
-    write_text(path, buffer.getvalue())
+        rows.append([trial.number, *values, trial.accuracy, trial.std])
+    write_csv(path, rows)

@@ -4,37 +4,17 @@ The unit is the distillation: each counts with the mean accuracy of its networks
 deviation is over distillations. Networks trained on one set are not independent of each other.
 """
 
-import csv
-import io
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.files.atomic import write_csv, write_text
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting, shown
 from mim4dd.distill.sweep.job import Result
 
-__all__ = ["Row", "Spread", "markdown_table", "summarize", "write_runs", "write_tables"]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation and number of some values; None where there are too few."""
-
-    mean: float | None
-    std: float | None
-    count: int
-
-    @staticmethod
-    def of(values: Sequence[float]) -> "Spread":
-        """The spread of ``values``."""
-        return Spread(
-            statistics.fmean(values) if values else None,
-            statistics.stdev(values) if len(values) > 1 else None,
-            len(values),
-        )
+__all__ = ["Row", "markdown_table", "summarize", "write_runs", "write_tables"]
 
 
 @dataclass(frozen=True)
@@ -170,11 +150,7 @@ def _csv_cells(row: Row) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, buffer.getvalue())
+    write_csv(path, [list(lines[0]), *(list(line.values()) for line in lines)])
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
