@@ -3,6 +3,7 @@
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 import mim4dd
 
@@ -68,6 +69,6 @@ def _as_on_github(_app: object, page: str, source: list[str]) -> None:
     source[0] = _LINK.sub(here, source[0])
 
 
-def setup(app: object) -> None:
+def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", _as_on_github)  # type: ignore[attr-defined]
+    app.connect("source-read", _as_on_github)

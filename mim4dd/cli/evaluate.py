@@ -81,9 +81,8 @@ def evaluate(
     from mim4dd.distill.files.atomic import require_writable
     from mim4dd.distill.runs import is_set
 
-    columns: list[str | None] = [None]  # the run's own
-    if networks is not None:
-        columns = list(cross.check_networks([name.strip() for name in networks.split(",")]))
+    named = None if networks is None else [name.strip() for name in networks.split(",")]
+    columns = cross.network_columns(named)
     if csv is not None:
         require_writable(csv)
     given = {"num_eval": num_eval, "eval_epochs": eval_epochs}

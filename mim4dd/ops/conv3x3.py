@@ -57,12 +57,12 @@ def _wanted(mask: list[bool], *likes: Tensor) -> tuple[Tensor | None, ...]:
 
 
 @torch.library.register_fake("mim4dd::conv3x3", lib=LIB)
-def _fake(input: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+def fake(input: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
     return _empty(input, input.shape[0], weight.shape[0], *input.shape[2:])
 
 
 @torch.library.register_fake("mim4dd::conv3x3_bwd", lib=LIB)
-def _fake_bwd(
+def fake_bwd(
     _: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
 ) -> tuple[Tensor | None, ...]:
     return _wanted(mask, input, weight)

@@ -17,10 +17,10 @@ The operators have no derivative: whoever builds on them joins them.
 """
 
 import torch
-from torch import Tensor
 
 from mim4dd._library import LIB, expect_compiled
 from mim4dd.ops._rules import refuse
+from mim4dd.ops.conv3x3 import fake, fake_bwd
 
 __all__: list[str] = []
 
@@ -30,27 +30,8 @@ LIB.define(
     " -> (Tensor grad_input, Tensor grad_weight)"
 )
 
-for _name in ("conv3x3_narrow", "conv3x3_narrow_bwd"):
+# What is returned is shaped as of the wide ones.
+for _name, _fake in (("conv3x3_narrow", fake), ("conv3x3_narrow_bwd", fake_bwd)):
     expect_compiled(_name, "CPU")
     refuse(_name, "an autograd.Function has to join it with others")
-
-
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
-@torch.library.register_fake("mim4dd::conv3x3_narrow", lib=LIB)
-def _fake(input: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
-    return _empty(input, input.shape[0], weight.shape[0], *input.shape[2:])
-
-
-@torch.library.register_fake("mim4dd::conv3x3_narrow_bwd", lib=LIB)
-def _fake_bwd(
-    _: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
-) -> tuple[Tensor | None, ...]:
-    return tuple(
-        _empty(each, *each.shape) if is_wanted else None
-        for each, is_wanted in zip((input, weight), mask, strict=True)
-    )
+    torch.library.register_fake(f"mim4dd::{_name}", _fake, lib=LIB)

@@ -21,12 +21,12 @@ from mim4dd.distill.settings import options_of
 __all__ = [
     "AccuracyTable",
     "JudgedRun",
-    "check_networks",
     "cross_evaluate",
     "cross_gains",
     "cross_table",
     "gain_table",
     "load_run",
+    "network_columns",
     "require_same_task",
     "save_accuracies",
     "save_gains",
@@ -61,12 +61,14 @@ class JudgedRun(NamedTuple):
         return self.config if network is None else self.config.on_network(network)
 
 
-def check_networks(names: Sequence[str]) -> list[str]:
-    """The networks that are asked for, in their order.
+def network_columns(names: Sequence[str] | None) -> list[str | None]:
+    """The networks that are asked for, in their order; None stands for each run's own.
 
     Raises:
         ValueError: If there is none, one that does not exist, or one twice.
     """
+    if names is None:
+        return [None]
     if not names or set(names) - set(NETWORKS) or len(set(names)) < len(names):
         raise ValueError(
             f"networks must be different ones of {', '.join(NETWORKS)}, got {','.join(names)!r}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from mim4dd.distill.commands.cross import JudgedRun, load_run
 from mim4dd.distill.config.commands import DistillConfig
+from mim4dd.distill.config.file import names_data
 from mim4dd.distill.data import DATA_SETS
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import SyntheticSet, is_set
@@ -57,9 +58,8 @@ def _own_config(
     asked = {**of_sets, **changes, "data": _data_name(of_sets, known.data, path)}
     if "network" in known.options:
         return DistillConfig.of(**DistillConfig.read({**known.options, **asked}, str(path)))
-    normalization = (synthetic.made_of or {}).get("normalization", {})
-    if normalization:
-        asked = {"zca": normalization["kind"] == "zca", **asked}
+    if synthetic.zca is not None:
+        asked = {"zca": synthetic.zca, **asked}
     return _default_config(synthetic.per_class, synthetic.image_syn.shape, path, asked)
 
 
@@ -97,7 +97,7 @@ def _data_name(of_sets: Mapping[str, Any], known: str, path: Path) -> str:
     """What to load: what was asked for, or else what the set names if that is something here."""
     if "data" in of_sets:
         return str(of_sets["data"])
-    if known in DATA_SETS or (known and Path(known).is_dir()):
+    if known and names_data(known):
         return known
     said = f"is of {known!r}, which is no data set and no folder here" if known else "says not"
     raise ValueError(f"data (--data) must name the real data that {path} is of, which {said}")

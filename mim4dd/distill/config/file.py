@@ -18,9 +18,9 @@ def read_config(path: str | Path, kind: type[Config]) -> Config:
     return kind.of(**kind.read(read_json(Path(path)), str(path)))
 
 
-def names_data(config: TaskSettings) -> bool:
-    """Whether a configuration's data have a name here: others were given in Python."""
-    return config.data in DATA_SETS or Path(config.data).is_dir()
+def names_data(name: str) -> bool:
+    """Whether a configuration's ``data`` is a name here: that of others was given in Python."""
+    return name in DATA_SETS or Path(name).is_dir()
 
 
 def load_data_of(config: TaskSettings, run: str | Path) -> ImageData:
@@ -30,7 +30,7 @@ def load_data_of(config: TaskSettings, run: str | Path) -> ImageData:
         ValueError: If they were given in Python, so that nothing here has that name, and what
             :meth:`TaskSettings.load_data` raises.
     """
-    if not names_data(config):
+    if not names_data(config.data):
         raise ValueError(
             f"{run} is of data {config.data!r}, which is no data set's name and no folder here: "
             f"data that were given in Python must be given there again, by "

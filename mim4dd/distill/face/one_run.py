@@ -18,8 +18,8 @@ from mim4dd.distill.add_ons import ADD_ONS
 from mim4dd.distill.commands.cross import (
     AccuracyTable,
     JudgedRun,
-    check_networks,
     cross_evaluate,
+    network_columns,
 )
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.config.file import names_data
@@ -215,9 +215,7 @@ class Run:
                 the set was made of, or a class has too few real images for the baseline.
         """
         config = self.config if seeds is None else self.config.but(num_eval=seeds)
-        columns: list[str | None] = [None]
-        if networks is not None:
-            columns = list(check_networks(networks))
+        columns = network_columns(networks)
         synthetic, reached = self._now()
         name = "distilled" if self.is_temporary else str(self.path)
         if reached < config.iterations:
@@ -261,7 +259,7 @@ class Run:
         ways = "train() of this run goes on"
         if not self.is_temporary:
             ways += ", as does the same call of distill.run"
-        if not self.is_temporary and names_data(self.config):
+        if not self.is_temporary and names_data(self.config.data):
             ways += f", or `mim4dd distill --resume {shlex.quote(str(self.path))}`"
         return f"stopped before iteration {self.iteration} of {self.config.iterations}: {ways}"
 

@@ -2,12 +2,10 @@
 
 import csv
 import fcntl
-import glob
 import io
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any, BinaryIO
 import safetensors
 import safetensors.torch
 from torch import Tensor
+
+from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
 __all__ = [
     "link",
@@ -46,10 +46,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; what stood at ``path`` before still does.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path)
         with _locked(temporary) as file:
             yield file
             file.flush()
@@ -81,15 +81,6 @@ def _locked(temporary: Path) -> BinaryIO:
         if os.fstat(file.fileno()).st_nlink > 0:
             return file
         file.close()  # removed between its making and its locking
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove unfinished files for ``path`` whose writers live no more."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}"):
-        # One that cannot be locked is being written; one that cannot be opened is gone.
-        with suppress(OSError), temporary.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
 
 
 def require_writable(path: Path) -> None:
@@ -141,8 +132,8 @@ def link(source: Path, target: Path) -> None:
     A file that is later replaced under one name keeps its content under the other.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    remove_abandoned(target)
+    temporary = temporary_of(target)
     try:
         os.link(source, temporary)
     except OSError:

@@ -1,13 +1,13 @@
 """Folders that are either whole or not there."""
 
 import fcntl
-import glob
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
 __all__ = ["replacing_folder"]
 
@@ -24,15 +24,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    remove_abandoned(path)
+    temporary = temporary_of(path)
     temporary.mkdir()
     lock = os.open(temporary, os.O_RDONLY)
     try:
         with suppress(OSError):  # where there are no locks nothing is ever taken for abandoned
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield temporary
-        replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        replaced = temporary_of(path)
         if path.exists():
             path.rename(replaced)
         try:
@@ -45,15 +45,3 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove unfinished folders for ``path`` whose writers live no more."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}"):
-        with suppress(OSError):  # one that cannot be locked is being written
-            lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(temporary)
-            finally:
-                os.close(lock)

@@ -178,7 +178,7 @@ def _require(found: ForeignSet, data: ImageData, theirs: Normalization | None) -
             f"{found.name} must hold images of {shape} to be of {data.name}, "
             f"got {tuple(found.images.shape[1:])}"
         )
-    if theirs is None and found.zca not in (None, _is_whitened(data)):
+    if theirs is None and found.zca not in (None, data.zca):
         raise ValueError(
             f"data must be loaded with zca={found.zca}, by which the images of {found.name} are "
             "normalised"
@@ -197,7 +197,7 @@ def _taken(
     """Where the set is from, and what was taken for granted."""
     if theirs is not None:
         normalized = "another mean and deviation"
-    elif _is_whitened(data):
+    elif data.zca:
         normalized = "ZCA"
     else:
         normalized = "its mean and deviation"
@@ -207,10 +207,6 @@ def _taken(
     if lr is None and found.lr is None:
         taken.append(f"step size {_DEFAULT_LR}, as no file holds it")
     return f"read from {Path(found.name).name}, taken for a set of {data.name}: {', '.join(taken)}"
-
-
-def _is_whitened(data: ImageData) -> bool:
-    return data.has_images and data.normalization.whiten.dim() == 2
 
 
 def _are_probabilities(labels: Tensor) -> bool:

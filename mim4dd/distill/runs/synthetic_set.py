@@ -84,7 +84,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         per_class = " to ".join(map(str, sorted({min(self.per_class), max(self.per_class)})))
         names = ", ".join(self.class_names[:_MOST_NAMED])
         more = ", …" if len(self.class_names) > _MOST_NAMED else ""
-        data = f"{known.data} (ZCA)" if self._is_whitened else known.data
+        data = f"{known.data} (ZCA)" if self.zca else known.data
         facts = {"method": known.method, "data": data, "mim4dd": known.version}
         told = [f"{name} {value}" for name, value in facts.items() if value]
         told.append("soft labels" if self.label_syn.dim() == 2 else "hard labels")
@@ -117,15 +117,16 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         """
         of_data = (self.made_of or {}).get("normalization", {})
         features = self.image_syn.shape[1]
-        if self._is_whitened or len(of_data.get("mean", ())) != features:
+        if self.zca or len(of_data.get("mean", ())) != features:
             return None
         mean, factor = (torch.tensor(of_data[name]) for name in ("mean", "factor"))
         return fixed_normalization(mean, 1 / factor, self.has_images)
 
     @property
-    def _is_whitened(self) -> bool:
+    def zca(self) -> bool | None:
+        """Whether the images are whitened by ZCA; None of a set that does not say it."""
         of_data: Mapping[str, Any] = (self.made_of or {}).get("normalization", {})
-        return of_data.get("kind") == "zca"
+        return of_data["kind"] == "zca" if of_data else None
 
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
