@@ -6,6 +6,8 @@
 
 namespace mim4dd {
 
+constexpr int kTaps = 9;
+
 // Images as rows of channels: (batch, height, width, channels), and their tiles of 2×2 pixels.
 struct Grid {
   int64_t batch, height, width;
@@ -22,6 +24,11 @@ struct Filters {
   const T* data;
   int64_t out_channels, in_channels, out_stride, in_stride, row_stride, column_stride;
 
+  // A weight; taps are counted along the rows.
+  MIM4DD_INLINE const T* at(int64_t out, int64_t tap, int64_t in) const {
+    return data + out * out_stride + in * in_stride + tap / 3 * row_stride +
+           tap % 3 * column_stride;
+  }
   MIM4DD_INLINE Filters adjoint() const {
     return {
         data + 2 * (row_stride + column_stride),
@@ -41,6 +48,16 @@ struct Source {
   Filters<T> filters;
 };
 
+// gradient: (out_channels, 3, 3, in_channels).
+template <typename T>
+using FilterGradientPass = void (*)(
+    const Grid& grid,
+    const T* grad_output,
+    int64_t out_channels,
+    const T* input,
+    int64_t in_channels,
+    T* gradient);
+
 template <typename T>
 struct Conv3x3 {
   // output = the sum over one or two sources, which share their channels, + bias, if not null.
@@ -50,14 +67,7 @@ struct Conv3x3 {
       int64_t num_sources,
       const T* bias,
       T* output);
-  // gradient: (out_channels, 3, 3, in_channels).
-  void (*filter_gradient)(
-      const Grid& grid,
-      const T* grad_output,
-      int64_t out_channels,
-      const T* input,
-      int64_t in_channels,
-      T* gradient);
+  FilterGradientPass<T> filter_gradient;
 };
 
 }  // namespace mim4dd

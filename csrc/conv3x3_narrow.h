@@ -14,14 +14,7 @@ struct Conv3x3Narrow {
       const Filters<T>& filters,
       const T* bias,
       T* output);
-  // gradient: (out_channels, 3, 3, in_channels).
-  void (*filter_gradient)(
-      const Grid& grid,
-      const T* grad_output,
-      int64_t out_channels,
-      const T* input,
-      int64_t in_channels,
-      T* gradient);
+  FilterGradientPass<T> filter_gradient;
   // filters: those of the convolution itself.
   void (
       *gradient)(const Grid& grid, const T* grad_output, const Filters<T>& filters, T* grad_input);

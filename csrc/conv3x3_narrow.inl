@@ -22,9 +22,7 @@ void pack(const Filters<T>& from, T* to) {
   constexpr int kColumns = Micro<T>::kColumns;
   const int64_t depth = NarrowGradient<T>::depth_of(from.out_channels);
   for (int64_t column = 0; column < kTaps * from.in_channels; ++column) {
-    const int64_t tap = column / from.in_channels, channel = column % from.in_channels;
-    const T* const source = from.data + channel * from.in_stride + tap / 3 * from.row_stride +
-                            tap % 3 * from.column_stride;
+    const T* const source = from.at(0, column / from.in_channels, column % from.in_channels);
     T* const target = to + column / kColumns * depth * kColumns + column % kColumns;
     for (int64_t out = 0; out < from.out_channels; ++out) {
       target[out * kColumns] = source[out * from.out_stride];
@@ -81,10 +79,7 @@ void pack_patches(const Filters<T>& from, T* to) {
   for (int64_t out = 0; out < from.out_channels; ++out) {
     T* const target = to + out / kColumns * depth * kColumns + out % kColumns;
     for (int64_t place = 0; place < kTaps * from.in_channels; ++place) {
-      const int64_t tap = place / from.in_channels, channel = place % from.in_channels;
-      target[place * kColumns] = from.data
-                                     [out * from.out_stride + channel * from.in_stride +
-                                      tap / 3 * from.row_stride + tap % 3 * from.column_stride];
+      target[place * kColumns] = *from.at(out, place / from.in_channels, place % from.in_channels);
     }
   }
 }

@@ -25,7 +25,9 @@ struct NarrowForward {
   const T *input, *packed, *bias;  // packed: (panels, depth, kColumns); bias: (panels, kColumns)
   T* output;
 
-  static int64_t depth_of(int64_t in_channels) { return round_up(9 * in_channels, Kernel::kSteps); }
+  static int64_t depth_of(int64_t in_channels) {
+    return round_up(kTaps * in_channels, Kernel::kSteps);
+  }
   static int64_t panels_of(int64_t out_channels) { return divide_up(out_channels, kColumns); }
   int64_t count() const { return batch * row_tiles; }
   int64_t scratch() const {
@@ -53,8 +55,8 @@ struct NarrowForward {
  private:
   // A pixel more on both sides, and a vector for those that begin in the last numbers.
   int64_t line_size() const { return (width + 2) * in_channels + kLanes; }
-  int64_t patch_size() const { return round_up(9 * in_channels, kLanes) + 2 * kLanes; }
-  int64_t left_size() const { return kRows * round_up(9 * in_channels, kLanes); }
+  int64_t patch_size() const { return round_up(kTaps * in_channels, kLanes) + 2 * kLanes; }
+  int64_t left_size() const { return kRows * round_up(kTaps * in_channels, kLanes); }
 
   MIM4DD_INLINE void read_line(T* line, int64_t image, int64_t row) const {
     std::memset(line, 0, line_size() * sizeof(T));
@@ -116,7 +118,7 @@ struct NarrowFilterGradient {
   T* sums;  // (chunks, panels, tap_tiles, kRows, kColumns)
 
   static int64_t sums_size(int64_t in_channels, int64_t out_channels) {
-    return divide_up(out_channels, kColumns) * divide_up(9 * in_channels, kRows) * kTile;
+    return divide_up(out_channels, kColumns) * divide_up(kTaps * in_channels, kRows) * kTile;
   }
   int64_t count() const { return chunks; }
   int64_t scratch() const { return 3 * in_channels * line_size() + left_size() + right_size(); }
@@ -146,7 +148,7 @@ struct NarrowFilterGradient {
   }
 
  private:
-  int64_t tap_tiles() const { return divide_up(9 * in_channels, kRows); }
+  int64_t tap_tiles() const { return divide_up(kTaps * in_channels, kRows); }
   int64_t padded_width() const { return round_up(width, kLanes); }
   int64_t line_size() const { return padded_width() + 2; }
   int64_t left_size() const { return tap_tiles() * kRows * padded_width(); }
@@ -168,7 +170,7 @@ struct NarrowFilterGradient {
     T* const to = left + tile * kRows * padded_width();
     for (int64_t i = 0; i < kRows; ++i) {
       const int64_t place = tile * kRows + i, tap = place / in_channels;
-      const bool is_tap = place < 9 * in_channels;
+      const bool is_tap = place < kTaps * in_channels;
       const T* const line =
           planes + ((row + tap / 3 + 2) % 3 * in_channels + place % in_channels) * line_size();
       for (int64_t x = 0; x < padded_width(); x += kLanes) {

@@ -7,12 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "conv3x3.h"
 #include "microkernel.h"
 
 namespace mim4dd {
 namespace MIM4DD_ISA {
-
-constexpr int kTaps = 9;
 
 // The gradient of one tile of pixels of one image. Where tiles end changes no result: each pixel is
 // the sum of nine windows of C products, always in one order, and products at the edge of a tile

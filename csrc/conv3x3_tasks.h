@@ -60,8 +60,7 @@ struct TransformFilters {
     const int64_t rows = std::min<int64_t>(Kernel::kLanes, from.in_channels - in);
     if (columns < Kernel::kColumns || rows < Kernel::kLanes) std::memset(taps, 0, sizeof taps);
     for (int tap = 0; tap < 9; ++tap) {
-      const T* source = from.data + out * from.out_stride + in * from.in_stride +
-                        tap / 3 * from.row_stride + tap % 3 * from.column_stride;
+      const T* source = from.at(out, tap, in);
       if (from.out_stride == 1) {
         for (int64_t k = 0; k < rows; ++k, source += from.in_stride) {
           for (int64_t n = 0; n < columns; ++n) taps[k][tap][n] = source[n];
