@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import outcome
 from PIL import Image
 
 from mim4dd import __main__ as program
 from mim4dd import distill
-from mim4dd.__main__ import main
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
@@ -29,20 +29,7 @@ DISTILL = (
 def mim4dd(tmp_path, monkeypatch, capfd):
     """Run a command in a folder of its own; return exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def run(command):
-        monkeypatch.setattr(sys, "argv", ["mim4dd", *command.split()])
-        status = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            status = stopped.code
-        out, err = capfd.readouterr()
-        if isinstance(status, str):  # the interpreter prints it and exits with 1
-            status, err = 1, err + status
-        return status, out, err
-
-    return run
+    return lambda command: outcome(capfd, *command.split())
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import outcome
 from tiny import make_data
 from torch.utils.data import IterableDataset, TensorDataset
 
 from mim4dd import distill
-from mim4dd.__main__ import main
 from mim4dd.distill.data import load_data
 from mim4dd.distill.loop import Interrupted
 from mim4dd.distill.networks import NETWORKS
@@ -50,20 +50,9 @@ def stop_at(iteration, number=signal.SIGINT):
 
 
 @pytest.fixture
-def command(capfd, monkeypatch):
+def command(capfd):
     """Run a command; return exit status, stdout and stderr."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mim4dd", *map(str, words)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            status = stopped.code
-        out, err = capfd.readouterr()
-        return (1, out, err + status) if isinstance(status, str) else (status, out, err)
-
-    return call
+    return lambda *words: outcome(capfd, *words)
 
 
 def test_importing_is_quick():

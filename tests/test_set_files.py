@@ -2,14 +2,13 @@
 
 import csv
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import exit_status
 
 from mim4dd import distill
-from mim4dd.__main__ import main
 from mim4dd.distill.commands.set_files import load_judged
 from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.data import from_tensors
@@ -28,25 +27,16 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         options = "--method dm --weight 0 --width 4 --depth 2 --iterations 1 --batch-real 4"
-        call(patch, f"distill {options} --num-eval 2 --eval-epochs 2 --eval-every 0 --out run")
+        evaluation = "--num-eval 2 --eval-epochs 2 --eval-every 0"
+        exit_status(*f"distill {options} {evaluation} --out run".split())
     shutil.copy(folder / "run/synthetic.safetensors", folder / "set.safetensors")
     return folder
-
-
-def call(monkeypatch, command):
-    """Run a command; what it exits with."""
-    monkeypatch.setattr(sys, "argv", ["mim4dd", *command.split()])
-    try:
-        main()
-    except SystemExit as stopped:
-        return stopped.code
-    return 0
 
 
 @pytest.fixture
 def mim4dd(made, tmp_path, monkeypatch):
     monkeypatch.chdir(made)
-    return lambda command: call(monkeypatch, command)
+    return lambda command: exit_status(*command.split())
 
 
 def accuracies(path):

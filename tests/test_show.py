@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import exit_status as call
 from PIL import Image
 
-from mim4dd.__main__ import main
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
 from mim4dd.distill.report.html import summary
 from mim4dd.distill.report.show import draw_run, draw_run_features, run_names
@@ -28,17 +28,6 @@ DISTILL = (
     "--num-eval 2 --eval-epochs 10 --iterations 4 --eval-every 2"
 )
 FILES = ["synthetic", "before_after", "curves", "embedding", "similarity"]
-
-
-def call(*words):
-    """Run a command; return its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["mim4dd", *words])
-        try:
-            main()
-        except SystemExit as stopped:
-            return stopped.code
-    return 0
 
 
 @pytest.fixture(scope="module")
