@@ -62,7 +62,7 @@ $(VENV)/.release: $(VENV)/.torch tools/requirements.txt
 	$(PIP) --requirement tools/requirements.txt && touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/mim4dd compare --out runs/demo \
+	$(BIN)/mim4dd compare --iterations 100 --out runs/demo \
 		--install-seconds $$(awk '{ sum += $$1 } END { print sum }' $(VENV)/.torch $<)
 
 demo-ipc10: $(INSTALLED)
