@@ -6,6 +6,7 @@ from mim4dd._unroll.graphs import StepGraphs
 from mim4dd.fused import NormReLUPool2d, fuse
 from mim4dd.losses import InfoNCELoss, MIM4DDLoss, NCELoss, SupConLoss
 from mim4dd.ops.clip_loss import clip_loss
+from mim4dd.ops.contrastive.ranks import Ranks
 from mim4dd.ops.info_nce import info_nce
 from mim4dd.ops.log_sum_exp import log_sum_exp
 from mim4dd.ops.mi_lower_bound import mi_lower_bound
@@ -30,6 +31,7 @@ __all__ = [
     "NCELoss",
     "NormReLUPool2d",
     "PositiveStepSize",
+    "Ranks",
     "StepGraphs",
     "SupConLoss",
     "UnrollDiagnostics",

@@ -30,6 +30,7 @@ from mim4dd.ops.contrastive.inputs import (
     positives_of,
 )
 from mim4dd.ops.log_sum_exp import log_sum_exp_of
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["info_nce"]
@@ -55,6 +56,7 @@ def info_nce(
     normalize: bool = False,
     negative_keys: Tensor | None = None,  # (M, D) or (N, M, D)
     negative_mask: Tensor | None = None,  # (M,) or (N, M)
+    group: Group | None = None,
     backend: Backend = None,
 ) -> Tensor:
     r"""InfoNCE loss of each query against its positive key among all keys.
@@ -102,6 +104,10 @@ def info_nce(
             each has for itself (N, M, D). Options that say which keys count are refused beside it.
         negative_mask: False for negatives to ignore, such as padding, which may hold anything; a
             query without any has the loss 0. (M,), or (N, M) for (N, M, D), bool
+        group: Processes whose keys count too: a process group, or :class:`mim4dd.Ranks`. Queries
+            stay on their rank. Indices then count the keys of all ranks, in the order of the ranks,
+            and the default positive is the rank's own key i. A mean or sum is over the queries of
+            all ranks, and every rank returns it; see docs/distributed.md.
         backend: None runs the kernel registered for the device of ``query``; ``"reference"`` the
             plain PyTorch definition, which stores the logits.
 
@@ -127,7 +133,7 @@ def info_nce(
         arXiv:1807.03748, eq. 4. With labels: Khosla et al., arXiv:2004.11362, eq. 2 (L_out).
         ``hardness``: Robinson et al., arXiv:2010.04592, in the form of sentence-transformers.
     """
-    sides = as_sides(query, key)
+    sides = as_sides(query, key, group)
     if negative_keys is not None:
         others = {
             "positive_index": positive_index is not None,
@@ -140,6 +146,7 @@ def info_nce(
             "exclude_index": exclude_index is not None,
             "decoupled": decoupled,
             "hardness": hardness != 0,
+            "group": group is not None,
         }
         if given := [name for name, is_given in others.items() if is_given]:
             raise ValueError(f"negative_keys excludes {', '.join(given)}: it names all negatives")

@@ -14,6 +14,7 @@ from mim4dd.ops.contrastive.inputs import (
     excluded_keys,
     masked,
 )
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.reference import NO_POSITIVE, Critic
 
 __all__ = ["log_sum_exp"]
@@ -30,6 +31,7 @@ def log_sum_exp(
     temperature: Tensor | float = 0.1,
     logit_scale: Tensor | float | None = None,
     normalize: bool = False,
+    group: Group | None = None,
     backend: Backend = None,
 ) -> Tensor:
     r"""The normaliser of every contrastive softmax, without the logits it sums over.
@@ -51,6 +53,10 @@ def log_sum_exp(
         temperature: Softmax temperature τ > 0; a tensor, () or (1,), receives a gradient.
         logit_scale: 1/τ in place of ``temperature``; likewise.
         normalize: Scale every row of both sides to unit length first.
+        group: Processes whose keys count too: a process group, or :class:`mim4dd.Ranks`. Queries
+            stay on their rank. Indices then count the keys of all ranks, in the order of the ranks,
+            and the default positive is the rank's own key i. A mean or sum is over the queries of
+            all ranks, and every rank returns it; see docs/distributed.md.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:
@@ -65,7 +71,7 @@ def log_sum_exp(
         >>> mim4dd.log_sum_exp(torch.eye(2), torch.eye(2), temperature=1.0)
         tensor([1.3133, 1.3133])
     """
-    sides = as_sides(query, key)
+    sides = as_sides(query, key, group)
     scale = as_logit_scale(sides, temperature, logit_scale)
     excluded = excluded_keys(sides, exclude_self, self_index, exclude_index)
     return log_sum_exp_of(sides, scale, key_mask, excluded, normalize, backend)

@@ -15,6 +15,7 @@ from mim4dd.ops.contrastive.inputs import (
     excluded_keys,
     masked,
 )
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["sup_con"]
@@ -38,6 +39,7 @@ def sup_con(
     logit_scale: Tensor | float | None = None,
     reduction: Reduction = "mean",
     normalize: bool = False,
+    group: Group | None = None,
     backend: Backend = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: every key of the query's class is a positive.
@@ -69,6 +71,10 @@ def sup_con(
         logit_scale: 1/τ in place of ``temperature``; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
+        group: Processes whose keys count too: a process group, or :class:`mim4dd.Ranks`. Queries
+            stay on their rank. Indices then count the keys of all ranks, in the order of the ranks,
+            and the default positive is the rank's own key i. A mean or sum is over the queries of
+            all ranks, and every rank returns it; see docs/distributed.md.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:
@@ -90,7 +96,7 @@ def sup_con(
     """
     check_choice("variant", variant, ("out", "in"))
     check_hardness(hardness)
-    sides = as_sides(query, key)
+    sides = as_sides(query, key, group)
     loss, _ = evaluate(
         sides,
         masked(sides, by_label(sides, labels, key_labels), query_mask, key_mask),

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from mim4dd._checks import Backend, Reduction, can_look_at, check_choice
 from mim4dd._transforms import active
 from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.inputs import Positives, Sides
-from mim4dd.reference import Contrast, Critic, Reduce, count_queries, reduce_queries
+from mim4dd.ops.contrastive.ranks import over_ranks
+from mim4dd.reference import Contrast, Critic, Kind, Reduce, count_queries, reduce_queries
 
 _REDUCTIONS = {"none": Reduce.NONE, "mean": Reduce.MEAN, "sum": Reduce.SUM}
 
@@ -32,6 +34,8 @@ def evaluate(
     check_choice("reduction", reduction, tuple(_REDUCTIONS))
     check_choice("backend", backend, (None, "reference"))
     shared = *positives, excluded, logit_scale, bias, critic
+    if sides.across is not None:
+        return _over_ranks(sides, shared, reduction, backend)
     if backend is None:
         return reduced_contrastive(sides.query, sides.key, *shared, reduction)
     of_layers = [
@@ -41,6 +45,28 @@ def evaluate(
     loss, lse = (torch.stack(parts) for parts in list(zip(*of_layers, strict=True))[:2])
     contrast = Contrast(loss, lse, of_layers[0].positive_weight)
     return reduced_loss(contrast, reduction), contrast
+
+
+def _over_ranks(
+    sides: Sides, shared: tuple[Any, ...], reduction: Reduction, backend: Backend
+) -> tuple[Tensor, Contrast]:
+    """The same with the keys of all ranks."""
+    assert sides.across is not None
+    critic: Critic = shared[-1]
+    refused = {
+        "backend": backend is not None,
+        "decoupled": critic.decoupled,
+        "nce": critic.kind == Kind.NCE,
+    }
+    if given := [name for name, is_given in refused.items() if is_given]:
+        raise ValueError(f"with group= there is no {given[0]} yet")
+    reduced, count, contrast = over_ranks(
+        sides.across, sides.query, sides.key, *shared, _REDUCTIONS[reduction]
+    )
+    if reduction == "none":
+        return contrast.loss, contrast
+    check_count(count, sum(sides.across.layout.num_queries))
+    return reduced, contrast
 
 
 def contrastive(

@@ -21,6 +21,7 @@ from mim4dd._checks import (
     promoted,
 )
 from mim4dd._torch_private import assert_async
+from mim4dd.ops.contrastive.ranks import Across, Group, across
 from mim4dd.reference import IGNORE
 
 Features = Tensor | Sequence[Tensor]
@@ -36,13 +37,30 @@ class Sides(NamedTuple):
     num_keys: int  # M
     device: torch.device
     dtype: torch.dtype  # what logits are computed in
+    across: Across | None  # other ranks' keys count too
 
     @classmethod
-    def of(cls, query: list[Tensor], key: list[Tensor], single: bool) -> "Sides":
+    def of(
+        cls, query: list[Tensor], key: list[Tensor], single: bool, across: Across | None = None
+    ) -> "Sides":
         """Those of checked features."""
         first = query[0]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        return cls(query, key, single, first.shape[0], key[0].shape[0], first.device, dtype)
+        return cls(query, key, single, first.shape[0], key[0].shape[0], first.device, dtype, across)
+
+    @property
+    def first_key(self) -> int:
+        """The index of key 0: keys of all ranks are counted, in the order of the ranks."""
+        return 0 if self.across is None else self.across.layout.first_key
+
+    @property
+    def num_all_keys(self) -> int:
+        """M, over all ranks."""
+        return self.num_keys if self.across is None else sum(self.across.layout.num_keys)
+
+    def own_index(self) -> Tensor:
+        """The index of this rank's key i for every query i, (N,)."""
+        return torch.arange(self.num_queries, device=self.device) + self.first_key
 
     def shaped(self, by_layer: Tensor) -> Tensor:
         """A result (L, …) as the caller expects it."""
@@ -56,10 +74,11 @@ class Positives(NamedTuple):
     key_labels: Tensor | None  # (M,) int64
 
 
-def as_sides(query: Features, key: Features) -> Sides:
+def as_sides(query: Features, key: Features, group: Group | None = None) -> Sides:
     """Check features: (N, D) with (M, D), (L, N, D) with (L, M, D), or sequences of layers.
 
-    Under autocast dtypes may differ, and the widest is taken for all.
+    Under autocast dtypes may differ, and the widest is taken for all. With a ``group`` its ranks
+    tell each other how many rows they have, which may be none.
     """
     queries, keys = _layers("query", query), _layers("key", key)
     if len(queries) != len(keys) or not queries:
@@ -77,7 +96,7 @@ def as_sides(query: Features, key: Features) -> Sides:
                 mixed = True
         num_queries, query_size = of_query.shape
         num_keys, key_size = of_key.shape
-        if not num_queries * num_keys * query_size * key_size:
+        if not query_size * key_size or (group is None and not num_queries * num_keys):
             _refuse_empty(of_query, of_key)
         if query_size != key_size:
             raise ValueError(
@@ -93,7 +112,8 @@ def as_sides(query: Features, key: Features) -> Sides:
     if mixed:
         features = promoted(*queries, *keys)
         queries, keys = features[: len(queries)], features[len(queries) :]
-    return Sides.of(queries, keys, single=isinstance(query, Tensor) and query.dim() == 2)
+    single = isinstance(query, Tensor) and query.dim() == 2
+    return Sides.of(queries, keys, single, None if group is None else across(group, queries, keys))
 
 
 def _layers(name: str, features: Features) -> list[Tensor]:
@@ -162,7 +182,7 @@ def by_index(sides: Sides, positive_index: Tensor | None) -> Positives:
                 "without positive_index or labels, key i is the positive of query i: "
                 f"got {num_queries} queries and only {num_keys} keys"
             )
-        return Positives(torch.arange(num_queries, device=sides.device), None)
+        return Positives(sides.own_index(), None)
     index = _check_labels("positive_index", positive_index, "query", num_queries, sides)
     _check_indices("positive_index", index, "ignore a query", sides)
     return Positives(index, None)
@@ -171,14 +191,14 @@ def by_index(sides: Sides, positive_index: Tensor | None) -> Positives:
 def _check_indices(name: str, index: Tensor, what_ignore_does: str, sides: Sides) -> None:
     """Require indices into the keys, or IGNORE."""
     # A number in the text of a graph would compile it anew for every other one.
-    bound = "M" if torch.compiler.is_compiling() else str(sides.num_keys)
+    bound = "M" if torch.compiler.is_compiling() else str(sides.num_all_keys)
     allowed = f"{name} must lie in [0, {bound}), or be {IGNORE} to {what_ignore_does}"
     if not can_look_at(index):
-        inside = (index >= IGNORE) & (index < sides.num_keys)
+        inside = (index >= IGNORE) & (index < sides.num_all_keys)
         assert_async(inside.all(), allowed)
     elif index.numel():
         lowest, highest = (int(bound) for bound in index.aminmax())
-        if lowest < IGNORE or highest >= sides.num_keys:
+        if lowest < IGNORE or highest >= sides.num_all_keys:
             raise ValueError(f"{allowed}, got values from {lowest} to {highest}")
 
 
@@ -218,7 +238,7 @@ def masked(
         labels = labels.masked_fill(~query_mask, IGNORE)
     if key_mask is not None:
         if key_labels is None:
-            key_labels = torch.arange(sides.num_keys, device=sides.device)
+            key_labels = torch.arange(sides.num_keys, device=sides.device) + sides.first_key
         key_labels = key_labels.masked_fill(~key_mask, IGNORE)
     return Positives(labels, key_labels)
 
@@ -310,7 +330,7 @@ def _own(sides: Sides, self_index: Tensor | None) -> Tensor:
             "exclude_self leaves out key i of query i, so there must be as many keys as queries, "
             f"got {sides.num_keys} keys and {sides.num_queries} queries; self_index names the key"
         )
-    return torch.arange(sides.num_queries, device=sides.device)[:, None]
+    return sides.own_index()[:, None]
 
 
 def _excluded(name: str, index: Tensor, sides: Sides) -> Tensor:
