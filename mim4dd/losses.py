@@ -23,6 +23,7 @@ from mim4dd.ops.contrastive.inputs import (
     excluded_keys,
     positives_of,
 )
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.reference import IGNORE, Critic, Kind
 from mim4dd.temperature import LearnedTemperature
 
@@ -34,6 +35,16 @@ Kept = TypeVar("Kept")
 # Pixels per side that feature maps are pooled to. One would throw away what instance norm leaves:
 # it fixes mean and variance of every map, so where a map is active says more than how much.
 _POOLED = 4
+
+
+_QUERIES_ARE_KEYS = (
+    "mi_lower_bound needs keys that are drawn independently of the queries, and the last call had "
+    "exclude_self or self_index: it certifies nothing"
+)
+_OTHER_RANKS = (
+    "mi_lower_bound is formed of the keys of one process, and the last call had a group: by index "
+    "it is log M, with M keys on all ranks, minus the mean loss"
+)
 
 
 class _ContrastiveLoss(nn.Module):
@@ -53,7 +64,7 @@ class _ContrastiveLoss(nn.Module):
         self.normalize = normalize
         self._loss_per_query: Tensor | None = None
         self._certificate: tuple[Tensor, Positives, int] | None = None
-        self._queries_are_keys = False
+        self._no_bound = ""
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -88,13 +99,20 @@ class _ContrastiveLoss(nn.Module):
             excluded,
         )
         self._loss_per_query = untraced(sides.shaped(contrast.loss))
+        self._certificate = None
+        if excluded is not None:
+            self._no_bound = _QUERIES_ARE_KEYS
+            return sides.shaped(loss)
+        if sides.across is not None:
+            self._no_bound = _OTHER_RANKS
+            return sides.shaped(loss)
+        self._no_bound = ""
         if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
                 critic = critic._replace(kind=Kind.OUT)
                 _, contrast = evaluate(
                     sides, positives, logit_scale, None, critic, "none", None, excluded
                 )
-        self._queries_are_keys = excluded is not None
         self._certificate = _certificate(sides.shaped(contrast.loss), positives, sides.num_keys)
         return sides.shaped(loss)
 
@@ -108,13 +126,11 @@ class _ContrastiveLoss(nn.Module):
         """Of the last call, in nats: (), or (L,) for layers. Computed when it is asked for.
 
         Raises:
-            RuntimeError: Before the first call, and after one whose queries are among the keys.
+            RuntimeError: Before the first call, and after one whose queries are among the keys, or
+                whose keys are on several ranks.
         """
-        if self._queries_are_keys:
-            raise RuntimeError(
-                "mi_lower_bound needs keys that are drawn independently of the queries, and the "
-                "last call had exclude_self or self_index: it certifies nothing"
-            )
+        if self._no_bound:
+            raise RuntimeError(self._no_bound)
         certificate = _of_last_call("mi_lower_bound", self._certificate)
         losses, (labels, key_labels), num_keys = certificate
         if key_labels is not None:
@@ -179,9 +195,10 @@ class InfoNCELoss(_ContrastiveLoss):
         key_labels: Tensor | None = None,  # (M,)
         exclude_self: bool = False,
         self_index: Tensor | None = None,  # (N,)
+        group: Group | None = None,
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.info_nce`."""
-        sides = as_sides(query, key)
+        sides = as_sides(query, key, group)
         positives = positives_of(sides, positive_index, labels, key_labels)
         excluded = excluded_keys(sides, exclude_self, self_index, None)
         return self._evaluate(sides, positives, Kind.OUT, excluded)
@@ -227,9 +244,10 @@ class SupConLoss(_ContrastiveLoss):
         *,
         exclude_self: bool = False,
         self_index: Tensor | None = None,  # (N,)
+        group: Group | None = None,
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.sup_con`."""
-        sides = as_sides(query, key)
+        sides = as_sides(query, key, group)
         positives = by_label(sides, labels, key_labels)
         excluded = excluded_keys(sides, exclude_self, self_index, None)
         return self._evaluate(sides, positives, Kind[self.variant.upper()], excluded)

@@ -1,4 +1,4 @@
-"""Run a function of a test module on several gloo ranks, with a limit after which all are killed."""
+"""Run a function of a test module on several gloo ranks; after a minute all are killed."""
 
 import multiprocessing
 import traceback
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 # Children are forked from a server that has imported everything, and so start within milliseconds.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mim4dd", "torch.distributed"])
+_SERVER.set_forkserver_preload(["mim4dd", "torch.distributed", "torch._dynamo"])
 
 SECONDS = 60
 

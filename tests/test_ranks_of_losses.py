@@ -5,16 +5,21 @@ import torch
 import torch.distributed as dist
 from on_ranks import on_ranks
 
+import mim4dd
 from mim4dd import Ranks, info_nce, log_sum_exp, sup_con
 
-ROWS = {1: [(5, 7)], 2: [(4, 6), (3, 5)], 3: [(2, 6), (5, 5), (0, 3)], 4: [(3, 3), (1, 4), (6, 6), (2, 0)]}
+ROWS = {
+    1: [(5, 7)],
+    2: [(4, 6), (3, 5)],
+    3: [(2, 6), (5, 5), (0, 3)],
+    4: [(3, 3), (1, 4), (6, 6), (2, 0)],
+}
 
 
-def close(actual, expected, scale=1e-12):
-    expected = torch.as_tensor(expected)
-    torch.testing.assert_close(
-        torch.as_tensor(actual), expected, rtol=scale, atol=scale * float(expected.abs().max())
-    )
+def close(actual, expected, tolerance=1e-12):
+    actual, expected = torch.as_tensor(actual).double(), expected.detach()
+    size = float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * size)
 
 
 def batch(world):
@@ -56,9 +61,11 @@ def of_rank(rank, world, exchange):
     own = own_index(*cuts).split(cuts[0])[rank]
     parts = [each.split(count)[rank] for each, count in zip(everything, counts, strict=True)]
     group = Ranks(dist.group.WORLD, "sum", exchange)
-    return [
-        found(case, *parts, own, reduction, group=group) for case in CASES for reduction in REDUCTIONS
-    ]
+    return [found(case, *parts, own, reduction, group=group) for case, reduction in tried()]
+
+
+def tried():
+    return [(case, reduction) for case in CASES for reduction in REDUCTIONS]
 
 
 def found(case, query, key, labels, key_labels, own, reduction, **options):
@@ -86,8 +93,7 @@ def own_index(queries, keys):
 def test_equal_one_process(world, exchange, tmp_path):
     by_rank = on_ranks(world, of_rank, tmp_path, world, exchange)
     everything, cuts = batch(world)
-    tried = [(case, reduction) for case in CASES for reduction in REDUCTIONS]
-    for (case, reduction), *results in zip(tried, *by_rank, strict=True):
+    for (case, reduction), *results in zip(tried(), *by_rank, strict=True):
         expected = found(case, *everything, own_index(*cuts), reduction)
         loss, of_query, of_key, of_temperature = zip(*results, strict=True)
         if loss[0].ndim == 0:
@@ -102,3 +108,179 @@ def test_equal_one_process(world, exchange, tmp_path):
 
 def joined(parts):
     return torch.cat([torch.as_tensor(part) for part in parts])
+
+
+SIZES = 4, 1, 3  # pairs by rank
+WIDTHS = 3, 6  # features by layer
+
+
+def layers(dtype):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [torch.randn(sum(SIZES), width, generator=generator).to(dtype) for width in WIDTHS]
+        for _ in range(2)
+    ]
+
+
+def pairs_of_rank(rank):
+    """In float64 layers and CLIP's pairs; float32 and bfloat16; on one rank alone, or all."""
+    results = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        query, key = (
+            [rows.split(SIZES)[rank].clone().requires_grad_() for rows in side]
+            for side in layers(dtype)
+        )
+        group = Ranks(dist.group.WORLD, "sum", "ring")
+        loss = info_nce(query, key, group=group)
+        clip = mim4dd.clip_loss(query[0], key[0], group=group)
+        results += [loss, *torch.autograd.grad(loss.sum(), (*query, *key))]
+        results += [clip, *torch.autograd.grad(clip, (query[0], key[0]))]
+    return [result.float() if result.dtype == torch.bfloat16 else result for result in results]
+
+
+def test_layers_dtypes_and_pairs(tmp_path):
+    by_rank = on_ranks(len(SIZES), pairs_of_rank, tmp_path)
+    results = zip(*by_rank, strict=True)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        query, key = ([rows.double().requires_grad_() for rows in side] for side in layers(dtype))
+        expected = info_nce(query, key)
+        for each in next(results):
+            close(each, expected, tolerance)
+        for gradient in torch.autograd.grad(expected.sum(), (*query, *key)):
+            close(joined(next(results)), gradient, tolerance)
+        expected = mim4dd.clip_loss(query[0], key[0])
+        for each in next(results):
+            close(each, expected, tolerance)
+        for gradient in torch.autograd.grad(expected, (query[0], key[0])):
+            close(joined(next(results)), gradient, tolerance)
+
+
+def certain_of_rank(rank):
+    """Positives that are certain: the loss is what the other ranks' keys take from p = 1."""
+    query, key = certain()
+    query, key = (side.split(SIZES)[rank].clone().requires_grad_() for side in (query, key))
+    labels = torch.arange(sum(SIZES)).split(SIZES)[rank]
+    group = Ranks(dist.group.WORLD, "sum", "ring")
+    options = {"temperature": 1.0, "reduction": "none", "group": group}
+    losses = [
+        info_nce(query, key, **options),
+        sup_con(query, key, labels, labels, **options),
+        sup_con(query, key, labels, labels, variant="in", **options),
+    ]
+    gradients = [torch.autograd.grad(loss.sum(), query)[0] for loss in losses]
+    return losses + gradients
+
+
+def certain():
+    key = torch.eye(sum(SIZES), 8)
+    return 25 * key, key
+
+
+def test_certain_positives_keep_their_digits(tmp_path):
+    by_rank = on_ranks(len(SIZES), certain_of_rank, tmp_path)
+    query, key = (side.double().requires_grad_() for side in certain())
+    expected = info_nce(query, key, temperature=1.0, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), query)
+    assert 0 < expected.max() < 1e-9
+    for place, parts in enumerate(zip(*by_rank, strict=True)):
+        close(joined(parts), expected if place < 3 else gradient, 1e-5)
+
+
+def gradients_of_rank(rank, gradients):
+    """Of a model's parameters and a learned temperature, as DDP averages them, or added up."""
+    (query, key, *_), (queries, keys) = batch(4)
+    query, key = query.split(queries)[rank], key.split(keys)[rank]
+    network = Encoder()
+    group = dist.group.WORLD if gradients == "mean" else Ranks(dist.group.WORLD, "sum")
+    if gradients == "mean":
+        network = torch.nn.parallel.DistributedDataParallel(network)
+    index = own_index(queries, keys).split(queries)[rank]
+    both = network(torch.cat([query, key]))
+    query, key = both.split([len(query), len(key)])
+    temperature = next(network.parameters())  # a module's own come first
+    loss = mim4dd.InfoNCELoss()
+    loss.temperature = temperature
+    loss(query, key, positive_index=index, group=group).backward()
+    found = [parameter.grad for parameter in network.parameters()]
+    if gradients == "sum":
+        for each in found:
+            dist.all_reduce(each)
+    return found
+
+
+class Encoder(torch.nn.Module):
+    """Linear, with a temperature that is learned beside it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = torch.nn.Linear(5, 3, dtype=torch.float64)
+        self.temperature = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, rows):
+        return self.linear(rows) + 0 * self.temperature
+
+
+@pytest.mark.parametrize("gradients", ["mean", "sum"])
+def test_parameters_have_the_gradient_of_the_whole_batch(gradients, tmp_path):
+    by_rank = on_ranks(4, gradients_of_rank, tmp_path, gradients)
+    (query, key, *_), cuts = batch(4)
+    network = Encoder()
+    info_nce(
+        network(query), network(key), positive_index=own_index(*cuts),
+        temperature=network.temperature,
+    ).backward()  # fmt: skip
+    for found in by_rank:
+        for gradient, parameter in zip(found, network.parameters(), strict=True):
+            close(gradient, parameter.grad)
+
+
+def refusals_of_rank(rank):
+    query, key = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    labels = torch.arange(3) + 3 * rank
+    group = dist.group.WORLD
+    refused = [
+        lambda: info_nce(torch.randn(3, 4 + rank), torch.randn(3, 4 + rank), group=group),
+        lambda: info_nce(query if rank else query.detach(), key, group=group),
+        lambda: sup_con(query, key, labels, labels + 100, group=group),
+        lambda: info_nce(query, key, decoupled=True, group=group),
+        lambda: info_nce(query, key, backend="reference", group=group),
+        lambda: info_nce(query, key, negative_keys=key, group=group),
+        lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 6]), group=group),
+        lambda: Ranks("world"),
+        lambda: Ranks(group, "average"),
+        lambda: twice_differentiated(query, key, group),
+    ]
+    messages = []
+    for each in refused:
+        with pytest.raises((ValueError, TypeError, RuntimeError)) as raised:
+            each()
+        messages.append(str(raised.value))
+    loss = mim4dd.InfoNCELoss()
+    loss(query, key, group=group)
+    with pytest.raises(RuntimeError, match="the last call had a group"):
+        _ = loss.mi_lower_bound
+    return messages
+
+
+def twice_differentiated(query, key, group):
+    (gradient,) = torch.autograd.grad(info_nce(query, key, group=group), query, create_graph=True)
+    gradient.sum().backward()
+
+
+def test_refusals(tmp_path):
+    expected = [
+        "all ranks of the group must give the same layers",
+        "all ranks of the group must give the same layers",
+        "none of the 6 queries has a positive key",
+        "decoupled",
+        "backend",
+        "negative_keys excludes group",
+        "positive_index must lie in [0, 6)",
+        "group must be a process group, got str",
+        "gradients must be",
+        "no second derivative",
+    ]
+    for messages in on_ranks(2, refusals_of_rank, tmp_path):
+        for message, part in zip(messages, expected, strict=True):
+            assert part in message

@@ -12,7 +12,8 @@ from mim4dd._library import LIB, expect_compiled, use_triton
 from mim4dd._transforms import one_by_one
 from mim4dd.ops._rules import declare, only
 from mim4dd.ops.contrastive import evaluate, reduce_all
-from mim4dd.ops.contrastive.inputs import Sides, as_logit_scale, as_sides, by_label
+from mim4dd.ops.contrastive.inputs import Sides, as_logit_scale, as_sides, positives_of
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.ops.contrastive.rules import contrastive_bwd_bwd
 from mim4dd.reference import Critic
 
@@ -28,6 +29,7 @@ def clip_loss(
     logit_scale: Tensor | float | None = None,
     reduction: Reduction = "mean",
     normalize: bool = False,
+    group: Group | None = None,
     backend: Backend = None,
 ) -> Tensor:
     r"""InfoNCE of pairs in both directions: query against keys and key against queries.
@@ -48,6 +50,8 @@ def clip_loss(
         logit_scale: 1/τ in place of ``temperature``, as CLIP learns it; likewise.
         reduction: ``"mean"`` or ``"sum"`` over the pairs, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
+        group: Processes whose pairs count too: a process group, or :class:`mim4dd.Ranks`. Then each
+            direction is a call of :func:`mim4dd.info_nce`; see there.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:
@@ -67,7 +71,7 @@ def clip_loss(
         Radford et al. Learning Transferable Visual Models From Natural Language Supervision.
         arXiv:2103.00020, figure 3.
     """
-    sides = as_sides(query, key)
+    sides = as_sides(query, key, group)
     if not sides.single or sides.num_queries != sides.num_keys:
         raise ValueError(
             "query and key must both be (N, D), one key for each query, "
@@ -75,18 +79,16 @@ def clip_loss(
         )
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     scale = as_logit_scale(sides, temperature, logit_scale)
-    if labels is None and backend is None:
+    if labels is None and backend is None and sides.across is None:
         of_query, of_key, *_ = _loss(sides.query[0], sides.key[0], scale, normalize)
         return reduce_all((of_query + of_key) / 2, reduction)
-    if labels is None:
-        labels = torch.arange(sides.num_queries, device=sides.device)
     of_query, of_key = _by_direction(sides, labels, scale, reduction, normalize, backend)
     return (of_query + of_key) / 2
 
 
 def _by_direction(
     sides: Sides,
-    labels: Tensor,
+    labels: Tensor | None,
     scale: Tensor,
     reduction: Reduction,
     normalize: bool,
@@ -94,12 +96,12 @@ def _by_direction(
 ) -> list[Tensor]:
     """Both directions, each on its own."""
     critic = Critic(normalize=normalize)
-    return [
-        evaluate(pair, by_label(pair, labels, labels), scale, None, critic, reduction, backend)[0][
-            0
-        ]
-        for pair in (sides, Sides.of(sides.key, sides.query, single=True))
-    ]
+    losses = []
+    for pair in (sides, Sides.of(sides.key, sides.query, True, sides.across)):
+        positives = positives_of(pair, None, labels, labels)
+        loss, _ = evaluate(pair, positives, scale, None, critic, reduction, backend)
+        losses.append(pair.shaped(loss))
+    return losses
 
 
 # Beside the losses the shift of each softmax and its sum of exp(logit − shift).

@@ -29,8 +29,8 @@ from mim4dd.ops.contrastive.inputs import (
     masked,
     positives_of,
 )
-from mim4dd.ops.log_sum_exp import log_sum_exp_of
 from mim4dd.ops.contrastive.ranks import Group
+from mim4dd.ops.log_sum_exp import log_sum_exp_of
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["info_nce"]

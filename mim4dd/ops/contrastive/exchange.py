@@ -1,4 +1,4 @@
-"""How keys get to the queries of other ranks, and their gradients back: around a ring, or all at once.
+"""How keys get to the queries of other ranks, and their gradients back: by a ring, or all at once.
 
 Both give the keys of one rank at a time, from the own rank's on. Nothing here knows a loss.
 """

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mim4dd import reference
 from mim4dd._checks import check_choice
@@ -70,7 +69,9 @@ class Across(NamedTuple):
 def across(group: Group, query: Sequence[Tensor], key: Sequence[Tensor]) -> Across:
     """The ranks of a group, once they agree on all but the number of rows."""
     ranks = group if isinstance(group, Ranks) else Ranks(group)
-    needs = [torch.is_grad_enabled() and any(x.requires_grad for x in side) for side in (query, key)]
+    needs = [
+        torch.is_grad_enabled() and any(x.requires_grad for x in side) for side in (query, key)
+    ]
     layout = share_layout(
         ranks.group,
         len(query[0]),
@@ -140,7 +141,6 @@ class _OverRanks(torch.autograd.Function):
         return reduced, count, *contrast
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,
         grad_reduced: Tensor | None,
@@ -149,6 +149,9 @@ class _OverRanks(torch.autograd.Function):
         grad_lse: Tensor | None,
         __: Any,
     ) -> tuple[Any, ...]:
+        # Silence would drop what a penalty on gradients asks for.
+        if torch.is_grad_enabled():
+            raise RuntimeError("a loss with a group has no second derivative (create_graph=True)")
         *tensors, loss, lse, positive_weight, count = ctx.saved_tensors
         queries = _Queries(ctx.call, tensors)
         of_parts = queries.of_parts(loss, lse, positive_weight)
