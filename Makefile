@@ -1,5 +1,6 @@
 # make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
+# make bench-ranks                     losses over processes: time, memory, bytes
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
@@ -28,8 +29,8 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll bench-peers \
-	wheel sdist wheel-check aarch64-check docs gpu clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll \
+	bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -137,6 +138,9 @@ bench-contrastive: $(VENV)/.tested
 
 bench-unroll: $(VENV)/.tested
 	$(call measure,bench/bench_unroll_sgd.py $(BENCH_OPTIONS),unroll)
+
+bench-ranks: $(VENV)/.tested
+	$(BIN)/python bench/ranks.py
 
 bench-peers: $(VENV)/.tested
 	$(PIP) --no-deps --requirement bench/peers.txt

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
+from on_ranks import on_ranks
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from two_ranks import on_two_ranks, queue_within_ddp
+from two_ranks import queue_within_ddp
 
 from mim4dd import KeyQueue, info_nce, sup_con
 
@@ -158,7 +159,7 @@ def test_it_moves_to_another_dtype(within, dtype, device):
 
 def test_each_rank_keeps_its_own_keys(tmp_path):
     """Under DistributedDataParallel, whose default sends the buffers of rank 0 to all."""
-    for result in on_two_ranks(queue_within_ddp, tmp_path):
+    for result in on_ranks(2, queue_within_ddp, tmp_path):
         assert result["filled"] == 12
         newest = result["pushed"][-12:]
         assert torch.equal(result["keys"].sort(0).values, newest.sort(0).values)

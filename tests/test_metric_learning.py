@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from on_ranks import on_ranks
 from peers import adapted_peers, peer
 from test_adapters import METRIC_LOSSES, assert_same, rows
-from two_ranks import distributed_metric_losses, on_two_ranks
+from two_ranks import distributed_metric_losses
 
 import mim4dd
 from mim4dd.adapters import pytorch_metric_learning as ours
@@ -220,7 +221,7 @@ def test_bad_input(call, error, message):
 
 def test_losses_of_two_processes(tmp_path):
     """Of each wrapper, values and gradients on both ranks, as in the peer."""
-    for rank in on_two_ranks(distributed_metric_losses, tmp_path):
+    for rank in on_ranks(2, distributed_metric_losses, tmp_path):
         assert len(rank) == 12
         for mine, theirs in rank.values():
             torch.testing.assert_close(mine, theirs)

@@ -1,6 +1,4 @@
-"""Functions that run on two gloo processes at once, and what runs them."""
-
-import multiprocessing
+"""Functions that run on two gloo processes at once."""
 
 import torch
 from peers import adapted_peers
@@ -9,36 +7,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mim4dd
 import mim4dd.adapters
-
-# As in ranked.py, with which it shares the server.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mim4dd.__main__", "mim4dd.cli"])
-
-
-def on_two_ranks(function, folder, *arguments):
-    """What ``function(*arguments)``, a function of this file, returns on each rank."""
-    children = [
-        _SERVER.Process(target=_main, args=(rank, folder, function, arguments)) for rank in range(2)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    hanging = [child for child in children if child.is_alive()]
-    for child in hanging:
-        child.kill()
-    assert not hanging
-    assert [child.exitcode for child in children] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def _main(rank, folder, function, arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    torch.save(function(*arguments), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 class _Contrast(nn.Module):
@@ -55,9 +23,8 @@ class _Contrast(nn.Module):
         return loss
 
 
-def queue_within_ddp():
+def queue_within_ddp(rank):
     """The queue after a push before DDP and three of its steps, and all that was pushed."""
-    rank = torch.distributed.get_rank()
     torch.manual_seed(rank)
     model = _Contrast()
     pushed = [torch.randn(4, 3)]
@@ -69,10 +36,9 @@ def queue_within_ddp():
     return {"keys": model.queue.keys, "pushed": torch.cat(pushed), "filled": len(model.queue)}
 
 
-def distributed_metric_losses():
+def distributed_metric_losses(rank):
     """Losses and gradients by pytorch-metric-learning's wrapper of ours and of the peer's."""
     sides = mim4dd.adapters.pytorch_metric_learning, adapted_peers()["pytorch_metric_learning"]
-    rank = torch.distributed.get_rank()
     batches, labels = _batches(rank)
     others, other_labels = _batches(1 - rank)
     # In "efficient" the peer takes row i of ref_emb for embedding i itself, which it is not.

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from mim4dd._checks import Backend, Reduction, can_look_at, check_choice
 from mim4dd._transforms import active
 from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.inputs import Positives, Sides
-from mim4dd.ops.contrastive.ranks import over_ranks
+from mim4dd.ops.contrastive.ranks import Across, over_ranks
 from mim4dd.reference import Contrast, Critic, Kind, Reduce, count_queries, reduce_queries
 
 _REDUCTIONS = {"none": Reduce.NONE, "mean": Reduce.MEAN, "sum": Reduce.SUM}
@@ -35,7 +34,8 @@ def evaluate(
     check_choice("backend", backend, (None, "reference"))
     shared = *positives, excluded, logit_scale, bias, critic
     if sides.across is not None:
-        return _over_ranks(sides, shared, reduction, backend)
+        rest = excluded, logit_scale, bias, critic, reduction, backend
+        return _over_ranks(sides.across, sides, positives, *rest)
     if backend is None:
         return reduced_contrastive(sides.query, sides.key, *shared, reduction)
     of_layers = [
@@ -48,24 +48,30 @@ def evaluate(
 
 
 def _over_ranks(
-    sides: Sides, shared: tuple[Any, ...], reduction: Reduction, backend: Backend
+    across: Across,
+    sides: Sides,
+    positives: Positives,
+    excluded: Tensor | None,
+    logit_scale: Tensor,
+    bias: Tensor | None,
+    critic: Critic,
+    reduction: Reduction,
+    backend: Backend,
 ) -> tuple[Tensor, Contrast]:
     """The same with the keys of all ranks."""
-    assert sides.across is not None
-    critic: Critic = shared[-1]
     refused = {
-        "backend": backend is not None,
-        "decoupled": critic.decoupled,
+        "backend='reference'": backend is not None,
+        "decoupled=True": critic.decoupled,
         "nce": critic.kind == Kind.NCE,
     }
     if given := [name for name, is_given in refused.items() if is_given]:
-        raise ValueError(f"with group= there is no {given[0]} yet")
-    reduced, count, contrast = over_ranks(
-        sides.across, sides.query, sides.key, *shared, _REDUCTIONS[reduction]
-    )
-    if reduction == "none":
+        raise ValueError(f"group goes with the losses' kernels, not yet with {given[0]}")
+    how = _REDUCTIONS[reduction]
+    shared = *positives, excluded, logit_scale, bias
+    reduced, count, contrast = over_ranks(across, sides.query, sides.key, *shared, critic, how)
+    if how == Reduce.NONE:
         return contrast.loss, contrast
-    check_count(count, sum(sides.across.layout.num_queries))
+    check_count(count, sum(across.layout.num_queries))
     return reduced, contrast
 
 

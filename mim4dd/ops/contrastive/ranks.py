@@ -174,8 +174,7 @@ class _Queries:
         self.query = list(features[: self.num_layers])
         key = list(features[self.num_layers :])
         self.sizes = [rows.shape[1] for rows in key]
-        # All layers in one message.
-        self.travelling = [key[0].contiguous() if self.num_layers == 1 else torch.cat(key, 1)]
+        self.travelling = [_beside(key)]
         if self.shared.key_labels is not None:
             self.travelling.append(self.shared.key_labels)
 
@@ -219,7 +218,7 @@ class _Queries:
                 torch._foreach_add_(own, found)
             else:
                 own.extend(found)
-            return [torch.cat(of_keys, 1)] if of_keys else []
+            return [_beside(of_keys)] if of_keys else []
 
         exchange = exchange_of(self.call.layout, self.travelling, self.call.ranks.exchange)
         home: Sequence[Tensor] = []
@@ -272,6 +271,11 @@ class _Queries:
         local = index - layout.keys_before(source)
         inside = (local >= 0) & (local < layout.num_keys[source])
         return local.where(inside, elsewhere).where(index != IGNORE, IGNORE)
+
+
+def _beside(layers: Sequence[Tensor]) -> Tensor:
+    """All layers in one message."""
+    return layers[0].contiguous() if len(layers) == 1 else torch.cat([*layers], 1)
 
 
 def _reduced(call: _Call, contrast: Contrast) -> tuple[Tensor, Tensor]:
