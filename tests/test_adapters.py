@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from on_ranks import on_ranks
 from peers import adapted_peers
 from torch import nn
+from two_ranks import gathering_losses
 
 from mim4dd.adapters import inf_cl, info_nce_pytorch, lightly, open_clip, pytorch_metric_learning
 
@@ -333,7 +335,8 @@ ONE = torch.zeros(2, 3)
             lambda: info_nce_pytorch.InfoNCE(negative_mode="paired")(ONE, ONE, ONE),
             "negative_keys must be 3-d",
         ),
-        (lambda: open_clip.ClipLoss(world_size=2), "world_size must be 1, got 2"),
+        (lambda: open_clip.ClipLoss(world_size=2), "has 1 processes here: got 2 and 0"),
+        (lambda: open_clip.ClipLoss(world_size=2, use_horovod=True), "use_horovod must be False"),
         (lambda: open_clip.ClipLoss()(ONE, ONE, ONE.sum(1)), "logit_scale must be 0-d"),
         (lambda: lightly.NTXentLoss(memory_bank_size=8), r"memory_bank_size must be \(M, D\)"),
         (lambda: lightly.NTXentLoss(temperature=0), r"abs\(temperature\) must be positive"),
@@ -358,11 +361,19 @@ def test_bad_input(call, message):
         call()
 
 
-def test_nothing_is_gathered_from_several_processes(monkeypatch):
+def test_what_several_processes_do_not_share(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     lightly.NTXentLoss()(ONE, ONE)
-    with pytest.raises(ValueError, match="gather_distributed must be False in more than one"):
-        lightly.NTXentLoss(gather_distributed=True)(ONE, ONE)
+    with pytest.raises(ValueError, match="gather_distributed must be False beside a memory bank"):
+        lightly.NTXentLoss(memory_bank_size=(4, 1), gather_distributed=True)(ONE, ONE)
     with pytest.raises(ValueError, match="shares keys between processes"):
         inf_cl.cal_inf_loss(ONE, ONE)
+
+
+def test_losses_that_gather(tmp_path):
+    """Of lightly and open_clip on two ranks: values and gradients as in the peer on each."""
+    for results in on_ranks(2, gathering_losses, tmp_path):
+        assert len(results) == 3
+        for mine, theirs in results.values():
+            torch.testing.assert_close(mine, theirs)

@@ -43,12 +43,16 @@ def first_keys(counts):
 CASES = {
     "sup_con": lambda q, k, y, z, own, **o: sup_con(q, k, y, z, **o),
     "sup_con in": lambda q, k, y, z, own, **o: sup_con(q, k, y, z, variant="in", **o),
-    "self": lambda q, k, y, z, own, **o: sup_con(q, k, y, z, self_index=own, hardness=0.5, **o),
-    "info_nce": lambda q, k, y, z, own, **o: info_nce(q, k, positive_index=own, **o),
-    "normalized": lambda q, k, y, z, own, **o: info_nce(
-        q, k, positive_index=own, normalize=True, exclude_index=(own[:, None] + 1) % 3, **o
+    "self": lambda q, k, y, z, own, **o: sup_con(
+        q, k, y, z, self_index=own[:, 0], hardness=0.5, **o
     ),
-    "masked": lambda q, k, y, z, own, **o: info_nce(q, k, positive_index=own, key_mask=z >= 0, **o),
+    "info_nce": lambda q, k, y, z, own, **o: info_nce(q, k, positive_index=own[:, 0], **o),
+    "normalized": lambda q, k, y, z, own, **o: info_nce(
+        q, k, positive_index=own[:, 0], normalize=True, exclude_index=own[:, 1:], **o
+    ),
+    "masked": lambda q, k, y, z, own, **o: info_nce(
+        q, k, positive_index=own[:, 0], key_mask=z >= 0, **o
+    ),
     "log_sum_exp": lambda q, k, y, z, own, reduction, **o: log_sum_exp(q, k, **o),
 }
 REDUCTIONS = "mean", "none"
@@ -58,7 +62,7 @@ def of_rank(rank, world, exchange):
     """By case and reduction: loss, and gradients of query, key and temperature."""
     everything, cuts = batch(world)
     counts = [cuts[side] for side in (0, 1, 0, 1)]
-    own = own_index(*cuts).split(cuts[0])[rank]
+    own = own_index(cuts[0][rank : rank + 1], cuts[1][rank : rank + 1])
     parts = [each.split(count)[rank] for each, count in zip(everything, counts, strict=True)]
     group = Ranks(dist.group.WORLD, "sum", exchange)
     return [found(case, *parts, own, reduction, group=group) for case, reduction in tried()]
@@ -79,13 +83,14 @@ def found(case, query, key, labels, key_labels, own, reduction, **options):
 
 
 def own_index(queries, keys):
-    """The query's own row on its own rank, or -1 where there is none."""
-    return torch.cat(
-        [
-            torch.where(torch.arange(n) < m, torch.arange(n) + first, -1)
-            for n, m, first in zip(queries, keys, first_keys(keys), strict=True)
-        ]
-    )
+    """The query's own row on its own rank and the row before it; -1 where there is none. (N, 2)"""
+    named = []
+    for num_queries, num_keys, first in zip(queries, keys, first_keys(keys), strict=True):
+        row = torch.arange(num_queries)
+        both = torch.stack([row, row - 1], 1)
+        there = (both >= 0) & (row < num_keys)[:, None]
+        named.append(torch.where(there, both + first, -1))
+    return torch.cat(named)
 
 
 @pytest.mark.parametrize("exchange", ["ring", "gather"])
@@ -194,13 +199,13 @@ def gradients_of_rank(rank, gradients):
     group = dist.group.WORLD if gradients == "mean" else Ranks(dist.group.WORLD, "sum")
     if gradients == "mean":
         network = torch.nn.parallel.DistributedDataParallel(network)
-    index = own_index(queries, keys).split(queries)[rank]
+    index = own_index(queries[rank : rank + 1], keys[rank : rank + 1])
     both = network(torch.cat([query, key]))
     query, key = both.split([len(query), len(key)])
     temperature = next(network.parameters())  # a module's own come first
     loss = mim4dd.InfoNCELoss()
     loss.temperature = temperature
-    loss(query, key, positive_index=index, group=group).backward()
+    loss(query, key, positive_index=index[:, 0], group=group).backward()
     found = [parameter.grad for parameter in network.parameters()]
     if gradients == "sum":
         for each in found:
@@ -227,7 +232,7 @@ def test_parameters_have_the_gradient_of_the_whole_batch(gradients, tmp_path):
     (query, key, *_), cuts = batch(4)
     network = Encoder()
     info_nce(
-        network(query), network(key), positive_index=own_index(*cuts),
+        network(query), network(key), positive_index=own_index(*cuts)[:, 0],
         temperature=network.temperature,
     ).backward()  # fmt: skip
     for found in by_rank:
@@ -246,7 +251,7 @@ def refusals_of_rank(rank):
         lambda: info_nce(query, key, decoupled=True, group=group),
         lambda: info_nce(query, key, backend="reference", group=group),
         lambda: info_nce(query, key, negative_keys=key, group=group),
-        lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 6]), group=group),
+        lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 3]), group=group),
         lambda: Ranks("world"),
         lambda: Ranks(group, "average"),
         lambda: twice_differentiated(query, key, group),
@@ -276,7 +281,7 @@ def test_refusals(tmp_path):
         "decoupled",
         "backend",
         "negative_keys excludes group",
-        "positive_index must lie in [0, 6)",
+        "positive_index must lie in [0, 3)",
         "group must be a process group, got str",
         "gradients must be",
         "no second derivative",

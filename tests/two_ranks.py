@@ -7,6 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mim4dd
 import mim4dd.adapters
+import mim4dd.adapters.lightly
+import mim4dd.adapters.open_clip
 
 
 class _Contrast(nn.Module):
@@ -85,3 +87,34 @@ def _value_and_gradients(loss, batches, labels, options):
     """Of the sum over the batches, one after another."""
     values = [loss(batch, each, **options) for batch, each in zip(batches, labels, strict=False)]
     return [sum(values).detach(), *torch.autograd.grad(sum(values), batches)]
+
+
+def gathering_losses(rank):
+    """Losses and gradients of lightly's and open_clip's distributed losses, of ours and theirs."""
+    peers = adapted_peers()
+    generator = torch.Generator().manual_seed(rank)
+    features = [
+        nn.functional.normalize(torch.randn(5, 4, dtype=torch.float64, generator=generator))
+        for _ in range(2)
+    ]
+    results = {}
+
+    def both(name, ours, theirs, *arguments):
+        results[name] = []
+        for loss in (ours, theirs):
+            leaves = [each.clone().requires_grad_() for each in (*features, *arguments)]
+            value = loss(*leaves)
+            gradients = torch.autograd.grad(value, leaves)
+            of_scale = sum(gradients[2:], torch.zeros(()))
+            torch.distributed.all_reduce(of_scale)  # DDP averages it
+            results[name].append([value.detach(), *gradients[:2], of_scale])
+
+    scale = torch.tensor(7.0, dtype=torch.float64)
+    for local_loss in (False, True):
+        options = {"local_loss": local_loss, "gather_with_grad": True, "rank": rank}
+        sides = mim4dd.adapters.open_clip, peers["open_clip"]
+        losses = [side.ClipLoss(**options, world_size=2) for side in sides]
+        both(f"ClipLoss {local_loss}", *losses, scale)
+    sides = mim4dd.adapters.lightly, peers["lightly"]
+    both("NTXentLoss", *(side.NTXentLoss(0.3, gather_distributed=True) for side in sides))
+    return results

@@ -22,10 +22,11 @@ class NTXentLoss(nn.Module):
         memory_bank_size: (M, D) of the bank, or 0 for none. It starts with random keys of unit
             length, takes the keys of every call whose ``out0`` requires a gradient, and follows
             the features to their device.
-        gather_distributed: Allowed in a single process, where it is without effect.
+        gather_distributed: Negatives from all processes, whose batches may differ in size. Each
+            returns the mean over its own queries.
 
     Raises:
-        ValueError: On a bad size, and in more than one process with ``gather_distributed``.
+        ValueError: On a bad size, and for a bank that several processes would share.
 
     Example:
         >>> import torch
@@ -61,10 +62,11 @@ class NTXentLoss(nn.Module):
         out1: torch.Tensor,  # (N, D)
     ) -> torch.Tensor:
         """The mean over both views, or over ``out0`` where the bank holds the negatives."""
-        if self.gather_distributed and _num_processes() > 1:
+        across_ranks = self.gather_distributed and _num_processes() > 1
+        if across_ranks and self.memory_bank is not None:
             raise ValueError(
-                "gather_distributed must be False in more than one process, got True in "
-                f"{_num_processes()}: features are not gathered across them here"
+                "gather_distributed must be False beside a memory bank, got True in "
+                f"{_num_processes()} processes: each keeps a bank of its own keys here"
             )
         _checks.check_rank("out0", out0, 2)
         _checks.check_same_device("out0", out0, "out1", out1)
@@ -84,7 +86,9 @@ class NTXentLoss(nn.Module):
             exclude_self=True,
             temperature=abs(self.temperature),
             normalize=True,
-        )
+            reduction="none" if across_ranks else "mean",
+            group=distributed.group.WORLD if across_ranks else None,
+        ).mean()
 
     def _against_bank(
         self, out0: torch.Tensor, out1: torch.Tensor, bank: _queue.KeyQueue

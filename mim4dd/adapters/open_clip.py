@@ -2,29 +2,33 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
 
+from mim4dd.adapters._processes import num_processes as _num_processes
 from mim4dd.ops.clip_loss import clip_loss as _clip_loss
 
 __all__ = ["ClipLoss"]
 
 
 class ClipLoss(nn.Module):
-    """``open_clip.ClipLoss`` of one process: the mean of both directions.
+    """``open_clip.ClipLoss``: the mean of both directions, over one process or all.
 
-    The loss is computed without the logits. Its methods are there for subclasses, such as CoCa's
+    The loss is computed without the logits, and over several processes no rank holds the features
+    of all (:class:`mim4dd.Ranks`). Its methods are there for subclasses, such as CoCa's
     and the distilling one: what overrides them is called by ``forward``, as in open_clip.
 
     Args:
-        local_loss: Of the distributed loss; without effect in one process.
-        gather_with_grad: Likewise.
+        local_loss: Return the mean over the rank's own pairs, not over all. Averaged over the
+            ranks, as DistributedDataParallel does, the gradients are the same.
+        gather_with_grad: Without effect: gradients are always those of the loss over all ranks.
         cache_labels: Keep what ``get_ground_truth`` returns.
-        rank: Likewise of the distributed loss.
-        world_size: 1.
-        use_horovod: Likewise of the distributed loss.
+        rank: This process's number.
+        world_size: How many processes there are; above 1, all of ``torch.distributed``'s.
+        use_horovod: False where there are several processes.
 
     Raises:
-        ValueError: For more than one process.
+        ValueError: If ``rank`` and ``world_size`` are not those of ``torch.distributed``, for
+            Horovod, and for a subclass with logits of its own in several processes.
 
     Example:
         >>> import torch
@@ -43,10 +47,13 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
     ) -> None:
         super().__init__()
-        if world_size != 1:
+        if world_size > 1 and use_horovod:
+            raise ValueError("use_horovod must be False: ranks are torch.distributed's here")
+        there = _num_processes()
+        if world_size > 1 and (world_size, rank) != (there, there > 1 and distributed.get_rank()):
             raise ValueError(
-                f"world_size must be 1, got {world_size}: features are not gathered across "
-                "processes here; use open_clip.ClipLoss for that"
+                "world_size and rank must be 1 and 0, or those of torch.distributed, which has "
+                f"{there} processes here: got {world_size} and {rank}"
             )
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
@@ -92,7 +99,10 @@ class ClipLoss(nn.Module):
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """The loss, (), or ``{"contrastive_loss": loss}``; features are used as they are."""
         arguments = image_features, text_features, logit_scale, logit_bias
-        loss = self._of_logits(*arguments) if self._is_overridden() else _fused(*arguments)
+        if self._is_overridden():
+            loss = self._of_logits(*arguments)
+        else:
+            loss = _fused(*arguments, self.world_size > 1, self.local_loss)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _is_overridden(self) -> bool:
@@ -108,6 +118,11 @@ class ClipLoss(nn.Module):
         logit_scale: torch.Tensor | float,  # () or (1,)
         logit_bias: torch.Tensor | float | None,  # () or (1,)
     ) -> torch.Tensor:
+        if self.world_size > 1:
+            raise ValueError(
+                "world_size must be 1 for a subclass with its own get_logits or get_ground_truth, "
+                f"got {self.world_size}: logits of several processes are never stored here"
+            )
         # Not by name: a get_logits of one's own need not take a bias.
         bias = {} if logit_bias is None else {"logit_bias": logit_bias}
         both = self.get_logits(image_features, text_features, logit_scale, **bias)
@@ -121,8 +136,16 @@ def _fused(
     text_features: torch.Tensor,  # (N, D)
     logit_scale: torch.Tensor | float,  # () or (1,)
     logit_bias: torch.Tensor | float | None,  # () or (1,)
+    across_ranks: bool,
+    local_loss: bool,
 ) -> torch.Tensor:
-    loss = _clip_loss(image_features, text_features, logit_scale=logit_scale)
+    loss = _clip_loss(
+        image_features,
+        text_features,
+        logit_scale=logit_scale,
+        reduction="none" if across_ranks and local_loss else "mean",
+        group=distributed.group.WORLD if across_ranks else None,
+    ).mean()
     if isinstance(logit_bias, torch.Tensor):
         # A softmax does not see a constant. A gradient of 0 instead of none, as in open_clip:
         # DistributedDataParallel waits for one.

@@ -105,8 +105,7 @@ def info_nce(
         negative_mask: False for negatives to ignore, such as padding, which may hold anything; a
             query without any has the loss 0. (M,), or (N, M) for (N, M, D), bool
         group: Processes whose keys count too: a process group, or :class:`mim4dd.Ranks`. Queries
-            stay on their rank. Indices then count the keys of all ranks, in the order of the ranks,
-            and the default positive is the rank's own key i. A mean or sum is over the queries of
+            stay on their rank, and indices name keys of it. A mean or sum is over the queries of
             all ranks, and every rank returns it; see docs/distributed.md.
         backend: None runs the kernel registered for the device of ``query``; ``"reference"`` the
             plain PyTorch definition, which stores the logits.

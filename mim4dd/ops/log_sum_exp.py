@@ -54,8 +54,7 @@ def log_sum_exp(
         logit_scale: 1/τ in place of ``temperature``; likewise.
         normalize: Scale every row of both sides to unit length first.
         group: Processes whose keys count too: a process group, or :class:`mim4dd.Ranks`. Queries
-            stay on their rank. Indices then count the keys of all ranks, in the order of the ranks,
-            and the default positive is the rank's own key i. A mean or sum is over the queries of
+            stay on their rank, and indices name keys of it. A mean or sum is over the queries of
             all ranks, and every rank returns it; see docs/distributed.md.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 

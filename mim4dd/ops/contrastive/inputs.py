@@ -53,10 +53,11 @@ class Sides(NamedTuple):
         """The index of key 0: keys of all ranks are counted, in the order of the ranks."""
         return 0 if self.across is None else self.across.layout.first_key
 
-    @property
-    def num_all_keys(self) -> int:
-        """M, over all ranks."""
-        return self.num_keys if self.across is None else sum(self.across.layout.num_keys)
+    def among_all(self, index: Tensor) -> Tensor:
+        """Indices of this rank's keys as those among all."""
+        if self.across is None:
+            return index
+        return index.where(index == IGNORE, index + self.first_key)
 
     def own_index(self) -> Tensor:
         """The index of this rank's key i for every query i, (N,)."""
@@ -185,20 +186,20 @@ def by_index(sides: Sides, positive_index: Tensor | None) -> Positives:
         return Positives(sides.own_index(), None)
     index = _check_labels("positive_index", positive_index, "query", num_queries, sides)
     _check_indices("positive_index", index, "ignore a query", sides)
-    return Positives(index, None)
+    return Positives(sides.among_all(index), None)
 
 
 def _check_indices(name: str, index: Tensor, what_ignore_does: str, sides: Sides) -> None:
     """Require indices into the keys, or IGNORE."""
     # A number in the text of a graph would compile it anew for every other one.
-    bound = "M" if torch.compiler.is_compiling() else str(sides.num_all_keys)
+    bound = "M" if torch.compiler.is_compiling() else str(sides.num_keys)
     allowed = f"{name} must lie in [0, {bound}), or be {IGNORE} to {what_ignore_does}"
     if not can_look_at(index):
-        inside = (index >= IGNORE) & (index < sides.num_all_keys)
+        inside = (index >= IGNORE) & (index < sides.num_keys)
         assert_async(inside.all(), allowed)
     elif index.numel():
         lowest, highest = (int(bound) for bound in index.aminmax())
-        if lowest < IGNORE or highest >= sides.num_all_keys:
+        if lowest < IGNORE or highest >= sides.num_keys:
             raise ValueError(f"{allowed}, got values from {lowest} to {highest}")
 
 
@@ -343,4 +344,4 @@ def _excluded(name: str, index: Tensor, sides: Sides) -> Tensor:
             f"got {index.shape[0]} rows and {sides.num_queries} queries"
         )
     _check_indices(name, index, "leave out no key", sides)
-    return index.long()
+    return sides.among_all(index.long())
