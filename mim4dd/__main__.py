@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mim4dd._extras import missing
+
 __all__ = ["main"]
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -49,8 +51,7 @@ def _one_line(show: Any) -> Any:
 def _exit_missing(error: ModuleNotFoundError) -> NoReturn:
     if error.name is None or error.name.partition(".")[0] == "mim4dd":
         raise error
-    extra = {"tensorboardX": "tensorboard", "optuna": "search"}.get(error.name, "distill")
-    sys.exit(f"mim4dd: {error.name} is missing; pip install 'mim4dd[{extra}]' brings it")
+    sys.exit(f"mim4dd: {missing(error.name)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import outcome
+from same_run import untimed
 from tiny import make_data
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -77,7 +78,7 @@ def test_a_run_by_name_and_by_its_data_and_gone_on_with_by_the_command(tmp_path,
     assert (status, "test accuracy" in out, named.finished) == (0, True, True)
     run = distill.open_run(tmp_path)
     assert torch.equal(run.images, given.images)
-    assert run.metrics == given.metrics
+    assert untimed(run.metrics) == untimed(given.metrics)
     assert run.config == given.config == distill.resolve(**DM)
     assert run.path == tmp_path
     assert repr(run) == (
@@ -190,7 +191,7 @@ def test_after_control_c_the_run_is_there_and_goes_on(in_directory, tmp_path):
     assert caught[0].filename == __file__
     run.train()
     assert torch.equal(run.images, whole.images)
-    assert run.metrics == whole.metrics
+    assert untimed(run.metrics) == untimed(whole.metrics)
 
 
 def test_a_finished_run_goes_on_past_its_last_iteration():
@@ -253,6 +254,16 @@ def test_the_last_good_state_is_kept_even_of_a_temporary_run(tmp_path, monkeypat
     assert distill.open_run(kept).images.isfinite().all()
 
 
+def test_an_opened_run_takes_a_callback(tmp_path):
+    with pytest.warns(UserWarning, match="stopped before iteration 2"):
+        distill.run("digits", out=tmp_path, callback=stop_at(2), **DM)
+    seen = []
+    run = distill.open_run(tmp_path, callback=lambda run: seen.append(run.iteration))
+    assert seen == []
+    run.train()
+    assert seen == [3, 4]
+
+
 def test_evaluate_is_the_command_on_the_run(tmp_path, command):
     run = distill.run("digits", out=tmp_path, **DM)
     table = run.evaluate(networks=["convnet", "mlp"], seeds=2)
@@ -267,6 +278,10 @@ def test_evaluate_is_the_command_on_the_run(tmp_path, command):
     assert list(own) == [str(tmp_path)]
     assert list(own[str(tmp_path)]) == ["convnet"]
     assert len(own[str(tmp_path)]["convnet"].values) == 1
+    # The set tells the most networks that it was judged by, here and in its file.
+    for synthetic in (run.synthetic, distill.open_run(tmp_path).synthetic):
+        told = {each.network: each.values for each in synthetic.provenance.accuracies}
+        assert told == {name: table[str(tmp_path)][name].values for name in ("convnet", "mlp")}
     for wrong in (["vit"], [], ["mlp", "mlp"]):
         with pytest.raises(ValueError, match=f"networks must be different ones of {min(NETWORKS)}"):
             run.evaluate(wrong)
@@ -281,6 +296,8 @@ def test_a_run_is_evaluated_while_it_trains_and_trains_on_as_it_would():
         "1 random real images per class",
         "whole training set",
     ]
+    told = run.synthetic.provenance.accuracies
+    assert told == ()  # what was judged is not the set any more
     assert torch.equal(run.images, distill.run(data, **DM).images)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from killing import finish, kill_again_and_again
+from same_run import leavings
 
 from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.runs import RunDirectory
@@ -13,12 +14,6 @@ DISTILL = (
 )
 
 
-def leavings(folder):
-    """What a run leaves, but for its options and the seconds it took."""
-    run = RunDirectory(folder)
-    return [path.read_bytes() for path in (run.initial, run.synthetic, run.metrics)]
-
-
 @pytest.fixture
 def experts(tmp_path):
     finish(tmp_path, f"experts {EXPERTS} --out experts")
@@ -26,7 +21,8 @@ def experts(tmp_path):
 
 
 def test_distill(experts):
-    begin, parts = f"distill --experts experts {DISTILL} --out", RunDirectory(experts / "parts")
+    begin = f"distill --experts experts {DISTILL} --keep-every 9 --out"
+    parts = RunDirectory(experts / "parts")
     finish(experts, f"{begin} whole")
     kill_again_and_again(
         experts,
@@ -34,6 +30,7 @@ def test_distill(experts):
         kills=20,
         longest=1,
     )
+    assert parts.kept_sets() == [9, 18, 27, 36, 45, 54]
     assert leavings(experts / "whole") == leavings(parts.path)
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import shlex
 import shutil
-import struct
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import exit_status as call
+from event_files import events_of, scalars_of
 from PIL import Image
 
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
@@ -214,6 +214,7 @@ def test_the_summary_is_of_the_metrics(runs):
     )
     bound = rows[3]["mi_lower_bound"]  # a tenth of four rows is one
     assert entries["MI lower bound"] == f"{bound:.2f} nats, of at most log C = 2.30"
+    assert float(entries["time per iteration"].removesuffix(" s, the median")) > 0
     assert entries["time"].endswith(" s")
     peak = run.load_checkpoint()[1]["peak_bytes"]
     assert entries["peak memory"] == f"{peak / 2**20:.0f} MiB"
@@ -266,31 +267,20 @@ def test_several_runs_stand_side_by_side(runs):
         assert picture.convert("L").getextrema()[0] < 100
 
 
-def events_of(path):
-    """The records of an event file: a length, its checksum, the content, its checksum."""
-    proto = pytest.importorskip("tensorboardX.proto.event_pb2")
-    content = path.read_bytes()
-    events = []
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        events.append(proto.Event.FromString(content[12 : 12 + length]))
-        content = content[16 + length :]
-    return events
-
-
 def test_tensorboard_reads_back_metrics_and_pictures(runs, capsys):
     pytest.importorskip("tensorboardX")
     words = ["show", str(runs[0]), "--no-features", "--tensorboard", "events"]
     assert call(*words) == 0
     path = Path(capsys.readouterr().out.splitlines()[-1])
     assert path.parent == Path("events") / NAME
-    scalars, pictures = {}, {}
-    for event in events_of(path):
-        for value in event.summary.value:
-            if value.HasField("image"):
-                pictures[value.tag] = Image.open(io.BytesIO(value.image.encoded_image_string))
-            else:
-                scalars[event.step, value.tag] = value.simple_value
+    events = events_of(path)
+    scalars = scalars_of(events)
+    pictures = {
+        value.tag: Image.open(io.BytesIO(value.image.encoded_image_string))
+        for event in events
+        for value in event.summary.value
+        if value.HasField("image")
+    }
     expected = {
         (row["iteration"], name): value
         for row in RunDirectory(runs[0]).read_metrics()

@@ -1,5 +1,6 @@
 """mim4dd distill."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from mim4dd.cli.options import flag, flags_on_command_line, with_options
 from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.evaluation.recipe import Evaluation
+from mim4dd.distill.loggers import LOGGERS, Logger, named_loggers
 from mim4dd.distill.loop.settings import MAY_CHANGE
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.ranks import joined_ranks, rank, wait_for_ranks
@@ -22,7 +24,7 @@ _ON_RESUME = (
     MAY_CHANGE
     | options_of(Evaluation).keys()
     | {"data", "data_path", "device", "experts"}
-    | {"resume", "from_iteration"}
+    | {"resume", "from_iteration", "log"}
 )
 
 
@@ -42,6 +44,13 @@ def distill(
         int | None,
         typer.Option(help="Go back to this checkpoint of the run to resume."),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Log the metrics while it runs: {' or '.join(LOGGERS)}; repeat it for both. "
+            "TensorBoard's files are in the run directory.",
+        ),
+    ] = None,
 ) -> None:
     """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
 
@@ -57,7 +66,8 @@ def distill(
         if resume is None:
             run.require_new()
             wait_for_ranks()  # before the first one makes it
-        _distill(config, run, resume is not None, from_iteration)
+        loggers = named_loggers(log or (), run.path, config.options())
+        _distill(config, run, resume is not None, from_iteration, loggers)
 
 
 def _require_may_change(context: typer.Context) -> None:
@@ -71,7 +81,11 @@ def _require_may_change(context: typer.Context) -> None:
 
 
 def _distill(
-    config: DistillConfig, run: RunDirectory, resume: bool, from_iteration: int | None
+    config: DistillConfig,
+    run: RunDirectory,
+    resume: bool,
+    from_iteration: int | None,
+    loggers: Sequence[Logger],
 ) -> None:
     from mim4dd.distill.config.file import load_data_of
     from mim4dd.distill.evaluation.recipe import percent
@@ -80,7 +94,13 @@ def _distill(
 
     data = load_data_of(config, run.path) if resume else config.load_data()
     result = run_distillation(
-        config, data, run, resume=resume, from_iteration=from_iteration, may_change=_ON_RESUME
+        config,
+        data,
+        run,
+        resume=resume,
+        from_iteration=from_iteration,
+        may_change=_ON_RESUME,
+        loggers=loggers,
     )
     if rank() != 0:
         return

@@ -1,15 +1,21 @@
 """mim4dd show."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from mim4dd.cli.options import flag
 
 __all__ = ["show"]
 
 
 def show(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, or sets in files, whose pictures go beside them."),
+    ],
     out: Annotated[Path, typer.Option(help="PNG file for the curves of several runs.")] = Path(
         "runs/curves.png"
     ),
@@ -40,15 +46,35 @@ def show(
     """Draw the samples of runs, their curves, and what a network sees in them."""
     from mim4dd.distill.pictures import save_curves
     from mim4dd.distill.report.html import ReportedRun, write_report
-    from mim4dd.distill.report.show import Picture, draw_run, draw_run_features, run_names
+    from mim4dd.distill.report.show import (
+        Picture,
+        draw_run,
+        draw_run_features,
+        draw_set,
+        run_names,
+    )
     from mim4dd.distill.report.tensorboard import export_tensorboard
-    from mim4dd.distill.runs import RunDirectory
+    from mim4dd.distill.runs import RunDirectory, is_set
 
     if features is False and layers is not None:
         raise ValueError(f"--layers is of the features, which --no-features leaves out: {layers}")
+    sets = [path for path in runs if is_set(path) and not RunDirectory(path).started]
+    of_runs = {
+        "html": html,
+        "tensorboard": tensorboard,
+        "iteration": iteration,
+        "layers": layers,
+        "features": features or None,
+    }
+    if sets:
+        _require_none(of_runs, sets[0])
+    for path in sets:
+        for line in draw_set(path).lines:
+            typer.echo(line)
+    runs = [path for path in runs if path not in sets]
     chosen = None if layers is None else [layer.strip() for layer in layers.split(",")]
     shown = []
-    for path, name in run_names(runs).items():
+    for path, name in run_names(runs).items() if runs else ():
         run = RunDirectory(path)
         # A run of Python's has no configuration, unless its program wrote one.
         config = run.read_config() if run.config.exists() else {}
@@ -69,3 +95,10 @@ def show(
     if html is not None:
         write_report(html, shown, shared)
         typer.echo(str(html))
+
+
+def _require_none(options: Mapping[str, Any], path: Path) -> None:
+    """Require that nothing is asked for which only runs have."""
+    given = [flag(name) for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} is of runs, {path} is a set in a file")

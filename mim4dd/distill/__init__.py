@@ -7,12 +7,16 @@ if TYPE_CHECKING:
     from mim4dd.distill.config.commands import DistillConfig
     from mim4dd.distill.face.one_run import Run
     from mim4dd.distill.face.start import open_run, run, train_experts
+    from mim4dd.distill.loggers import Logger, TensorBoard, WandB
     from mim4dd.distill.runs import SyntheticSet, read_set
 
 __all__ = [
     "MIM4DD",
+    "Logger",
     "Run",
     "SyntheticSet",
+    "TensorBoard",
+    "WandB",
     "open_run",
     "read_set",
     "resolve",
@@ -22,8 +26,11 @@ __all__ = [
 
 # These import all parts, so not before they are asked for.
 _PLACES = {
+    "Logger": "loggers",
     "Run": "face.one_run",
     "SyntheticSet": "runs",
+    "TensorBoard": "loggers",
+    "WandB": "loggers",
     "open_run": "face.start",
     "read_set": "runs",
     "run": "face.start",

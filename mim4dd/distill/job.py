@@ -1,6 +1,6 @@
 """One distillation by a configuration, and what its set is worth beside real images."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mim4dd.distill.evaluation.recipe import (
     evaluate_random_real,
 )
 from mim4dd.distill.experts import ExpertBuffer, train_experts
+from mim4dd.distill.loggers import Logger
 from mim4dd.distill.loop.loop import Moment, distill
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
@@ -22,6 +23,7 @@ __all__ = [
     "judge_full",
     "judge_random_real",
     "judge_unchecked",
+    "note_accuracies",
     "note_accuracy",
     "require_same_options",
     "run_distillation",
@@ -71,9 +73,28 @@ def note_accuracy(
 
     They take the place of the fewer ones that the loop judged it by at its end.
     """
-    noted = synthetic.with_accuracy(config.network_name, accuracy.values, config.eval_seed)
-    if noted.provenance != synthetic.provenance:  # a job that is done leaves its files alone
+    note_accuracies(run, synthetic, {config.network_name: accuracy}, config.eval_seed)
+
+
+def note_accuracies(
+    run: RunDirectory,
+    synthetic: SyntheticSet,
+    accuracies: Mapping[str, Accuracy],
+    first_seed: int,
+) -> SyntheticSet:
+    """The set, which tells what networks of some names reached on it; so does a finished run's.
+
+    What was measured of more networks of that name stays.
+    """
+    counts = {each.network: len(each.values) for each in synthetic.provenance.accuracies}
+    noted = synthetic
+    for network, accuracy in accuracies.items():
+        if len(accuracy.values) >= counts.get(network, 0):
+            noted = noted.with_accuracy(network, accuracy.values, first_seed)
+    # A job that is done leaves its files alone.
+    if run.finished and noted.provenance != synthetic.provenance:
         run.save_set(run.synthetic, noted)
+    return noted
 
 
 def run_distillation(
@@ -85,6 +106,7 @@ def run_distillation(
     from_iteration: int | None = None,
     may_change: Collection[str] = (),
     watch: Callable[[Moment], object] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> SyntheticSet:
     """Distil into ``run``: start it, continue it, or read its result if it is finished.
 
@@ -96,6 +118,7 @@ def run_distillation(
         from_iteration: Go back to this checkpoint first.
         may_change: Options that may be others than the run's.
         watch: Called after every outer iteration.
+        loggers: Given each row of metrics, and closed in the end.
 
     Raises:
         ValueError: If ``run`` holds a run with other options, or of other data.
@@ -117,6 +140,7 @@ def run_distillation(
         from_iteration=from_iteration,
         config=config.options(),
         watch=watch,
+        loggers=loggers,
     )
 
 

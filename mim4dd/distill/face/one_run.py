@@ -24,7 +24,8 @@ from mim4dd.distill.commands.cross import (
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.config.file import names_data
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.job import run_distillation
+from mim4dd.distill.job import note_accuracies, run_distillation
+from mim4dd.distill.loggers import Logger
 from mim4dd.distill.loop import Interrupted, Moment
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
@@ -42,6 +43,7 @@ class Run:
         out: Its directory; None takes a temporary one, which goes with this object.
         load: Makes the real data that a configuration is of.
         callback: Called with this object after every outer iteration.
+        loggers: Given each row of metrics as it comes.
 
     Example:
         >>> from mim4dd import distill
@@ -59,11 +61,13 @@ class Run:
         out: str | Path | None,
         load: Callable[[TaskSettings], ImageData],
         callback: Callable[["Run"], object] | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         if num_ranks() == 1:
             require_one_process("distill.run")  # whose processes would all write one run
         self.config = config
         self.callback = callback
+        self.loggers = tuple(loggers)
         self.is_temporary = out is None
         self._load = load
         self._keep_files: Callable[[], object] = _never
@@ -176,6 +180,7 @@ class Run:
                 self._directory,
                 may_change={"iterations"},
                 watch=lambda moment: self._watch(config, moment),
+                loggers=self.loggers,
             )
             reached = result, config.iterations
         except Interrupted as stopped:
@@ -199,6 +204,7 @@ class Run:
         """Train fresh networks on the set and test them on held-out real images.
 
         As ``mim4dd evaluate`` does, by the recipe of the configuration: ``eval_epochs`` and so on.
+        ``synthetic`` tells the accuracies from here on, and so does the file of a finished run.
 
         Args:
             networks: Names of the networks, a column each; by default the run's own.
@@ -221,7 +227,10 @@ class Run:
         if reached < config.iterations:
             name += f", {reached} of {config.iterations} iterations"
         judged = JudgedRun(name, synthetic, config, lambda _: self.data)
-        return cross_evaluate([judged], columns, baselines)
+        table = cross_evaluate([judged], columns, baselines)
+        noted = note_accuracies(self._directory, synthetic, table[name], config.eval_seed)
+        self._reached = noted, reached
+        return table
 
     def export(self, folder: str | Path) -> None:
         """Write the set as it is now to a folder that other programs read.

@@ -1,6 +1,6 @@
 """The functions of `mim4dd.distill`: begin, open, and train experts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.face.given import Data, loader, options_beside
 from mim4dd.distill.face.one_run import Run
 from mim4dd.distill.job import train_experts_by
+from mim4dd.distill.loggers import Logger
 from mim4dd.distill.runs import RunDirectory
 
 __all__ = ["open_run", "run", "train_experts"]
@@ -21,6 +22,7 @@ def run(
     *,
     out: str | Path | None = None,
     callback: Callable[[Run], object] | None = None,
+    loggers: Sequence[Logger] = (),
     **options: Any,
 ) -> Run:
     """Distil a synthetic set of some data, as ``mim4dd distill`` does.
@@ -36,6 +38,9 @@ def run(
         out: Run directory. What it holds of a run with the same options is continued. By default a
             temporary one, which goes with the run that is returned.
         callback: Called with the run after every outer iteration.
+        loggers: Given each row of metrics as it comes, and closed in the end:
+            :class:`~mim4dd.distill.TensorBoard`, :class:`~mim4dd.distill.WandB`, or any
+            :class:`~mim4dd.distill.Logger`.
         options: All others of the command, flat, as :func:`mim4dd.distill.resolve` takes them:
             ``method``, ``ipc``, ``weight``, ``iterations``, ``experts``, …
 
@@ -57,18 +62,26 @@ def run(
         (torch.Size([6, 1, 8, 8]), [0, 0, 0, 1, 1, 1])
     """
     config = DistillConfig.resolve(**options_beside(data, options))
-    begun = Run(config, out, loader(data), callback)
+    begun = Run(config, out, loader(data), callback, loggers)
     begun.go_on(stacklevel=3)
     return begun
 
 
-def open_run(path: str | Path, data: Data | None = None) -> Run:
+def open_run(
+    path: str | Path,
+    data: Data | None = None,
+    *,
+    callback: Callable[[Run], object] | None = None,
+    loggers: Sequence[Logger] = (),
+) -> Run:
     """Open the directory of a run, finished or not, that the command or Python made.
 
     Args:
         path: The directory.
         data: The real data, which evaluating and going on need; by default those that the run was
             started with, if they have a name or are a folder.
+        callback: Called with the run after every outer iteration, once it goes on.
+        loggers: Likewise given each row of metrics, as in :func:`run`.
 
     Raises:
         ValueError: If there is no run.
@@ -80,7 +93,8 @@ def open_run(path: str | Path, data: Data | None = None) -> Run:
         >>> run.train(iterations=500)  # doctest: +SKIP
     """
     config = read_config(RunDirectory(path).config, DistillConfig)
-    return Run(config, path, partial(load_data_of, run=path) if data is None else loader(data))
+    load = partial(load_data_of, run=path) if data is None else loader(data)
+    return Run(config, path, load, callback, loggers)
 
 
 def train_experts(data: Data, out: str | Path, **options: Any) -> ExpertBuffer:

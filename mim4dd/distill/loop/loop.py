@@ -1,8 +1,9 @@
 """The distillation loop: optimisers, checkpoints, metrics and interruption around any method."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy
+from mim4dd.distill.loggers import Logger, numbers
 from mim4dd.distill.loop.resume import checkpoint_to_continue, run_identity
 from mim4dd.distill.loop.settings import LoopSettings
 from mim4dd.distill.loop.state import LoopState, copied_state, save
@@ -49,6 +51,7 @@ def distill(
     from_iteration: int | None = None,
     config: Mapping[str, Any] | None = None,
     watch: Callable[[Moment], object] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> SyntheticSet:
     """Optimise a synthetic set under ``method`` and leave it, with all metrics, in ``run``.
 
@@ -73,6 +76,7 @@ def distill(
         config: All options, which ``config.json`` holds from here on, once it is known that the run
             may begin or go on.
         watch: Called after every outer iteration.
+        loggers: Given each row of metrics, on the first rank, and closed in the end.
 
     Returns:
         The set after the last iteration.
@@ -88,9 +92,11 @@ def distill(
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
     method.require_data(data)
-    with _threads(method, data, settings):
+    with _threads(method, data, settings), ExitStack() as closing:
+        for logger in loggers:
+            closing.callback(logger.close)
         return _distill(
-            method, data, settings, run, evaluate, resume, from_iteration, config, watch
+            method, data, settings, run, evaluate, resume, from_iteration, config, watch, loggers
         )
 
 
@@ -116,6 +122,7 @@ def _distill(
     from_iteration: int | None,
     config: Mapping[str, Any] | None,
     watch: Callable[[Moment], object] | None,
+    loggers: Sequence[Logger],
 ) -> SyntheticSet:
     identity = run_identity(method, data, settings)
     device = data.image_train.device
@@ -152,6 +159,11 @@ def _distill(
         }
         return judged
 
+    def note(row: Mapping[str, Any]) -> None:
+        run.append_metrics(row)
+        for logger in loggers if rank() == 0 else ():
+            logger.log(row["iteration"], numbers(row))
+
     progress = progress_bar(
         initial=state.iteration, total=settings.iterations, desc="/".join(run.path.parts[-2:])
     )
@@ -161,8 +173,12 @@ def _distill(
             row: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
             if settings.eval_every and state.iteration % settings.eval_every == 0:
                 judge(row)
+            started = time.perf_counter()
             row |= _step(state, method, data, settings, run)
-            run.append_metrics(row)
+            row["seconds"] = round(time.perf_counter() - started, 6)
+            note(row)
+            if settings.keep_every and state.iteration % settings.keep_every == 0:
+                run.keep_set(state.iteration, state.result(data, method.relabel))
             progress.update()
             progress.set_postfix(_shown(row, data.num_classes), refresh=False)
             if watch is not None:
@@ -170,7 +186,7 @@ def _distill(
         final: dict[str, Any] = {"iteration": state.iteration, "syn_lr": state.syn_lr.item()}
         judged = judge(final)
     save(state, state.snapshot(copied_state(method)), run)
-    run.append_metrics(final)
+    note(final)
     result = state.result(data, method.relabel)
     if judged is not None:
         asked = config or {}

@@ -19,7 +19,9 @@ from mim4dd.distill.runtime.ranks import any_rank, rank
 __all__ = ["checkpoint_to_continue", "run_identity"]
 
 # How long and how often: these change nothing that was computed already.
-_OF_NO_STEP = frozenset({"iterations", "memory_budget", "checkpoint_every", "eval_every"})
+_OF_NO_STEP = frozenset(
+    {"iterations", "memory_budget", "checkpoint_every", "eval_every", "keep_every"}
+)
 _VERSION = "mim4dd"  # of the library, whose code has no fingerprint
 
 
@@ -92,7 +94,7 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
             f"{run.checkpoint} does not say what it is of: it was written before mim4dd noted "
             "that, so nothing could tell whether it is this run's; start anew in another directory"
         )
-    found = differences(header["identity"], identity)
+    found = differences(_with_later_settings(header["identity"]), identity)
     other = [each for each in found if not _may_change(each)]
     if other:
         raise ValueError(
@@ -125,6 +127,12 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
         changed = {each.path: [each.stored, each.asked] for each in found}
         changes.append({"iteration": iteration, "changed": changed})
     return Snapshot(tensors, header | {"changes": changes})
+
+
+def _with_later_settings(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an older mim4dd stored, with the settings of the loop that it did not have yet."""
+    defaults = {field.name: field.default for field in fields(LoopSettings)}
+    return identity | {"settings": defaults | identity["settings"]}
 
 
 def _may_change(difference: Difference) -> bool:

@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         "memory_budget",
         "checkpoint_every",
         "eval_every",
+        "keep_every",
     }
 )
 
@@ -48,6 +49,8 @@ class LoopSettings(Settings):
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
         eval_every: Iterations between evaluations for the curves; 0 leaves them out.
+        keep_every: Iterations between copies of the set, which stay in the run's folder sets; 0
+            keeps none.
     """
 
     GROUP: ClassVar[str] = "Loop"
@@ -70,12 +73,12 @@ class LoopSettings(Settings):
     seed: int = 0
     checkpoint_every: int = 20
     eval_every: int = 50
+    keep_every: int = 0
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(
-            ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0, checkpoint_every=1, eval_every=0
-        )
+        self.require_at_least(ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0)
+        self.require_at_least(checkpoint_every=1, eval_every=0, keep_every=0)
         check_positive("lr_teacher", self.lr_teacher)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")

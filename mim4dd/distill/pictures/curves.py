@@ -110,7 +110,7 @@ def _panels(runs: Mapping[str, Rows]) -> list[_Panel]:
         )
     )
     layers = _layers(runs)
-    hidden = {"iteration", "accuracy_std", "accuracy_seeds"}
+    hidden = {"iteration", "accuracy_std", "accuracy_seeds", "seconds"}
     # The last layer's bound is the bound, and a single run shows all layers in its panel.
     hidden |= set(layers if len(runs) == 1 else layers[-1:])
     if _is_one_of_its_parts(runs, keys):

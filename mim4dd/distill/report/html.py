@@ -3,6 +3,7 @@
 import base64
 import math
 import shlex
+import statistics
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ def summary(run: RunDirectory) -> dict[str, str]:
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         entries["loss, first to last"] = f"{losses[0]:.4g} to {losses[-1]:.4g}"
+    if seconds := [row["seconds"] for row in rows if "seconds" in row]:
+        entries["time per iteration"] = f"{statistics.median(seconds):.3g} s, the median"
     if run.checkpoint.exists():
         with open_tensors(run.checkpoint) as file:
             header = read_header(file)

@@ -30,8 +30,17 @@ from mim4dd.distill.report.trained_features import (
     typical_samples,
 )
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.runs.foreign import own_file
 
-__all__ = ["Drawn", "Picture", "draw_features", "draw_run", "draw_run_features", "run_names"]
+__all__ = [
+    "Drawn",
+    "Picture",
+    "draw_features",
+    "draw_run",
+    "draw_run_features",
+    "draw_set",
+    "run_names",
+]
 
 
 @dataclass(frozen=True)
@@ -83,20 +92,10 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
     (final, reached), rows = run.load_set(iteration), run.read_metrics()
     if not rows:
         raise ValueError(f"{run.metrics} must hold the run's metrics, got no row")
-    labels, names, drawn = final.class_syn, final.class_names, Drawn()
-    draw = draw_grid if final.pixels.dim() == 4 else draw_rows
-    kind = "image" if final.pixels.dim() == 4 else "row"
-    samples = _count(len(labels) // len(names), kind)
-    name, after = (
-        f"{readable(data_name)}, {samples} per class",
-        f"after {_count(reached, 'iteration')}",
-    )
-
-    drawn.add(
-        run.pictures / "synthetic.png",
-        f"Synthetic {kind}s",
-        draw({"": _shown(final)}, labels, names, f"{name}, {after}"),
-    )
+    labels, names = final.class_syn, final.class_names
+    name, after = _name(final, data_name), f"after {_count(reached, 'iteration')}"
+    draw = draw_grid if final.has_images else draw_rows
+    drawn = _draw_samples(final, run.pictures / "synthetic.png", f"{name}, {after}")
     before_after = run.pictures / "before_after.png"
     try:
         initial = SyntheticSet.load(run.initial)
@@ -105,14 +104,60 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
     else:
         panels = {"initial": _shown(initial), after: _shown(final)}
         drawn.add(before_after, "Before and after", draw(panels, labels, names, name))
-    if final.label_syn.dim() == 2:
-        drawn.add(
-            run.pictures / "soft_labels.png",
-            "Soft labels",
-            draw_soft_labels(final.label_syn, labels, names, f"{name}: soft labels {after}"),
-        )
+    drawn.extend(_draw_labels(final, run.pictures / "soft_labels.png", name, f" {after}"))
     figure = draw_curves({readable(run.path.resolve().name): rows}, len(names))
     drawn.add(run.pictures / "curves.png", "Curves", figure)
+    return drawn
+
+
+def draw_set(path: Path) -> Drawn:
+    """Draw what a file of :meth:`SyntheticSet.save` holds, or an export, beside it.
+
+    Raises:
+        ValueError: If there is no such file, or it is another project's.
+    """
+    file = own_file(path)
+    if file is None:
+        raise ValueError(
+            f"{path} must be a run, or a set of mim4dd in a file: those of other projects do not "
+            "say what their images are; distill.read_set reads them beside their data"
+        )
+    synthetic = SyntheticSet.load(file)
+    stem = path.with_name(path.name if path.is_dir() else path.stem)
+    name = _name(synthetic, synthetic.provenance.data or stem.name)
+    drawn = _draw_samples(synthetic, stem.with_name(f"{stem.name}.png"), name)
+    labels = stem.with_name(f"{stem.name}_soft_labels.png")
+    drawn.extend(_draw_labels(synthetic, labels, name))
+    return drawn
+
+
+def _name(synthetic: SyntheticSet, data_name: str) -> str:
+    """Whose samples a picture shows, and how many of each class."""
+    kind = "image" if synthetic.has_images else "row"
+    fewest, most = min(synthetic.per_class), max(synthetic.per_class)
+    count = _count(most, kind) if fewest == most else f"{fewest} to {_count(most, kind)}"
+    return f"{readable(data_name)}, {count} per class"
+
+
+def _draw_samples(synthetic: SyntheticSet, path: Path, title: str) -> Drawn:
+    draw = draw_grid if synthetic.has_images else draw_rows
+    kind, drawn = "images" if synthetic.has_images else "rows", Drawn()
+    panels = {"": _shown(synthetic)}
+    drawn.add(
+        path,
+        f"Synthetic {kind}",
+        draw(panels, synthetic.class_syn, synthetic.class_names, title),
+    )
+    return drawn
+
+
+def _draw_labels(synthetic: SyntheticSet, path: Path, name: str, after: str = "") -> Drawn:
+    """Soft labels, where there are such."""
+    drawn, labels = Drawn(), synthetic.label_syn
+    if labels.dim() == 2:
+        title = f"{name}: soft labels{after}"
+        figure = draw_soft_labels(labels, synthetic.class_syn, synthetic.class_names, title)
+        drawn.add(path, "Soft labels", figure)
     return drawn
 
 
@@ -204,7 +249,7 @@ def run_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _shown(synthetic: SyntheticSet) -> Tensor:
     """Images in pixels; rows normalised, so that one scale of colours serves all features."""
-    return synthetic.pixels if synthetic.pixels.dim() == 4 else synthetic.image_syn
+    return synthetic.pixels if synthetic.has_images else synthetic.image_syn
 
 
 def _count(number: int, what: str) -> str:

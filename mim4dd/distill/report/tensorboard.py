@@ -1,12 +1,13 @@
 """Runs as TensorBoard event files."""
 
-import importlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mim4dd.distill.loggers import TensorBoard, numbers
 from mim4dd.distill.report.show import Picture
 from mim4dd.distill.runs import RunDirectory
 
@@ -28,14 +29,12 @@ def export_tensorboard(run: RunDirectory, pictures: Sequence[Picture], folder: P
     if any(folder.glob("events.*")):
         raise ValueError(f"{folder} holds TensorBoard events already; choose another folder")
     last = 0
-    with importlib.import_module("tensorboardX").SummaryWriter(str(folder)) as writer:
+    with closing(TensorBoard(folder)) as board:
         for row in run.read_metrics():
             last = row["iteration"]
-            for name, value in row.items():
-                if name != "iteration" and isinstance(value, int | float):
-                    writer.add_scalar(name, value, last)
+            board.log(last, numbers(row))
         for picture in pictures:
-            writer.add_image(picture.path.stem, _read_pixels(picture.path), last, dataformats="HWC")
+            board.add_image(picture.path.stem, _read_pixels(picture.path), last)
     (path,) = folder.glob("events.*")
     return path
 

@@ -39,6 +39,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.older_checkpoints = self.path / "checkpoints"
+        self.sets = self.path / "sets"
         self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
         self.pictures = self.path / "pictures"
@@ -84,9 +85,10 @@ class RunDirectory:
         """Drop what a run that goes on from ``iteration`` will write again."""
         if self.read_only:
             return
-        for later in self.kept_iterations():
-            if later > iteration:
-                self._kept(later).unlink()
+        for kept, file in ((self.kept_iterations(), self._kept), (self.kept_sets(), self.kept_set)):
+            for later in kept:
+                if later > iteration:
+                    file(later).unlink()
         self.rewind_metrics(iteration)
 
     def read_config(self) -> dict[str, Any]:
@@ -115,8 +117,8 @@ class RunDirectory:
         """The set before an iteration, and which one that is.
 
         Args:
-            iteration: One of :meth:`iterations`; by default the last, which of a finished run is
-                its result.
+            iteration: One of :meth:`iterations` or :meth:`kept_sets`; by default the last, which of
+                a finished run is its result.
 
         Raises:
             ValueError: If there is none, or a file is truncated or something else.
@@ -130,9 +132,19 @@ class RunDirectory:
             result = SyntheticSet.load(self.synthetic)
             rows = self.read_metrics()
             return result, rows[-1]["iteration"] if rows else 0
+        last = self.load_checkpoint()[1]["iteration"]
+        if self.finished and iteration == last:
+            return SyntheticSet.load(self.synthetic), last
+        if iteration is not None and (kept := self.kept_sets()):
+            if iteration in kept:
+                return SyntheticSet.load(self.kept_set(iteration)), iteration
+            there = sorted({*self.iterations(), *kept})
+            if iteration not in there:
+                raise ValueError(
+                    f"iteration must be one that {self.path} has a checkpoint or a set of, "
+                    f"{', '.join(map(str, there))}, got {iteration}"
+                )
         tensors, header = self.load_checkpoint(iteration)
-        if self.finished and header["iteration"] == self.load_checkpoint()[1]["iteration"]:
-            return SyntheticSet.load(self.synthetic), header["iteration"]
         options = self.read_config() if self.config.exists() else None
         return SyntheticSet.of_checkpoint(tensors, header, options), header["iteration"]
 
@@ -189,12 +201,24 @@ class RunDirectory:
 
     def kept_iterations(self) -> list[int]:
         """The iterations of the older checkpoints that are kept, in order."""
-        return sorted(int(path.stem) for path in self.older_checkpoints.glob("[0-9]*.safetensors"))
+        return _iterations_in(self.older_checkpoints)
 
     def iterations(self) -> list[int]:
         """The iterations before which the run has a checkpoint, in order."""
         last = [self.load_checkpoint()[1]["iteration"]] if self.checkpoint.exists() else []
         return sorted({*self.kept_iterations(), *last})
+
+    def keep_set(self, iteration: int, synthetic: SyntheticSet) -> None:
+        """Keep a copy of the set as it is before an iteration."""
+        self.save_set(self.kept_set(iteration), synthetic)
+
+    def kept_set(self, iteration: int) -> Path:
+        """The file of the copy that was kept before an iteration."""
+        return self.sets / f"{iteration:08d}.safetensors"
+
+    def kept_sets(self) -> list[int]:
+        """The iterations before which a copy of the set was kept, in order."""
+        return _iterations_in(self.sets)
 
     def save_set(self, path: Path, synthetic: SyntheticSet) -> None:
         """Write a synthetic set to one of the run's files."""
@@ -221,3 +245,8 @@ class RunDirectory:
 
     def _kept(self, iteration: int) -> Path:
         return self.older_checkpoints / f"{iteration:08d}.safetensors"
+
+
+def _iterations_in(folder: Path) -> list[int]:
+    """By what the files of a folder are named, in order."""
+    return sorted(int(path.stem) for path in folder.glob("[0-9]*.safetensors"))

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["final_bound", "final_means"]
 
-_NOT_METRICS = ("iteration", "accuracy", "accuracy_std", "accuracy_seeds")
+_NOT_METRICS = ("iteration", "accuracy", "accuracy_std", "accuracy_seeds", "seconds")
 
 
 def final_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
