@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from mim4dd.distill.config.commands import TaskSettings
-from mim4dd.distill.files.atomic import read_json
+from mim4dd.distill.config.file import read_options
 from mim4dd.distill.registry import import_plugin
 from mim4dd.distill.settings import Option
 
@@ -80,7 +80,7 @@ def with_options(
 
     Args:
         kind: The configuration, which the command gets as ``config``.
-        files: Options of the command's own by name, each with the JSON file of options that it
+        files: Options of the command's own by name, each with the file of options that it
             means, as ``--resume`` means a run's.
     """
     means: dict[str, Callable[[Path], Path]] = {_CONFIG: lambda path: path, **(files or {})}
@@ -126,7 +126,7 @@ def _ask_first(
     for name, file_of in means.items():
         for typed in _values(name, words)[-1:]:
             file = file_of(Path(typed))
-            of_file = kind.read(read_json(file), str(file))
+            of_file = kind.read(read_options(file), str(file))
     known = {*kind.own_options(), *kind.CHOICES}
     decided = {name: of_file[name] for name in _DECIDING if name in of_file}
     for name in known.intersection(_DECIDING):
@@ -182,7 +182,7 @@ def _bound(
         for name in order
     ]
     parameters += [
-        _extra(_CONFIG, Path | None, None, "JSON file of options, such as a run's config.json."),
+        _extra(_CONFIG, Path | None, None, "JSON or YAML file of options, as a run's config.json."),
         _extra("plugin", list[str] | None, None, "Python file, or module, that registers more."),
     ]
     own = [

@@ -1,21 +1,32 @@
-"""Configurations in JSON files, and the data that those of runs are of."""
+"""Configurations in JSON and YAML files, and the data that those of runs are of."""
 
 from pathlib import Path
+from typing import Any
 
 from mim4dd.distill.config.commands import Config, TaskSettings
 from mim4dd.distill.data import DATA_SETS, ImageData
 from mim4dd.distill.files.atomic import read_json
+from mim4dd.distill.files.yaml import is_yaml, read_yaml
 
-__all__ = ["load_data_of", "names_data", "read_config"]
+__all__ = ["load_data_of", "names_data", "read_config", "read_options"]
 
 
 def read_config(path: str | Path, kind: type[Config]) -> Config:
-    """Read a configuration from JSON.
+    """Read a configuration from a file.
 
     Raises:
         ValueError: If the file is not readable, names an unknown option or holds a bad value.
     """
-    return kind.of(**kind.read(read_json(Path(path)), str(path)))
+    return kind.of(**kind.read(read_options(Path(path)), str(path)))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The flat options in a file: YAML if its name ends in .yaml or .yml, else JSON.
+
+    Raises:
+        ValueError: If the file is not readable.
+    """
+    return read_yaml(path) if is_yaml(path) else read_json(path)
 
 
 def names_data(name: str) -> bool:
