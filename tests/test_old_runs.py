@@ -35,6 +35,7 @@ def test_options_of_other_methods_are_left_out():
     kept = {name: value for name, value in OPTIONS.items() if name in options}
     assert options == kept | {
         "add_on": "mim4dd", "norm": "instance", "pooling": "avg", "keep_every": 0,
+        "ipc_by_class": None,
     }  # fmt: skip
     # Comparisons and sweeps named experts for every method.
     assert "experts" not in DistillConfig.read(OPTIONS | {"experts": "out/experts"}, "config.json")

@@ -151,7 +151,7 @@ def test_published_defaults_for_sets_of_other_projects(tmp_path, monkeypatch):
         ("set.safetensors --lr 0.1", "lr must be left out for set.safetensors, which holds"),
         ("set.safetensors --iteration 1", "iteration is of runs with a config.json, got 1 for"),
         ("nowhere.safetensors", "nowhere.safetensors/config.json does not exist"),
-        ("uneven --data digits", "uneven must hold as many images of each class, got [2, 0, 1"),
+        ("uneven --data digits", "uneven must hold images of each class, got [2, 0, 1"),
         ("uneven", "data (--data) must name the real data that uneven is of, which says not"),
     ],
 )  # fmt: skip

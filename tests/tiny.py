@@ -75,6 +75,6 @@ def at_once(function, state, images):
     return torch.vmap(function, in_dims=(0, None))(state, images)
 
 
-def all_classes_at_once(distance, num_classes, *of_samples, together):
+def all_classes_at_once(distance, counts, *of_samples, together):
     """What :func:`sum_over_classes` does on a GPU, on any device."""
-    return sum_over_classes(distance, num_classes, *of_samples, together=True)
+    return sum_over_classes(distance, counts, *of_samples, together=True)

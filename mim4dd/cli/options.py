@@ -20,7 +20,7 @@ _CONFIG = "config_file"  # as "config" is what a command gets
 _GIVEN = "mim4dd.given_options"
 _WIDEST = 100  # columns of a help
 # What other options and their defaults depend on; a method comes first.
-_DECIDING = ("method", "data", "ipc", "add_on", "network")
+_DECIDING = ("method", "data", "ipc", "ipc_by_class", "add_on", "network")
 
 
 class _Asked(NamedTuple):

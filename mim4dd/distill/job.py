@@ -181,10 +181,11 @@ def require_same_options(
 def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
     """What random real images of the same count reach by the same recipe."""
     return evaluate_random_real(
-        config.network_maker(data), config.ipc, config.lr_teacher, data, config
+        config.network_maker(data), config.per_class, config.lr_teacher, data, config
     )
 
 
 def judge_full(data: ImageData, config: DistillConfig) -> Accuracy:
     """What the whole training set reaches by the same recipe, in as many steps."""
-    return evaluate_full(config.network_maker(data), config.ipc, config.lr_teacher, data, config)
+    make_network = config.network_maker(data)
+    return evaluate_full(make_network, config.per_class, config.lr_teacher, data, config)

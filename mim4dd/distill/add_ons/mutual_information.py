@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mim4dd.distill.add_ons.feature_matching import FeatureMatchingLoss
 from mim4dd.distill.add_ons.registry import AddOnSettings, add_on
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import PerClass
 from mim4dd.distill.methods.base import (
     BaseMethod,
     ComparedNetwork,
@@ -158,7 +159,7 @@ class MIM4DD(BaseMethod):
             base.value + self.weight * contrastive, base.compared, base.metrics | metrics
         )
 
-    def initial(self, real: RealData, ipc: int) -> Initial | None:
+    def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
         """Where the base method starts."""
         return self.base.initial(real, ipc)
 
@@ -169,6 +170,10 @@ class MIM4DD(BaseMethod):
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the base method was made for other data."""
         self.base.require_data(data)
+
+    def require_per_class(self, counts: Sequence[int]) -> None:
+        """Raise ValueError if the base method cannot have so many images of each class."""
+        self.base.require_per_class(counts)
 
     def example_network(self) -> nn.Module | None:
         """The base method's."""

@@ -14,6 +14,7 @@ import torch
 from mim4dd.distill.commands.compare_work import distill_all, judge_all, workers_at
 from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import class_counts
 from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
@@ -79,7 +80,7 @@ def _compare(
     if most_workers > 1 and not (out / "summary.json").exists():
         start_worker_server()
     data = config.load_data()
-    data.require(config.ipc)  # of real images, for the baseline
+    data.require(config.per_class)  # of real images, for the baseline
     require_writable(out / "summary.json")
     expert_seconds: float | None = None
     if METHODS[config.method_name].needs_experts and not config.experts:
@@ -110,7 +111,7 @@ def _compare(
         "accuracy": {
             "full": accuracies["full"].summary(),
             "ipc": {
-                str(config.ipc): {
+                config.ipc_title: {
                     name: accuracies[name].summary() for name in ("random_real", *runs)
                 }
             },
@@ -143,7 +144,7 @@ def _distil_and_judge(
     config: CompareConfig, data: ImageData, runs: _Runs, workers: int | None, folder: Path
 ) -> _Done:
     """Pictures take seconds of one core: they are drawn while the workers are at work."""
-    num_syn = config.ipc * data.num_classes
+    num_syn = sum(class_counts(config.per_class, data.num_classes))
     drawing = ThreadPoolExecutor(max_workers=1)
     drawn: list[Future[Any]] = []
     try:
@@ -207,7 +208,7 @@ def _draw(
     folder: Path,
 ) -> list[Path]:
     """Draw what each set looks like and all curves over each other."""
-    images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.eval_seed))
+    images, labels = data.sample(config.per_class, torch.Generator().manual_seed(config.eval_seed))
     grids = {"random_real": ("random real images", data.normalization.inverse(images), labels)}
     titles = _titles(config.method_name)
     for name, title in titles.items():
@@ -216,7 +217,7 @@ def _draw(
     paths = []
     for name, (title, pixels, shown_labels) in grids.items() if data.has_images else ():
         paths.append(folder / f"{name}.png")
-        caption = f"{data.name}, ipc {config.ipc}: {title}"
+        caption = f"{data.name}, ipc {config.ipc_title}: {title}"
         save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)
     curves = {
         f"{titles[name]}, {run.path.name}" if config.num_distill > 1 else titles[name]: (

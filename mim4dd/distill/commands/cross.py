@@ -98,7 +98,9 @@ def load_run(path: Path, iteration: int | None = None, **changes: int) -> Judged
 def require_same_task(runs: Sequence[JudgedRun], networks: Sequence[str | None] = (None,)) -> None:
     """Raise ValueError unless one baseline, on every network, serves all runs."""
     shared = (
-        TaskSettings.own_options().keys() | options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
+        TaskSettings.own_options().keys()
+        | options_of(Evaluation).keys()
+        | {"ipc", "ipc_by_class", "lr_teacher"}
     )
     configs = [run.config for run in runs]
     differing = {name for name in shared if len({getattr(config, name) for config in configs}) > 1}
@@ -153,7 +155,7 @@ def cross_evaluate(
                 progress.update()
         if baselines:
             rows = {
-                f"{run.config.ipc} random real images per class": judge_random_real,
+                f"{run.config.ipc_title} random real images per class": judge_random_real,
                 "whole training set": judge_full,
             }
             table |= {row: {} for row in rows}
@@ -192,7 +194,7 @@ def cross_gains(
 def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
     """Require as many real images of every class as the set has."""
     try:
-        data.require(run.config.ipc)
+        data.require(run.config.per_class)
     except ValueError as error:
         raise ValueError(
             f"{run.name} can not stand beside random real images: {error}; {way_out}"
@@ -209,7 +211,7 @@ def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> l
         synthetic.syn_lr.item(),
         data,
         config,
-        ipc=config.ipc,
+        ipc=config.per_class,
         lr_teacher=config.lr_teacher,
         classes=synthetic.class_syn,
     )

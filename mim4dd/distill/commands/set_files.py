@@ -74,7 +74,10 @@ def _of_others(
     asked["data"] = _data_name(of_sets, first.data, path)
     if first.zca is not None:
         asked = {"zca": first.zca, **asked}
-    counts = [len(first.images) // first.num_classes] * first.num_classes
+    if first.is_soft:  # which does not say whose they are
+        counts = [len(first.images) // first.num_classes] * first.num_classes
+    else:
+        counts = first.labels.bincount(minlength=first.num_classes).tolist()
     if not first.is_soft:
         counts = first.labels.bincount().tolist()
     config = _default_config(counts, first.images.shape, path, {"method": _method(first), **asked})
@@ -107,9 +110,10 @@ def _default_config(
     counts: list[int], shape: tuple[int, ...], path: Path, asked: Mapping[str, Any]
 ) -> DistillConfig:
     """What `mim4dd distill` takes for these data and images per class."""
-    if len(set(counts)) != 1:
-        raise ValueError(f"{path} must hold as many images of each class, got {counts}")
-    options = {"ipc": counts[0], **asked}
+    if min(counts) == 0:
+        raise ValueError(f"{path} must hold images of each class, got {counts}")
+    per_class = counts[0] if len(set(counts)) == 1 else counts
+    options = {"ipc": per_class, **asked}
     data = options["data"]
     if len(shape) == 4 and (data not in DATA_SETS or DATA_SETS[data].sized):
         options["image_size"] = shape[2]

@@ -12,9 +12,11 @@ from mim4dd.distill.add_ons import ADD_ONS, AddOnSettings, MIM4DDSettings
 from mim4dd.distill.config.nested import Configuration, part
 from mim4dd.distill.config.presets import expert_preset, preset
 from mim4dd.distill.data import ImageData, load_data
+from mim4dd.distill.data.per_class import class_counts
 from mim4dd.distill.evaluation import Evaluation
 from mim4dd.distill.experts import ExpertBuffer, ExpertTraining
 from mim4dd.distill.loop import LoopSettings
+from mim4dd.distill.loop.settings import read_counts
 from mim4dd.distill.methods import METHODS, MethodEntry
 from mim4dd.distill.methods.base import BaseMethod, Ingredients
 from mim4dd.distill.methods.mtt import MTTSettings
@@ -122,7 +124,7 @@ class TaskSettings(Configuration):
         # Experts share options with methods, and must not set them for one that needs no experts.
         if issubclass(cls, ExpertTraining) and (method is None or METHODS[method].needs_experts):
             found |= expert_preset(data)
-        ipc = options.get("ipc", getattr(cls, "ipc", None))
+        ipc = with_ipc(options).get("ipc", getattr(cls, "ipc", None))
         found |= preset(data, method, ipc if isinstance(ipc, int) else None)  # else refused later
         known = cls.describe(cls.chosen(found | dict(options)))
         return {name: value for name, value in found.items() if name in known}
@@ -209,6 +211,8 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
     def resolve(cls: type[Config], /, **options: Any) -> Config:
         """As for all commands; ``add_on`` may be a mapping of its name and its options.
 
+        ``ipc`` may be a sequence, a number for each class, in place of ``ipc_by_class``.
+
         Raises:
             ValueError: If an option does not exist, is not of its type, has a bad value or is given
                 twice.
@@ -218,7 +222,7 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
             if twice := sorted(own.keys() & options.keys()):
                 raise ValueError(f"{', '.join(twice)} must be given once: in add_on, or beside it")
             options |= own
-        return super().resolve(**options)
+        return super().resolve(**with_ipc(options))
 
     @classmethod
     def unused(cls, chosen: Mapping[str, Entry]) -> set[str]:
@@ -248,8 +252,10 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
         ingredients = Ingredients(data, self.network_maker(data), self._open_experts, self.seed)
         method = METHODS[self.method_name].make(ingredients, self.method)
         method.require_data(data)
+        # Else found out once the run is made.
+        method.require_per_class(class_counts(self.per_class, data.num_classes))
         if self.init == "real" or type(method).initial is not BaseMethod.initial:
-            data.require(self.ipc)  # else found out once the run is made
+            data.require(self.per_class)
         if self.add_on.weight == 0:
             return method
         return ADD_ONS[self.add_on_name].make(method, self.add_on, ingredients)
@@ -308,6 +314,18 @@ class SweepConfig(DistillConfig, ExpertTraining):
     def of_experts(cls, method: MethodEntry) -> set[str]:
         """None: other settings of the sweep may have other methods, which match experts."""
         return set()
+
+
+def with_ipc(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options whose ``ipc`` is one number, the largest where each class has its own."""
+    found = dict(options)
+    if isinstance(found.get("ipc"), (list, tuple)):
+        if found.get("ipc_by_class") is not None:
+            raise ValueError("ipc must be one number beside ipc_by_class, got one for each class")
+        found["ipc_by_class"] = ",".join(map(str, found.pop("ipc")))
+    if "ipc" not in found and isinstance(found.get("ipc_by_class"), str):
+        found["ipc"] = max(read_counts(found["ipc_by_class"]))
+    return found
 
 
 def check_device(name: str, value: str) -> None:

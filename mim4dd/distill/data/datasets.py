@@ -92,7 +92,8 @@ def _class_of(label: Any, index: int) -> int:
     while isinstance(label, Sequence) and not isinstance(label, str):
         if len(label) != 1:
             raise ValueError(
-                f"labels must be integers or arrays of one, label {index} has {len(label)} values"
+                f"labels must be integers or arrays of one, label {index} has {len(label)} values: "
+                "images of several classes (multi-label) cannot be distilled"
             )
         label = label[0]
     if isinstance(label, Integral):

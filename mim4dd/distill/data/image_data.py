@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.normalization import Normalization
+from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.data.split import stratified
 
 __all__ = ["ImageData"]
@@ -86,23 +87,23 @@ class ImageData:
             self.normalization.to(device),
         )
 
-    def require(self, ipc: int) -> None:
-        """Raise ValueError unless every class has ``ipc`` training images."""
-        if ipc < 1:
-            raise ValueError(f"ipc must be at least 1, got {ipc}")
-        counts = self.label_train.bincount(minlength=self.num_classes).tolist()
-        for class_name, count in zip(self.class_names, counts, strict=True):
-            if count < ipc:
+    def require(self, ipc: PerClass) -> None:
+        """Raise ValueError unless every class has as many training images."""
+        sizes = self.label_train.bincount(minlength=self.num_classes).tolist()
+        asked = class_counts(ipc, self.num_classes)
+        for class_name, size, count in zip(self.class_names, sizes, asked, strict=True):
+            if size < count:
+                which = "the smallest class" if isinstance(ipc, int) else "each class"
                 raise ValueError(
-                    f"ipc must be at most the size of the smallest class: {ipc} images "
-                    f"were asked for and class {class_name!r} has {count}"
+                    f"ipc must be at most the size of {which}: {count} images "
+                    f"were asked for and class {class_name!r} has {size}"
                 )
 
-    def sample(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw ``ipc`` different training images of every class, ordered by class.
+    def sample(self, ipc: PerClass, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw different training images of every class, ordered by class.
 
         Args:
-            ipc: How many of each class.
+            ipc: How many of each class: a number for all, or one for each.
             generator: Where the draw comes from, on the CPU.
 
         Raises:
@@ -111,9 +112,9 @@ class ImageData:
         self.require(ipc)
         labels = self.label_train.cpu()
         chosen = []
-        for label in range(self.num_classes):
+        for label, count in enumerate(class_counts(ipc, self.num_classes)):
             members = torch.where(labels == label)[0]
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
         rows = torch.cat(chosen).to(self.label_train.device)
         return self.image_train[rows], self.label_train[rows]
 

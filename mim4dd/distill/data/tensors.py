@@ -30,7 +30,7 @@ def from_tensors(
     Args:
         images: Floating point, or uint8 from 0 to 255, square; or rows in floating point.
             (N, channels, H, W), or (N, D)
-        labels: Classes 0 … C − 1, each of them there. (N,)
+        labels: Classes 0 … C − 1, each of them there, one for each image. (N,)
         test: Images and labels to test on; default: a fifth of every class, the same on each call.
         class_names: Names of the classes.
         name: Name of the data set.
@@ -89,6 +89,12 @@ def _check_part(image_name: str, images: Tensor, label_name: str, labels: Tensor
         raise ValueError(
             f"{image_name} must have shape (N, channels, H, W), or (N, D) for rows, "
             f"got {tuple(images.shape)}"
+        )
+    if labels.dim() == 2:
+        raise ValueError(
+            f"{label_name} must be one class for each image (N,), got {tuple(labels.shape)}: "
+            "images of several classes (multi-label) cannot be distilled; of one-hot rows take "
+            "argmax(1)"
         )
     check_rank(label_name, labels, 1)
     check_integer(label_name, labels)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
@@ -49,7 +50,7 @@ def fair_gains(
     data: ImageData,
     evaluation: Evaluation,
     *,
-    ipc: int,
+    ipc: PerClass,
     lr_teacher: float,
     classes: Tensor | None = None,
 ) -> list[Gain]:
@@ -70,7 +71,7 @@ def fair_gains(
         lr: Step size for the set and for random real images, as learned with the set.
         data: Where random real and test images come from.
         evaluation: The recipe; its augmentation is the set's own.
-        ipc: Random real images per class.
+        ipc: Random real images per class, a number for all or one for each.
         lr_teacher: Step size of the network that labels random real images softly.
         classes: The classes that the images stand for; by default their most likely labels. (n,)
 
@@ -106,10 +107,10 @@ def _soft_labels(
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
-    ipc: int,
+    ipc: PerClass,
 ) -> Callable[[Tensor], Tensor]:
     """Of a network trained as the baseline of the whole training set is."""
-    seed, num_images = evaluation.eval_seed, ipc * data.num_classes
+    seed, num_images = evaluation.eval_seed, sum(class_counts(ipc, data.num_classes))
     whole = data.image_train, data.label_train
     teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images).eval()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.training.augment import augmentation
@@ -135,13 +136,15 @@ def evaluate(
 
 def evaluate_random_real(
     make_network: Callable[[], nn.Module],
-    ipc: int,
+    ipc: PerClass,
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
     label: Callable[[Tensor], Tensor] | None = None,
 ) -> Accuracy:
-    """As :func:`evaluate`, on ``ipc`` real images per class, others for every network.
+    """As :func:`evaluate`, on real images, ``ipc`` per class, others for every network.
+
+    ``ipc`` is a number for all classes, or one for each.
 
     ``label`` gives images (n, channels, H, W) labels (n, C) in the place of their classes.
     """
@@ -150,12 +153,13 @@ def evaluate_random_real(
         images, classes = data.sample(ipc, draws)
         return images, classes if label is None else label(images)
 
-    return _evaluate(make_network, draw, lr, data, evaluation, ipc * data.num_classes)
+    num_images = sum(class_counts(ipc, data.num_classes))
+    return _evaluate(make_network, draw, lr, data, evaluation, num_images)
 
 
 def evaluate_full(
     make_network: Callable[[], nn.Module],
-    ipc: int,
+    ipc: PerClass,
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
@@ -165,7 +169,7 @@ def evaluate_full(
     Equal steps, not equal epochs: what longer training brings is no merit of the whole set.
     """
     whole = data.image_train, data.label_train
-    num_images = ipc * data.num_classes
+    num_images = sum(class_counts(ipc, data.num_classes))
     return _evaluate(make_network, lambda _: whole, lr, data, evaluation, num_images)
 
 

@@ -85,7 +85,7 @@ class Run:
         title = METHODS[config.method_name].title
         if config.add_on.weight > 0:
             title += f" + {ADD_ONS[config.add_on_name].title}"
-        images = "1 image" if config.ipc == 1 else f"{config.ipc} images"
+        images = "1 image" if config.ipc == 1 else f"{config.ipc_title} images"
         state = "finished after" if self.finished else f"{self.iteration} of"
         where = "" if self.is_temporary else f", in {self.path}"
         return (

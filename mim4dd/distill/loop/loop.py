@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import class_counts
 from mim4dd.distill.evaluation.recipe import Accuracy
 from mim4dd.distill.loggers import Logger, numbers
 from mim4dd.distill.loop.resume import checkpoint_to_continue, run_identity
@@ -84,14 +85,16 @@ def distill(
     Raises:
         ValueError: If ``run`` holds a run and ``resume`` is not asked for, or another run than
             this: what differs is named; or if its checkpoint is gone. If the method was made for
-            other data, real images to start from are fewer than ``ipc`` in a class, the method's
-            own start does not fit, or its loss depends on neither images nor labels.
+            other data or needs as many images of every class, real images to start from are fewer
+            than asked for in a class, the method's own start does not fit, or its loss depends on
+            neither images nor labels.
         TypeError: If the method's loss is not an :class:`~mim4dd.distill.methods.base.Objective`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
     method.require_data(data)
+    method.require_per_class(class_counts(settings.per_class, data.num_classes))
     with _threads(method, data, settings), ExitStack() as closing:
         for logger in loggers:
             closing.callback(logger.close)
@@ -108,7 +111,7 @@ def _threads(
     if network is None:
         return nullcontext()
     sample = data.image_train[:1]
-    num_samples = settings.ipc * data.num_classes
+    num_samples = sum(class_counts(settings.per_class, data.num_classes))
     return working_threads(network, sample.expand(num_samples, *sample.shape[1:]))
 
 
@@ -199,29 +202,31 @@ def _distill(
 def _initial_state(method: BaseMethod, data: ImageData, settings: LoopSettings) -> LoopState:
     # Before the first iteration, and the same on every rank.
     stream = _stream(settings.seed, -1, 0)
-    initial = method.initial(RealData(data, stream), settings.ipc)
+    counts = class_counts(settings.per_class, data.num_classes)
+    real = RealData(data, stream, per_class=counts)
+    initial = method.initial(real, settings.per_class)
     if initial is not None:
-        _check_initial(initial, data, settings.ipc)
+        _check_initial(initial, data, sum(counts), settings.ipc_title)
     else:
         initial = Initial(_first_images(data, settings, stream))
-    classes = torch.arange(data.num_classes, device=initial.image_syn.device)
-    return LoopState(initial, classes.repeat_interleave(settings.ipc), settings)
+    classes = real.class_syn(sum(counts)).to(initial.image_syn.device)
+    return LoopState(initial, classes, settings)
 
 
 def _first_images(data: ImageData, settings: LoopSettings, stream: torch.Generator) -> Tensor:
     if settings.init == "real":
-        images, _ = data.sample(settings.ipc, stream)
+        images, _ = data.sample(settings.per_class, stream)
         return images
     data.sample(1, stream)  # so that a seed gives the noise that it always gave
-    shape = (settings.ipc * data.num_classes, *data.image_train.shape[1:])
+    num_images = sum(class_counts(settings.per_class, data.num_classes))
+    shape = (num_images, *data.image_train.shape[1:])
     images = torch.randn(shape, generator=stream).to(data.image_train)
     if settings.init == "unit_noise":
         images = F.normalize(images.flatten(1)).view_as(images)
     return images
 
 
-def _check_initial(initial: Initial, data: ImageData, ipc: int) -> None:
-    num_images = ipc * data.num_classes
+def _check_initial(initial: Initial, data: ImageData, num_images: int, ipc: str) -> None:
     parts = {
         "image_syn": (initial.image_syn, (num_images, *data.image_train.shape[1:])),
         "label_logits": (initial.label_logits, (num_images, data.num_classes)),
@@ -262,7 +267,12 @@ def _step(
     run: RunDirectory,
 ) -> dict[str, float]:
     """One outer iteration; what it measured."""
-    real = RealData(data, _stream(settings.seed, state.iteration, rank()), state.iteration)
+    real = RealData(
+        data,
+        _stream(settings.seed, state.iteration, rank()),
+        state.iteration,
+        class_counts(settings.per_class, data.num_classes),
+    )
     method_state = copied_state(method)
     try:
         outcome = method.loss(state.image_syn, state.label_syn(), state.syn_lr, real)

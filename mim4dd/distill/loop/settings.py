@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mim4dd._checks import check_positive
+from mim4dd.distill.data.per_class import PerClass
 from mim4dd.distill.settings import Settings
 
-__all__ = ["MAY_CHANGE", "LoopSettings"]
+__all__ = ["MAY_CHANGE", "LoopSettings", "read_counts"]
 
 # What a run may be continued with other values of: how fast and how long to go on, not where to.
 # The rest says what the set is of. Step sizes of a method's inner networks are among them because
@@ -35,6 +36,8 @@ class LoopSettings(Settings):
 
     Args:
         ipc: Synthetic images per class.
+        ipc_by_class: Synthetic images of each class in place of ipc, in the order of the classes
+            and joined by commas, as in 10,10,5.
         iterations: Outer steps.
         optimizer_img: The images' optimiser: "sgd", with momentum 0.5 as in MTT, or "adam".
         lr_img: Step size of the images' optimiser.
@@ -61,6 +64,7 @@ class LoopSettings(Settings):
     }
 
     ipc: int = 1
+    ipc_by_class: str | None = None
     iterations: int = 150
     optimizer_img: Literal["sgd", "adam"] = "sgd"
     lr_img: float = 5.0
@@ -79,6 +83,41 @@ class LoopSettings(Settings):
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0)
         self.require_at_least(checkpoint_every=1, eval_every=0, keep_every=0)
+        if self.ipc_by_class is not None:
+            largest = max(read_counts(self.ipc_by_class))
+            if self.ipc != largest:
+                raise ValueError(
+                    "ipc must be left out beside ipc_by_class, or be the largest of its numbers "
+                    f"{largest}, got {self.ipc}"
+                )
         check_positive("lr_teacher", self.lr_teacher)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+    @property
+    def per_class(self) -> PerClass:
+        """Synthetic images of every class: one number for all, or one for each."""
+        return self.ipc if self.ipc_by_class is None else read_counts(self.ipc_by_class)
+
+    @property
+    def ipc_title(self) -> str:
+        """How many images per class, for people: a number, or from the fewest to the most."""
+        if self.ipc_by_class is None:
+            return str(self.ipc)
+        counts = read_counts(self.ipc_by_class)
+        fewest, most = min(counts), max(counts)
+        return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def read_counts(text: str) -> tuple[int, ...]:
+    """Numbers of images, joined by commas.
+
+    Raises:
+        ValueError: If that is not what they are, or one is below 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"ipc_by_class must be numbers from 1 on, joined by commas, as 10,10,5, got {text!r}"
+        )
+    return tuple(map(int, parts))

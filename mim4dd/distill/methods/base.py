@@ -1,7 +1,7 @@
 """What a base method and an add-on agree on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import PerClass
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.identity.describe import describe_network, describe_object
 from mim4dd.distill.training.network import seeded_network
@@ -33,11 +34,13 @@ class RealData:
     """The real side of an outer iteration, and the random stream of every draw in it.
 
     The stream is new in every iteration and on every rank, so no state of it has to be kept.
+    ``per_class`` says how many synthetic images each class has; by default they are equally many.
     """
 
     data: ImageData
     generator: torch.Generator  # on the CPU
     iteration: int = 0
+    per_class: Sequence[int] | None = None
 
     def integer(self, below: int) -> int:
         """A number in [0, below)."""
@@ -55,22 +58,46 @@ class RealData:
         return self.data.image_train[rows], self.data.label_train[rows]
 
     def class_syn(self, num_images: int) -> Tensor:
-        """The class that every synthetic image is made for: as many of each, in order. (n,)
+        """The class that every synthetic image is made for, in order. (n,)
 
         Raises:
-            ValueError: If there cannot be as many of each.
+            ValueError: If there cannot be so many.
         """
-        if num_images % self.data.num_classes:
-            raise ValueError(
-                f"num_images must be a multiple of the {self.data.num_classes} classes, "
-                f"got {num_images}"
-            )
         classes = torch.arange(self.data.num_classes, device=self.data.image_train.device)
-        return classes.repeat_interleave(num_images // self.data.num_classes)
+        counts = torch.tensor(self.syn_counts(num_images), device=classes.device)
+        return classes.repeat_interleave(counts)
+
+    def syn_counts(self, num_images: int) -> list[int]:
+        """How many of the synthetic images, which are ordered by class, each class has.
+
+        Raises:
+            ValueError: If there cannot be so many.
+        """
+        num_classes = self.data.num_classes
+        if self.per_class is None and num_images % num_classes:
+            raise ValueError(
+                f"num_images must be a multiple of the {num_classes} classes, got {num_images}"
+            )
+        counts = self.per_class or [num_images // num_classes] * num_classes
+        if sum(counts) != num_images or len(counts) != num_classes:
+            raise ValueError(
+                f"num_images must be {sum(counts)}, for the images of {len(counts)} classes, got "
+                f"{num_images} for {num_classes}"
+            )
+        return list(counts)
 
     def sample_class(self, label: int, batch: int) -> Tensor:
-        """Up to ``batch`` different training images of one class."""
+        """Up to ``batch`` different training images of one class.
+
+        Raises:
+            ValueError: If it has none.
+        """
         members = torch.where(self.data.label_train == label)[0]
+        if len(members) == 0:
+            raise ValueError(
+                "data must have training images of every class, class "
+                f"{self.data.class_names[label]!r} has none"
+            )
         order = torch.randperm(len(members), generator=self.generator)[:batch]
         return self.data.image_train[members[order.to(members.device)]]
 
@@ -104,7 +131,7 @@ class ComparedNetwork(NamedTuple):
 class Initial(NamedTuple):
     """Where a synthetic set starts from."""
 
-    image_syn: Tensor  # (n, channels, H, W), n = classes × ipc, ordered by class
+    image_syn: Tensor  # (n, channels, H, W), ordered by class
     label_logits: Tensor | None = None  # (n, C), the soft labels before their softmax
 
 
@@ -149,8 +176,11 @@ class BaseMethod(ABC):
     ) -> Objective:
         """The loss of one outer step, differentiable in images, soft labels and step size."""
 
-    def initial(self, real: RealData, ipc: int) -> Initial | None:
-        """Where the set starts, for methods that choose it; None leaves that to the loop."""
+    def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
+        """Where the set starts, for methods that choose it; None leaves that to the loop.
+
+        ``ipc`` is a number for each class where the user gave one, as ``data.sample`` takes it.
+        """
         return None
 
     def relabel(self, image_syn: Tensor) -> Tensor | None:
@@ -159,6 +189,10 @@ class BaseMethod(ABC):
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the method was made for other data than ``data``."""
+        return
+
+    def require_per_class(self, counts: Sequence[int]) -> None:
+        """Raise ValueError if there cannot be so many synthetic images of each class."""
         return
 
     def example_network(self) -> nn.Module | None:

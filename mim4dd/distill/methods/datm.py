@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
@@ -87,26 +88,26 @@ class DATM(MTT):
     def __init__(self, network: nn.Module, experts: ExpertBuffer, settings: DATMSettings) -> None:
         super().__init__(network, experts, settings)
 
-    def initial(self, real: RealData, ipc: int) -> Initial:
+    def initial(self, real: RealData, ipc: PerClass) -> Initial:
         """Real images that a drawn expert gets right, and the experts' logits for them.
 
-        Of a class with fewer than ``ipc`` such images, the likeliest others fill up.
+        Of a class with too few such images, the likeliest others fill up.
 
         Raises:
-            ValueError: If a class has fewer than ``ipc`` images.
+            ValueError: If a class has too few images.
         """
         real.data.require(ipc)
         images, labels = real.data.image_train, real.data.label_train
         order = torch.randperm(len(images), generator=real.generator).to(images.device)
         logits = self._logits(real.integer(len(self.experts)), images, order)
         chosen = []
-        for label in range(real.data.num_classes):
+        for label, count in enumerate(class_counts(ipc, real.data.num_classes)):
             members = labels[order] == label
             rows, scores = order[members], logits[members]
             likelihood = scores.log_softmax(1)[:, label]
             # Stable, so that those it gets right stay in the order drawn.
             key = torch.where(scores.argmax(1) == label, torch.ones_like(likelihood), likelihood)
-            chosen.append(rows[key.sort(descending=True, stable=True).indices[:ipc]])
+            chosen.append(rows[key.sort(descending=True, stable=True).indices[:count]])
         rows = torch.cat(chosen)
         return Initial(images[rows], self._mean_logits(images, rows, labels[rows]))
 

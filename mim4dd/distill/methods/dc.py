@@ -60,26 +60,30 @@ class DC(BilevelMethod):
 
     def match(self, theta: Tensor, image_syn: Tensor, label_syn: Tensor, real: RealData) -> Tensor:
         """The distances summed over the classes, whose batches the networks share. ()"""
+        counts = real.syn_counts(len(image_syn))
         return sum_over_classes(
-            partial(self._distance, theta, real),
-            real.data.num_classes,
+            partial(self._distance, theta, real, counts),
+            counts,
             image_syn,
             label_syn,
-            together=theta.device.type != "cpu",  # on a GPU they share launches
+            # On a GPU classes of one size share launches.
+            together=theta.device.type != "cpu" and len(set(counts)) == 1,
         )
 
     def _distance(
         self,
         theta: Tensor,
         real: RealData,
+        counts: Sequence[int],
         classes: Sequence[int],
         image_syn: Tensor,
         label_syn: Tensor,
     ) -> Tensor:
         """The distances summed over some classes, in the mean over the networks. ()"""
         num_networks, num_classes = len(theta), len(classes)
+        of_classes = [counts[label] for label in classes]
         images, gradients = [], []
-        for label, samples in zip(classes, image_syn.chunk(num_classes), strict=True):
+        for label, samples in zip(classes, image_syn.split(of_classes), strict=True):
             batch = real.sample_class(label, self.settings.batch_real)
             samples, batch = self.augment_pair(samples, batch, real)
             images.append(samples)
@@ -90,7 +94,7 @@ class DC(BilevelMethod):
             self._many,
             theta.repeat_interleave(num_classes, 0),
             torch.stack(images * num_networks),
-            torch.stack([*label_syn.chunk(num_classes)] * num_networks),
+            torch.stack([*label_syn.split(of_classes)] * num_networks),
         )
         distances = gradient_distance(gradient_syn, gradient_real, self._shapes)
         return distances.sum() / num_networks

@@ -92,9 +92,10 @@ class DM(BaseMethod):
         networks = [
             self.new_network(real.seed()).train() for _ in range(self.settings.num_networks)
         ]
+        counts = real.syn_counts(len(image_syn))
         value = sum_over_classes(
-            partial(self._distance, networks, real),
-            real.data.num_classes,
+            partial(self._distance, networks, real, counts),
+            counts,
             image_syn,
             # On a GPU the classes share launches; with BatchNorm they are one batch, as published.
             together=image_syn.device.type != "cpu" or has_batch_norm(networks[0]),
@@ -103,14 +104,20 @@ class DM(BaseMethod):
         return Objective(value, compared, {"embedding_distance": value.item()})
 
     def _distance(
-        self, networks: list[nn.Module], real: RealData, classes: Sequence[int], image_syn: Tensor
+        self,
+        networks: list[nn.Module],
+        real: RealData,
+        counts: Sequence[int],
+        classes: Sequence[int],
+        image_syn: Tensor,
     ) -> Tensor:
         """The distance summed over some classes, in the mean over the networks. ()"""
+        of_classes = image_syn.split([counts[label] for label in classes])
         pairs = [
             self._augmented_alike(
                 real.sample_class(label, self.settings.batch_real), samples, real.seed()
             )
-            for label, samples in zip(classes, image_syn.chunk(len(classes)), strict=True)
+            for label, samples in zip(classes, of_classes, strict=True)
         ]
         with torch.no_grad():
             mean_real = _mean_embeddings(networks, [image_real for image_real, _ in pairs])

@@ -1,6 +1,6 @@
 """Matching the statistics of BatchNorm, after SRe2L: squeeze, recover and relabel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +161,14 @@ class SRe2L(BaseMethod):
         if found:
             raise ValueError(
                 f"data must be what the teachers are trained on, got {named_differences(found)}"
+            )
+
+    def require_per_class(self, counts: Sequence[int]) -> None:
+        """Raise ValueError unless every class has as many images."""
+        if len(set(counts)) > 1:
+            raise ValueError(
+                "ipc_by_class must be one number for all classes with SRe2L, which recovers groups "
+                f"of one image of every class, got {', '.join(map(str, counts))}"
             )
 
     def state(self) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ def held_out_data(task: TaskSettings, fraction: float, seed: int) -> ImageData:
 def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
     """Judge as many real images, drawn by the seed."""
     config = job.config
-    images, labels = data.sample(config.ipc, torch.Generator().manual_seed(config.seed))
+    images, labels = data.sample(config.per_class, torch.Generator().manual_seed(config.seed))
     judged = evaluate(
         lambda: config.make_network(data), images, labels, config.lr_teacher, data, config
     )

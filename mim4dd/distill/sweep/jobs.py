@@ -105,6 +105,8 @@ def random_real_job(setting: Setting, seed: int, out: Path) -> Job:
     """The baseline of a setting with a seed: settings with one recipe share it."""
     recipe = part(setting.config, TaskSettings).options()
     recipe |= {name: getattr(setting.config, name) for name in _RECIPE}
+    if setting.config.ipc_by_class is not None:  # else folders are named as ever
+        recipe["ipc_by_class"] = setting.config.ipc_by_class
     path = out / "random_real" / _digest(recipe) / f"seed{seed}"
     return Job(DistillConfig.of(**recipe, seed=seed), path, baseline=True)
 

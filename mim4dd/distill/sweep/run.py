@@ -130,6 +130,6 @@ def judge_settings(
         for setting in settings
     ]
     paths = write_tables(rows, settings, results, out)
-    title, cpu = f"{base.data}, ipc {base.ipc}", torch.device(base.device).type == "cpu"
+    title, cpu = f"{base.data}, ipc {base.ipc_title}", torch.device(base.device).type == "cpu"
     paths += draw_sweep(rows, results, title, out / "plots", cpu=cpu)
     return Study(rows, markdown_table(rows), paths)

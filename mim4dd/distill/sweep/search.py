@@ -81,7 +81,7 @@ def search(
         raise FloatingPointError(f"all {len(tried)} settings tried diverged; narrow the ranges")
     table, picture = out / "trials.csv", out / "plots" / "search.png"
     _write_trials(table, tried)
-    draw_search(picture, tried, space, f"{base.config.data}, ipc {base.config.ipc}")
+    draw_search(picture, tried, space, f"{base.config.data}, ipc {base.config.ipc_title}")
     settings = list({setting.name: setting for setting in (base, best.setting)}.values())
     references = dict.fromkeys((setting.name for setting in settings), base.name)
     study = judge_settings(settings, out, seeds, workers, references)

@@ -111,20 +111,20 @@ class _Last(torch.autograd.Function):
 
 
 def sum_over_classes(
-    distance: Callable[..., Tensor], num_classes: int, *of_samples: Tensor, together: bool
+    distance: Callable[..., Tensor], counts: Sequence[int], *of_samples: Tensor, together: bool
 ) -> Tensor:
     """Σ_c of a scalar of the synthetic samples of class c, a class after another. ()
 
     Args:
         distance: Makes the scalar of a sequence of classes and what is theirs of every tensor.
-        num_classes: Number of classes C.
+        counts: Synthetic samples of every class.
         of_samples: Tensors of the synthetic samples, which are ordered by class. (n, ...)
         together: Ask for all classes at once, where they share what they cost.
     """
     if together:
-        return distance(range(num_classes), *of_samples)
+        return distance(range(len(counts)), *of_samples)
     of_classes: Iterable[Sequence[Tensor]] = zip(
-        *(tensor.chunk(num_classes) for tensor in of_samples), strict=True
+        *(tensor.split(list(counts)) for tensor in of_samples), strict=True
     )
     values = [
         sum_in_turn([partial(distance, [label])], *parts) for label, parts in enumerate(of_classes)
