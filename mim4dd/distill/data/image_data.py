@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.normalization import Normalization
-from mim4dd.distill.data.per_class import PerClass, class_counts
+from mim4dd.distill.data.per_class import PerClass, class_counts, draw_of_class
 from mim4dd.distill.data.split import stratified
 
 __all__ = ["ImageData"]
@@ -111,10 +111,10 @@ class ImageData:
         """
         self.require(ipc)
         labels = self.label_train.cpu()
-        chosen = []
-        for label, count in enumerate(class_counts(ipc, self.num_classes)):
-            members = torch.where(labels == label)[0]
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+        chosen = [
+            draw_of_class(labels, label, count, generator)
+            for label, count in enumerate(class_counts(ipc, self.num_classes))
+        ]
         rows = torch.cat(chosen).to(self.label_train.device)
         return self.image_train[rows], self.label_train[rows]
 

@@ -1,9 +1,12 @@
 """How many images of each class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-__all__ = ["PerClass", "class_counts"]
+import torch
+from torch import Tensor
+
+__all__ = ["PerClass", "class_counts", "draw_of_class"]
 
 PerClass: TypeAlias = int | Sequence[int]
 """Images per class: one number for all classes, or one for each in their order."""
@@ -29,3 +32,33 @@ def class_counts(ipc: PerClass, num_classes: int) -> list[int]:
     if min(counts) < 1:
         raise ValueError(f"ipc must be at least 1, got {min(counts)}")
     return counts
+
+
+def draw_of_class(
+    labels: Tensor,
+    label: int,
+    count: int | Callable[[int], int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Different rows of a class in a random order.
+
+    Args:
+        labels: Class of every row. (N,)
+        label: The class.
+        count: How many rows at most, or what makes that of the size of the class.
+        generator: Where the draw comes from, on the CPU.
+
+    Returns:
+        Rows on the device of ``labels``; fewer than ``count`` where the class is smaller.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data.per_class import draw_of_class
+        >>> labels = torch.tensor([0, 1, 0, 1, 1])
+        >>> draw_of_class(labels, 0, 5, torch.Generator()).sort().values
+        tensor([0, 2])
+    """
+    members = torch.where(labels == label)[0]
+    most = count if isinstance(count, int) else count(len(members))
+    order = torch.randperm(len(members), generator=generator)[:most]
+    return members[order.to(members.device)]

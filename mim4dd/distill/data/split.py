@@ -1,7 +1,11 @@
 """Splits that keep the shares of the classes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from mim4dd.distill.data.per_class import draw_of_class
 
 __all__ = ["hold_out_a_fifth", "stratified"]
 
@@ -44,9 +48,11 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(seed)
     on_cpu = labels.cpu()
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in on_cpu.unique():
-        members = torch.where(on_cpu == label)[0]
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    for label in on_cpu.unique().tolist():
+        held_out[draw_of_class(on_cpu, label, _share_of(fraction), generator)] = True
     train, test = torch.where(~held_out)[0], torch.where(held_out)[0]
     return train.to(labels.device), test.to(labels.device)
+
+
+def _share_of(fraction: float) -> Callable[[int], int]:
+    return lambda size: min(max(1, round(fraction * size)), size - 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.data.per_class import PerClass
+from mim4dd.distill.data.per_class import PerClass, draw_of_class
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.identity.describe import describe_network, describe_object
 from mim4dd.distill.training.network import seeded_network
@@ -92,14 +92,13 @@ class RealData:
         Raises:
             ValueError: If it has none.
         """
-        members = torch.where(self.data.label_train == label)[0]
-        if len(members) == 0:
+        rows = draw_of_class(self.data.label_train, label, batch, self.generator)
+        if len(rows) == 0:
             raise ValueError(
                 "data must have training images of every class, class "
                 f"{self.data.class_names[label]!r} has none"
             )
-        order = torch.randperm(len(members), generator=self.generator)[:batch]
-        return self.data.image_train[members[order.to(members.device)]]
+        return self.data.image_train[rows]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.bilevel import BilevelMethod, BilevelSettings
 from mim4dd.distill.methods.registry import method
+from mim4dd.distill.training.class_means import class_means, class_weights
 from mim4dd.distill.training.features import layer_features, unpooled_features
 from mim4dd.distill.training.passes import in_passes
 
-__all__ = ["CAFE", "CAFESettings", "class_means", "discrimination_loss"]
+__all__ = ["CAFE", "CAFESettings", "discrimination_loss"]
 
 # Both as in the published code: accuracies in a window, real images of each class for one of them.
 _WINDOW = 10
@@ -120,7 +121,7 @@ class CAFE(BilevelMethod):
     ) -> tuple[list[Tensor], Tensor]:
         """Class means (C, D) of every layer's features, and the last layer's features (N, D)."""
         passes = in_passes(images)
-        weights = _class_weights(labels, num_classes, images.dtype).split(len(passes[0]))
+        weights = class_weights(labels, num_classes, images.dtype).split(len(passes[0]))
         means = [images.new_zeros(()) for _ in self.weights]
         last = []
         for part, weight in zip(passes, weights, strict=True):
@@ -195,25 +196,6 @@ class CAFE(BilevelMethod):
         super().restore(state)
         if self.carried:  # what decides is looked at on the host
             self.carried["accuracies"] = self.carried["accuracies"].cpu()
-
-
-def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean features of every class; NaN where a class has none. (C, D) of (N, D)
-
-    Example:
-        >>> import torch
-        >>> from mim4dd.distill.methods.cafe import class_means
-        >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
-        tensor([[2.],
-                [5.]])
-    """
-    return _class_weights(labels, num_classes, features.dtype).T @ features
-
-
-def _class_weights(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """What each sample counts in the mean of each class; NaN where a class has none. (N, C)"""
-    members = F.one_hot(labels, num_classes).to(dtype)
-    return members / members.sum(0)
 
 
 def discrimination_loss(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.training.augment import Augmentation
+from mim4dd.distill.training.features import reading_inputs
 from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_over_classes
 
 __all__ = ["DM", "DMSettings"]
@@ -154,14 +155,8 @@ def _mean_embeddings(networks: list[nn.Module], groups: list[Tensor]) -> Tensor:
 
 def _embed(network: nn.Module, state: State, images: Tensor) -> Tensor:
     """What the last linear layer reads. (B, D)"""
-    read: list[Tensor] = []
-    handle = _last_linear(network).register_forward_pre_hook(
-        lambda _module, inputs: read.append(inputs[0])
-    )
-    try:
+    with reading_inputs(network, [_last_linear(network)], lambda _, images: images) as read:
         functional_call(network, state, (images,))
-    finally:
-        handle.remove()
     return read[0].flatten(1)
 
 

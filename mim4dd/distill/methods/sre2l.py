@@ -30,6 +30,7 @@ from mim4dd.distill.methods.side_by_side import (
 from mim4dd.distill.methods.teachers import Teachers
 from mim4dd.distill.networks import networks_with
 from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.features import reading_inputs
 from mim4dd.distill.training.passes import in_passes
 
 __all__ = ["SRe2L", "SRe2LSettings"]
@@ -181,17 +182,8 @@ class SRe2L(BaseMethod):
 
     def _recovery(self, teacher: nn.Module, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, C), and how far the inputs of all BatchNorm layers are from their own ()."""
-        distances: list[Tensor] = []
-
-        def measure(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            distances.append(self._distance(module, inputs[0]))
-
-        handles = [norm.register_forward_pre_hook(measure) for norm in _batch_norms(teacher)]
-        try:
+        with reading_inputs(teacher, _batch_norms(teacher), self._distance) as distances:
             logits = functional_call(teacher, state, (images,))
-        finally:
-            for handle in handles:
-                handle.remove()
         first, *others = distances
         return logits, sum(others, self.settings.first_bn_multiplier * first)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mim4dd._checks import check_rank
 from mim4dd.distill.pictures.style import add_caption, add_title, name_columns, shorten, styled
+from mim4dd.distill.training.class_means import class_means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,16 +50,10 @@ def class_similarity(
         check_rank(name, features, 2)
     # The mean over pairs of dot products is the dot product of the means.
     means = [
-        _class_means(F.normalize(features.double(), dim=1), labels, num_classes)
+        class_means(F.normalize(features.double(), dim=1), labels, num_classes)
         for features, labels in ((features_syn, class_syn), (features_real, label_real))
     ]
     return means[0] @ means[1].T
-
-
-def _class_means(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(C, D); NaN for a class without rows."""
-    sums = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
-    return sums / labels.bincount(minlength=num_classes)[:, None]
 
 
 @styled

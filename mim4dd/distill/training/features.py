@@ -1,16 +1,17 @@
 """Features of a network: what its submodules give out."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mim4dd._turns import alone_in
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.fused import NormReLUPool2d
 from mim4dd.ops.norm_relu_pool import norm_relu_pool
 
-__all__ = ["layer_features", "unpooled_features"]
+__all__ = ["layer_features", "reading_inputs", "unpooled_features"]
 
 Reader = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a module, what it read and gave out
 
@@ -65,11 +66,42 @@ def _read(
 
         return record
 
-    with alone_in(network), ExitStack() as hooks:
-        for index, (module, read) in enumerate(places):
-            hooks.callback(module.register_forward_hook(hook(index, read)).remove)
+    with _hooked(
+        network,
+        (
+            module.register_forward_hook(hook(index, read))
+            for index, (module, read) in enumerate(places)
+        ),
+    ):
         FunctionalModel(network)(theta, images)
     return [found[index] for index in range(len(places))]
+
+
+@contextmanager
+def reading_inputs(
+    network: nn.Module, modules: Iterable[nn.Module], read: Callable[[nn.Module, Tensor], Tensor]
+) -> Iterator[list[Tensor]]:
+    """What ``read`` makes of submodules and their inputs as the network runs within it.
+
+    Yields:
+        A list, to which each call of one of ``modules`` adds what was made of it.
+    """
+    found: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found.append(read(module, inputs[0]))
+
+    with _hooked(network, (module.register_forward_pre_hook(record) for module in modules)):
+        yield found
+
+
+@contextmanager
+def _hooked(network: nn.Module, handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within it hooks are in the network, for this thread alone, which are registered as asked."""
+    with alone_in(network), ExitStack() as hooks:
+        for handle in handles:
+            hooks.callback(handle.remove)
+        yield
 
 
 def _output(module: nn.Module, input: Tensor, output: Tensor) -> Tensor:
