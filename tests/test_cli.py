@@ -558,7 +558,7 @@ def test_help_is_of_one_method_with_the_defaults_that_are_used(method, mim4dd, m
     shown = {block.split()[0].removeprefix("--").replace("-", "_"): block for block in blocks}
     assert next(iter(shown)) == "method"
     resolved = distill.resolve(method=method, data="cifar10", ipc=10).options()
-    of_command = {"config", "plugin", "out", "resume", "from_iteration", "help"}
+    of_command = {"config", "plugin", "out", "resume", "from_iteration", "log", "help"}
     assert set(shown) == resolved.keys() | of_command
     for name, value in resolved.items():
         if value is not None and not isinstance(value, bool):

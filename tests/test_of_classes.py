@@ -1,4 +1,4 @@
-"""What several rooms do with classes and hooks, written once: draws, means, inputs of submodules."""
+"""What several rooms do with classes and hooks, written once: draws, means, read inputs."""
 
 import pytest
 import torch

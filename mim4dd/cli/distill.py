@@ -47,8 +47,7 @@ def distill(
     log: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Log the metrics while it runs: {' or '.join(LOGGERS)}; repeat it for both. "
-            "TensorBoard's files are in the run directory.",
+            help=f"Log metrics as they come: {' or '.join(LOGGERS)}; repeat it for both.",
         ),
     ] = None,
 ) -> None:

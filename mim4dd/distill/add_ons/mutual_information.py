@@ -200,7 +200,7 @@ class MIM4DD(BaseMethod):
 
 @add_on("mim4dd", title="MIM4DD", settings=MIM4DDSettings)
 def _add(base: BaseMethod, settings: MIM4DDSettings, ingredients: Ingredients) -> MIM4DD:
-    network, images = ingredients.new_network(), ingredients.data.image_train
+    network, images = ingredients.new_network(), ingredients.data.image_train[:1]
     return MIM4DD.from_settings(base, settings, network, images, ingredients.seed)
 
 

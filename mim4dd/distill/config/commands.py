@@ -48,11 +48,12 @@ class TaskSettings(Configuration):
     ``config.json``. :meth:`resolve` fills in what was published.
 
     Args:
-        data: Name of a data set ("digits", "shapes", "cifar10", …: docs/data.md), or a folder with
-            one sub-folder of images per class.
+        data: Name of a data set (docs/data.md), or a folder with one sub-folder of images per
+            class.
         data_path: Where downloaded data sets lie.
-        image_size: Height and width to resize the images of a folder or ImageNet subset to.
+        image_size: Size to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
+        keep_bytes: Hold the images of a folder as bytes.
         network: Architecture of experts and students.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
@@ -64,6 +65,7 @@ class TaskSettings(Configuration):
     data_path: str = "data"
     image_size: int | None = None
     zca: bool = False
+    keep_bytes: bool = False
     network_name: str = "convnet"
     network: Settings = _CONVNET
     device: str = "cpu"
@@ -75,7 +77,9 @@ class TaskSettings(Configuration):
 
     def load_data(self) -> ImageData:
         """The data set, on the device."""
-        return load_data(self.data, self.image_size, self.zca, self.data_path).to(self.device)
+        return load_data(
+            self.data, self.image_size, self.zca, self.data_path, keep_bytes=self.keep_bytes
+        ).to(self.device)
 
     def make_network(self, data: ImageData) -> nn.Module:
         """A freshly initialised network for ``data``.

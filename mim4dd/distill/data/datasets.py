@@ -27,6 +27,7 @@ def from_dataset(
     name: str = "dataset",
     zca: bool = False,
     normalization: Normalization | None = None,
+    keep_bytes: bool = False,
 ) -> ImageData:
     """Make a data set of any map-style :class:`torch.utils.data.Dataset` of (image, label) pairs.
 
@@ -48,18 +49,23 @@ def from_dataset(
         torch.Size([8, 1, 8, 8])
     """
     return from_tensors(
-        *stack(_items(dataset)),
-        None if test is None else stack(_items(test)),
+        *stack(_items(dataset), _length(dataset)),
+        None if test is None else stack(_items(test), _length(test)),
         class_names=class_names,
         name=name,
         zca=zca,
         normalization=normalization,
+        keep_bytes=keep_bytes,
     )
 
 
-def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
+def _length(dataset: Dataset[Any]) -> int:
     # Dataset declares no length: a map-style one has it all the same.
-    for index in range(len(dataset)):  # type: ignore[arg-type]
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
+    for index in range(_length(dataset)):
         image, label = _pair(dataset[index], index)
         yield to_tensor(image), _class_of(label, index)
 
@@ -118,19 +124,26 @@ def to_tensor(image: Any) -> Tensor:
     return array.unsqueeze(0) if array.dim() == 2 else array.permute(2, 0, 1)
 
 
-def stack(items: Iterator[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """All images (N, …) and labels (N,), if the images are of one size."""
-    images: list[Tensor] = []
+def stack(items: Iterator[tuple[Tensor, int]], count: int) -> tuple[Tensor, Tensor]:
+    """All ``count`` images (N, …) and labels (N,), if the images are of one size and dtype."""
+    if count == 0:
+        raise ValueError("the data set must not be empty, got no images")
+    images: Tensor | None = None
     labels: list[int] = []
-    for image, label in items:
-        if images and image.shape != images[0].shape:
+    for index, (image, label) in enumerate(items):
+        if images is None:
+            images = image.new_empty(count, *image.shape)  # not a list, which would be a copy
+        if image.shape != images.shape[1:]:
             raise ValueError(
                 "all images must have one size and number of channels, got "
-                f"{tuple(images[0].shape)} and {tuple(image.shape)}; image_size (--image-size) "
+                f"{tuple(images.shape[1:])} and {tuple(image.shape)}; image_size (--image-size) "
                 "resizes a folder's"
             )
-        images.append(image)
+        if image.dtype != images.dtype:
+            raise ValueError(
+                f"all images must have one dtype, got {images.dtype} and {image.dtype}"
+            )
+        images[index] = image
         labels.append(label)
-    if not images:
-        raise ValueError("the data set must not be empty, got no images")
-    return torch.stack(images), torch.tensor(labels)
+    assert images is not None
+    return images, torch.tensor(labels)

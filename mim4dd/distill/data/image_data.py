@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.data.normalization import Normalization
 from mim4dd.distill.data.per_class import PerClass, class_counts, draw_of_class
 from mim4dd.distill.data.split import stratified
@@ -18,13 +19,14 @@ class ImageData:
     """Images of C classes, normalised, in a training and a test part.
 
     Where the samples are not images but rows of D features, ``image_train`` and ``image_test`` are
-    (N, D), and all but ``channels`` and ``image_size`` works as it does for images.
+    (N, D), and all but ``channels`` and ``image_size`` works as it does for images. Images may be
+    :class:`~mim4dd.distill.data.byte_images.ByteImages`, which are normalised as they are taken.
     """
 
     name: str
-    image_train: Tensor  # (N, channels, H, W) float32, or (N, D)
+    image_train: Images  # (N, channels, H, W) float32, or (N, D)
     label_train: Tensor  # (N,) int64
-    image_test: Tensor
+    image_test: Images
     label_test: Tensor
     class_names: tuple[str, ...]
     normalization: Normalization
@@ -145,8 +147,12 @@ class ImageData:
         return replace(
             self,
             name=f"{self.name} hold_out={fraction:g} seed={seed}",
-            image_train=self.image_train[train],
+            image_train=_part(self.image_train, train),
             label_train=self.label_train[train],
-            image_test=self.image_train[test],
+            image_test=_part(self.image_train, test),
             label_test=self.label_train[test],
         )
+
+
+def _part(images: Images, rows: Tensor) -> Images:
+    return images.take(rows) if isinstance(images, ByteImages) else images[rows]

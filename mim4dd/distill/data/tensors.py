@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._checks import check_integer, check_rank, check_tensor
+from mim4dd.distill.data.byte_images import ByteImages, standardize_bytes
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.normalization import Normalization, fit_zca, standardize
 from mim4dd.distill.data.split import hold_out_a_fifth
@@ -24,6 +25,7 @@ def from_tensors(
     name: str = "tensors",
     zca: bool = False,
     normalization: Normalization | None = None,
+    keep_bytes: bool = False,
 ) -> ImageData:
     """Make a data set of any images, or rows of features, and their labels.
 
@@ -38,6 +40,8 @@ def from_tensors(
             column, and a column must vary for it: drop those that do not.
         normalization: Take this one instead of fitting one to the training part, so that the data
             meet what experts elsewhere were trained on.
+        keep_bytes: Keep uint8 images as they are, and normalise samples as they are taken: a
+            quarter of the memory, for some time in every step.
 
     Raises:
         ValueError: On shapes, values or classes that do not fit, naming the argument.
@@ -51,10 +55,18 @@ def from_tensors(
         torch.Size([40, 7])
     """
     labels = _check_part("images", images, "labels", labels)
+    if keep_bytes and (zca or images.dtype != torch.uint8):
+        raise ValueError(
+            "keep_bytes must be False with zca, and for images that are no bytes, got "
+            f"{images.dtype}{' with zca' if zca else ''}"
+        )
+    train, held_out = torch.arange(len(labels)), None
     if test is None:
         train, held_out = hold_out_a_fifth(labels)
-        test_images, test_labels = images[held_out], labels[held_out]
-        images, labels = images[train], labels[train]
+        test_images, test_labels = images, labels[held_out]
+        labels = labels[train]
+        if not keep_bytes:  # which both parts share
+            test_images, images = images[held_out], images[train]
     else:
         test_images = test[0]
         test_labels = _check_part("test images", test_images, "test labels", test[1])
@@ -68,6 +80,15 @@ def from_tensors(
         raise ValueError("zca fits a normalization of its own, got both")
     if zca and images.dim() == 2:
         raise ValueError(f"zca must be False for rows, which {name} holds, got True")
+    if keep_bytes:
+        rows = torch.arange(len(test_labels)) if held_out is None else held_out
+        return _as_bytes(
+            name,
+            (images, train, labels),
+            (test_images, rows, test_labels),
+            class_names,
+            normalization,
+        )
     if normalization is None:
         images = _wide(images)
         normalization = fit_zca(images) if zca else standardize(images)
@@ -80,6 +101,23 @@ def from_tensors(
         class_names,
         normalization.float(),
     )
+
+
+def _as_bytes(
+    name: str,
+    train: tuple[Tensor, Tensor, Tensor],
+    test: tuple[Tensor, Tensor, Tensor],
+    class_names: tuple[str, ...],
+    normalization: Normalization | None,
+) -> ImageData:
+    """A data set of pixels, rows of them and labels."""
+    if test[0].dtype != torch.uint8:
+        raise ValueError(f"test images must be uint8 with keep_bytes, got {test[0].dtype}")
+    if normalization is None:
+        normalization = standardize_bytes(*train[:2])
+    normalization = normalization.float()
+    parts = [ByteImages(pixels, rows, normalization) for pixels, rows, _ in (train, test)]
+    return ImageData(name, parts[0], train[2], parts[1], test[2], class_names, normalization)
 
 
 def _check_part(image_name: str, images: Tensor, label_name: str, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.byte_images import Images
 from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.spread import Spread
@@ -89,7 +90,7 @@ class Evaluation(Settings):
         eval_epochs: Epochs of each over the set; published figures take 1000.
         eval_batch: Images per step.
         eval_dsa_strategy: Augmentation in evaluation: families joined by "_", or "none".
-        eval_seed: Which network is the first one, none of the experts; the others follow.
+        eval_seed: Seed of the first network, none of the experts; others follow.
     """
 
     GROUP: ClassVar[str] = "Evaluation"
@@ -175,7 +176,7 @@ def evaluate_full(
 
 def trained_network(
     make_network: Callable[[], nn.Module],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     seed: int,
     lr: float,
@@ -214,7 +215,7 @@ def trained_network(
 
 def _evaluate(
     make_network: Callable[[], nn.Module],
-    draw_set: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    draw_set: Callable[[torch.Generator], tuple[Images, Tensor]],
     lr: float,
     data: ImageData,
     evaluation: Evaluation,

@@ -33,8 +33,9 @@ def check_expert(network: nn.Module, parameters: Sequence[Tensor], data: ImageDa
         for own, given in zip(network.parameters(), parameters, strict=True):
             own.copy_(given)
     dtype = next(network.parameters()).dtype
-    _estimate_statistics(network, _some(data.image_train).to(dtype))
-    images, labels = _some(data.image_test).to(dtype), _some(data.label_test)
+    _estimate_statistics(network, data.image_train[_some(data.label_train)].to(dtype))
+    some = _some(data.label_test)
+    images, labels = data.image_test[some].to(dtype), data.label_test[some]
     found = accuracy(network, images, labels)
     chance = labels.bincount().max().item() / len(labels)
     threshold = chance + _DEVIATIONS * math.sqrt(chance * (1 - chance) / len(labels))
@@ -49,9 +50,9 @@ def check_expert(network: nn.Module, parameters: Sequence[Tensor], data: ImageDa
     return found
 
 
-def _some(values: Tensor) -> Tensor:
+def _some(values: Tensor) -> slice:
     """Up to 2000 of them, spread over all."""
-    return values[:: -(-len(values) // _MOST_IMAGES)]
+    return slice(None, None, -(-len(values) // _MOST_IMAGES))
 
 
 @torch.no_grad()

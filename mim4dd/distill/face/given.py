@@ -34,6 +34,11 @@ def options_beside(data: Data, options: Mapping[str, Any]) -> dict[str, Any]:
             )
     if not isinstance(data, ImageData):
         return {**options, "data": "tensors" if _is_pair(data) else "dataset"}
+    if "keep_bytes" in options:
+        raise ValueError(
+            f"keep_bytes must be left out beside ImageData, which is made with it or without, got "
+            f"{options['keep_bytes']!r}"
+        )
     if options.get("zca", data.zca) != data.zca:
         raise ValueError(
             f"zca must be {data.zca}, as {data.name} was made, or left out, got {options['zca']!r}"
@@ -59,9 +64,11 @@ def loader(data: Data) -> Callable[[TaskSettings], ImageData]:
         if isinstance(data, ImageData):
             made = data
         elif _is_pair(data):
-            made = from_tensors(*data, zca=config.zca)
+            made = from_tensors(*data, zca=config.zca, keep_bytes=config.keep_bytes)
         else:
-            made = from_dataset(cast("Dataset[Any]", data), zca=config.zca)
+            made = from_dataset(
+                cast("Dataset[Any]", data), zca=config.zca, keep_bytes=config.keep_bytes
+            )
         return made.to(config.device)
 
     return load

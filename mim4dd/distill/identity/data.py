@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mim4dd._torch_private import version
+from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.data.image_data import ImageData
 
 __all__ = ["describe_data"]
@@ -34,8 +35,18 @@ def describe_data(data: ImageData) -> dict[str, Any]:
 
 
 def _tensors(data: ImageData) -> list[Tensor]:
-    samples = [data.image_train, data.label_train, data.image_test, data.label_test]
-    return [*samples, data.normalization.mean, data.normalization.whiten]
+    images = [
+        part
+        for each in (data.image_train, data.image_test)
+        for part in ((each.pixels, each.rows) if isinstance(each, ByteImages) else (each,))
+    ]
+    return [
+        *images,
+        data.label_train,
+        data.label_test,
+        data.normalization.mean,
+        data.normalization.whiten,
+    ]
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -57,16 +68,16 @@ def _describe(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _part(images: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
+def _part(images: Images, labels: Tensor, num_classes: int) -> dict[str, Any]:
     counts = labels.bincount(minlength=num_classes).tolist()
     rows = labels.argsort(stable=True)
     means = [_mean(images, members) for members in rows.split(counts)]
     return {"counts": counts, "content": _projected(torch.stack(means)).flatten().tolist()}
 
 
-def _mean(images: Tensor, rows: Tensor) -> Tensor:
+def _mean(images: Images, rows: Tensor) -> Tensor:
     """The mean sample of some rows, in float64 on the CPU. (D,)"""
-    total = images.new_zeros(images[0].numel(), dtype=torch.float64)
+    total = torch.zeros(images[0].numel(), dtype=torch.float64, device=images.device)
     for chunk in rows.split(_CHUNK):
         total += images[chunk].flatten(1).sum(0, dtype=torch.float64)
     return (total / max(1, len(rows))).cpu()

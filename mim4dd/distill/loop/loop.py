@@ -220,7 +220,8 @@ def _first_images(data: ImageData, settings: LoopSettings, stream: torch.Generat
     data.sample(1, stream)  # so that a seed gives the noise that it always gave
     num_images = sum(class_counts(settings.per_class, data.num_classes))
     shape = (num_images, *data.image_train.shape[1:])
-    images = torch.randn(shape, generator=stream).to(data.image_train)
+    images = torch.randn(shape, generator=stream)
+    images = images.to(data.image_train.device, data.image_train.dtype)
     if settings.init == "unit_noise":
         images = F.normalize(images.flatten(1)).view_as(images)
     return images

@@ -36,24 +36,22 @@ class LoopSettings(Settings):
 
     Args:
         ipc: Synthetic images per class.
-        ipc_by_class: Synthetic images of each class in place of ipc, in the order of the classes
-            and joined by commas, as in 10,10,5.
+        ipc_by_class: Of each class in their order, as in 10,10,5, in place of ipc.
         iterations: Outer steps.
-        optimizer_img: The images' optimiser: "sgd", with momentum 0.5 as in MTT, or "adam".
+        optimizer_img: Of images: "sgd" with momentum 0.5, as in MTT, or "adam".
         lr_img: Step size of the images' optimiser.
         lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
         lr_teacher: Initial value of the learned step size syn_lr.
         positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, which lr_lr cannot drive
             below 0; at the start both learn alike.
-        init: Start from "real" training images, Gaussian "noise", or "unit_noise": each image of it
-            scaled to length 1, as in RaT-BPTT.
-        ema_decay: Keep an exponential moving average of the images as the result, as FTD; 0: none.
+        init: Start from "real" images, Gaussian "noise", or "unit_noise", each image of which has
+            length 1, as in RaT-BPTT.
+        ema_decay: Average the images for the result, as FTD does; 0: not.
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
-        eval_every: Iterations between evaluations for the curves; 0 leaves them out.
-        keep_every: Iterations between copies of the set, which stay in the run's folder sets; 0
-            keeps none.
+        eval_every: Iterations between evaluations for the curves; 0: none.
+        keep_every: Iterations between copies of the set in sets/; 0: none.
     """
 
     GROUP: ClassVar[str] = "Loop"

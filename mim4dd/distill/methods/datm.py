@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
+from mim4dd.distill.data.byte_images import Images
 from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
@@ -111,7 +112,7 @@ class DATM(MTT):
         rows = torch.cat(chosen)
         return Initial(images[rows], self._mean_logits(images, rows, labels[rows]))
 
-    def _mean_logits(self, images: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    def _mean_logits(self, images: Images, rows: Tensor, labels: Tensor) -> Tensor:
         """Logits averaged over the experts that get an image right; over all where none does."""
         logits = torch.stack(
             [self._logits(expert, images, rows) for expert in range(len(self.experts))]
@@ -122,7 +123,7 @@ class DATM(MTT):
         return torch.einsum("en,enc->nc", weights, logits) / weights.sum(0)[:, None]
 
     @torch.no_grad()
-    def _logits(self, expert: int, images: Tensor, rows: Tensor) -> Tensor:
+    def _logits(self, expert: int, images: Images, rows: Tensor) -> Tensor:
         """What a fully trained expert says of some images. (len(rows), C)"""
         theta, _ = self.experts.segment(expert, self.experts.num_epochs, 0)
         theta, call = theta.to(images.device), FunctionalModel(self.network)

@@ -34,7 +34,7 @@ __all__ = [
 _RECIPE = options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
 _DATA = ("data", "data_path", "image_size", "zca")
 # Experts do not depend on how many of them are trained at a time, and where.
-_NOT_OF_EXPERTS = {"device", "devices", "workers"}
+_NOT_OF_EXPERTS = {"device", "devices", "keep_bytes", "workers"}
 
 
 def claim(out: Path, base: Setting) -> None:
@@ -167,5 +167,6 @@ def _digest(options: Mapping[str, Any]) -> str:
     named = {
         name: None if name in ("norm", "pooling") and value == getattr(defaults, name) else value
         for name, value in options.items()
+        if name != "keep_bytes"  # by which samples are the same
     }
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mim4dd._turns import alone_with
 from mim4dd._unroll.steps import Augment
+from mim4dd.distill.data.byte_images import Images
 from mim4dd.distill.runtime.threads import working_threads
 from mim4dd.distill.training.passes import in_passes
 
@@ -28,7 +29,7 @@ def seeded_network(make_network: Callable[[], Network], seed: int) -> Network:
 
 def train_network(
     network: nn.Module,
-    images: Tensor,  # (n, channels, H, W)
+    images: Images,  # (n, channels, H, W)
     labels: Tensor,  # (n,), or (n, C) as probabilities
     *,
     num_steps: int,
@@ -88,7 +89,7 @@ def train_network(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(network: nn.Module, images: Images, labels: Tensor) -> float:
     """Fraction of ``images`` whose most likely class is their label; NaN if any logit is one."""
     network.eval()
     hits = 0

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim4dd.distill.data.byte_images import Images
+
 __all__ = ["has_batch_norm", "in_passes", "sum_in_turn", "sum_over_classes"]
 
 # glibc gives blocks above 32 MiB, and a freed end of its heap of twice the largest block freed so
@@ -20,7 +22,7 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def in_passes(images: Tensor, otherwise: int = 1024) -> tuple[Tensor, ...]:
+def in_passes(images: Images, otherwise: int = 1024) -> Sequence[Tensor]:
     """Images (N, channels, H, W), or rows (N, D), in parts to go through a network one by one.
 
     Args:
@@ -36,7 +38,7 @@ def in_passes(images: Tensor, otherwise: int = 1024) -> tuple[Tensor, ...]:
     """
     if images.device.type != "cpu":
         return images.split(otherwise)
-    pixels = images[0, 0].numel() if images.dim() == 4 else images.shape[1]
+    pixels = images.shape[2:].numel() if images.dim() == 4 else images.shape[1]
     return images.split(max(1, _PIXELS // pixels))
 
 

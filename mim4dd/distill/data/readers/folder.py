@@ -15,7 +15,13 @@ from mim4dd.distill.files.atomic import readable
 __all__ = ["from_folder"]
 
 
-def from_folder(path: str | Path, image_size: int | None = None, zca: bool = False) -> ImageData:
+def from_folder(
+    path: str | Path,
+    image_size: int | None = None,
+    zca: bool = False,
+    *,
+    keep_bytes: bool = False,
+) -> ImageData:
     """Make a data set of a folder with one sub-folder of images per class.
 
     The layout of torchvision's ``ImageFolder``: ``path/<class>/<image>``, classes in alphabetical
@@ -28,6 +34,7 @@ def from_folder(path: str | Path, image_size: int | None = None, zca: bool = Fal
         path: The folder.
         image_size: Resize the images to this height and width.
         zca: Whiten by ZCA instead of standardising every channel.
+        keep_bytes: Keep images as bytes, and normalise samples as they are taken.
 
     Raises:
         ValueError: If there are no classes, it cannot be told which folders are classes and which
@@ -38,13 +45,14 @@ def from_folder(path: str | Path, image_size: int | None = None, zca: bool = Fal
     class_names, parts = find_parts(root)
     files = [_files_of_classes(part, class_names) for part in parts]
     mode = _common_mode([file for part in files for file, _ in part])
-    tensors = [stack(_items(part, image_size, mode)) for part in files]
+    tensors = [stack(_items(part, image_size, mode), len(part)) for part in files]
     return from_tensors(
         *tensors[0],
         tensors[1] if len(tensors) > 1 else None,
         class_names=[readable(name) for name in class_names],
         name=readable(root.resolve().name),
         zca=zca,
+        keep_bytes=keep_bytes,
     )
 
 

@@ -14,6 +14,8 @@ def load_data(
     image_size: int | None = None,
     zca: bool = False,
     data_path: str | Path = "data",
+    *,
+    keep_bytes: bool = False,
 ) -> ImageData:
     """Load a data set by name or path.
 
@@ -26,6 +28,7 @@ def load_data(
             or to draw shapes at.
         zca: Whiten by ZCA instead of standardising every channel.
         data_path: Where downloaded data sets lie.
+        keep_bytes: Of a folder: keep images as bytes, and normalise samples as they are taken.
 
     Raises:
         ValueError: If ``source`` is none of these, a file is missing, or what it holds cannot be
@@ -37,6 +40,11 @@ def load_data(
         torch.Size([1438, 1, 8, 8])
     """
     if source in DATA_SETS:
+        if keep_bytes:
+            raise ValueError(
+                f"keep_bytes is for folders, and for tensors and data sets in Python, {source} is "
+                "read into float32"
+            )
         data_set = DATA_SETS[source]
         if data_set.sized:
             return data_set.make(Path(data_path), zca, image_size)
@@ -44,7 +52,7 @@ def load_data(
             raise ValueError(f"image_size does not apply to {source}, got {image_size}")
         return data_set.make(Path(data_path), zca)
     if Path(source).is_dir():
-        return from_folder(source, image_size, zca)
+        return from_folder(source, image_size, zca, keep_bytes=keep_bytes)
     raise ValueError(
         f"data must be one of {', '.join(DATA_SETS)}, or an existing folder of images, "
         f"got {source!r}"
