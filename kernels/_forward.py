@@ -244,7 +244,7 @@ def compilations() -> Iterator[Compilation]:
             constants = {
                 **dict.fromkeys(absent),
                 "form": Form(kind, rich and kind == "in", rich),
-                "tiling": tiles.tiling(D > 0, 16, precision, False),
+                "tiling": tiles.tiling(0 < D <= tiles.BLOCK_K, 16, precision, False),
                 **({} if several else SINGLE),
                 **tiles.launch(),
             }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mim4dd.kernels._arguments import Features, Form, Norms, Pairs, Scales, Tiling, Upstream
 from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack, pairs_of
-from mim4dd.kernels._tiles import RESIDENT_D, TILES, Tiles, entry, operands, precision_of
+from mim4dd.kernels._tiles import TILES, Tiles, entry, operands, precision_of
 from mim4dd.reference import IGNORE, Critic, Kind
 
 
@@ -158,7 +158,8 @@ class Layers(NamedTuple):
     def tiling(self, chosen: Tiles) -> Tiling:
         """What a kernel of these tiles is compiled for."""
         precision = precision_of(self.query.dtype)
-        resident = operands(self.query.dtype, precision) == "half" and max(self.sizes) <= RESIDENT_D
+        half = operands(self.query.dtype, precision) == "half"
+        resident = half and max(self.sizes) <= chosen.BLOCK_K
         multiple = divisor(*self.sizes, *self.query_strides, *self.key_strides)
         return chosen.tiling(resident, multiple, precision, not self.query.is_cuda)
 

@@ -105,6 +105,18 @@ def test_layers_of_any_width_in_one_call(critic, dtype, kernel_device):
     check(kernels(), Case((13, 9, [64, narrowest, 100, 3, 257, 17]), dtype, kernel_device), critic)
 
 
+@pytest.mark.parametrize("width", [64, 128, 256, 270])
+@pytest.mark.parametrize("tiles", [80, 90, 100])
+def test_widest_rows_of_every_tile(tiles, width, kernel_device, monkeypatch):
+    """All columns count: by label with a bias, which no other kernels than these answer."""
+    from mim4dd.kernels import _inputs
+
+    if kernel_device == "cpu":
+        monkeypatch.setattr(_inputs, "capability", lambda device: tiles)
+    case = Case((9, 20, [width]), torch.float16, kernel_device, bias=0.3)
+    check(kernels(), case, Critic(Kind.NCE))
+
+
 def test_wide_layers_are_chunked_beside_narrow_ones(kernel_device, monkeypatch):
     monkeypatch.setattr(kernels(), "fuses", lambda query, key: query.shape[1] <= 8)
     check(kernels(), Case((9, 13, [8, 20, 4]), torch.float32, kernel_device), Critic())
