@@ -4,6 +4,7 @@
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
+# make gpu-again PYTHON=python3        there after a fix; gpu-rehearsal: the whole plan, without a GPU
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -30,7 +31,7 @@ CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_
 	second_order.py pair_cost.py)
 
 .PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll \
-	bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu clean
+	bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu gpu-again gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -174,6 +175,12 @@ $(VENV)/.docs: $(INSTALLED)
 
 gpu:
 	$(PYTHON) bench/gpu.py
+
+gpu-again:
+	$(PYTHON) bench/gpu.py --again
+
+gpu-rehearsal: $(VENV)/.tested
+	$(BIN)/python bench/rehearse.py runs/rehearsal
 
 clean:
 	rm -rf $(VENV) build *.egg-info mim4dd/*.so

@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--tiny", action="store_true", help="tiny shapes: do the benchmarks run?")
     group.addoption("--short", action="store_true", help="fewer cases, where a suite has such")
     group.addoption("--repeats", type=int, default=5, help="times that all providers take turns")
+    group.addoption("--provider", action="append", help="this one alone, or those, where it is")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,7 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     size = "tiny" if tiny else "short" if metafunc.config.getoption("--short") else "full"
     metafunc.parametrize("case", cases.get(size, cases["full"]), ids=str)
     metafunc.parametrize("repeat", range(1 if tiny else metafunc.config.getoption("--repeats")))
-    metafunc.parametrize("provider", metafunc.module.PROVIDERS)
+    wanted = metafunc.config.getoption("--provider") or metafunc.module.PROVIDERS
+    metafunc.parametrize("provider", [name for name in metafunc.module.PROVIDERS if name in wanted])
 
 
 @pytest.hookimpl(trylast=True)  # after -k

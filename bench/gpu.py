@@ -1,161 +1,131 @@
-"""Build, test and benchmark on the GPU of this machine, with the Python and packages it has.
+"""Check and measure on the GPU of this machine, with the Python and packages it has.
 
-    make gpu PYTHON=python3
+    make gpu PYTHON=python3          all of it: at most ten minutes, without a network
+    make gpu-again PYTHON=python3    after a fix: what had not passed, and the figures
+    make gpu-rehearsal               the whole plan in small sizes, without a GPU
 
-Writes bench/results/<gpu>-<commit>.json and .md. Needs no network. Exits with an error if the
-build or a test fails; then the benchmarks that ran are still written, marked as such.
+What it finds is appended to results.jsonl after every case, in $OUT where that is set or else in
+bench/results/gpu-<tree>; report.md tells it, as far as it went. A part that fails, hangs or crashes
+does not keep the others from running. Exits with an error if anything went wrong.
 """
 
-import json
+import argparse
 import os
-import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import report
-import torch
-from rows import load_rows
+from stages import commit, plan, stand_ins
+from stages.records import BEGUN, OK, STOPPED, Record, Results
+from stages.summary import PLAN, summary, wrong
+from stages.supervise import Ended, supervise_all
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = commit.ROOT
 RESULTS = ROOT / "bench" / "results"
-TEST_LIMIT = 270  # seconds
-LIMIT = 550  # of build, tests and benchmarks together, so that a ten-minute lease holds them
-FIRST = ("bench_unroll_sgd.py", "bench_norm_relu_pool.py")  # the limit cuts off what comes last
-TOO_LONG = "unroll_sgd and torch.compile"  # minutes to compile a step and its adjoint
+LIMIT = 560.0  # seconds, so that a ten-minute lease holds it
+SHORTEST = 3.0  # seconds in which a part may still find something
 
 
-def build() -> None:
-    """Install the working tree for the GPU that is there; nothing is fetched."""
-    command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    command += ["--no-index", "--editable", str(ROOT)]
-    subprocess.run(command, check=True, env=os.environ | {"MIM4DD_CUDA": "1"})
+def run(parts: Iterable[plan.Part], folder: Path, limit: float) -> bool:
+    """Run one part after the other, with the report written after each; whether all was right."""
+    results = Results(folder / "results.jsonl")
+    end, missing = time.monotonic() + limit, ""
+    for part in parts:
+        names = {"stages": [stage.name for stage in part.stages]}
+        results.append(Record(PLAN, part.name, BEGUN, found=names))
+        ended = Ended(0.0, missing and f"not begun: {missing}")
+        if not missing:
+            ended = run_part(part, results, folder / "log.txt", end - time.monotonic())
+            missing = missing_after(part, results)
+        status = STOPPED if ended.reason else OK
+        results.append(Record(PLAN, part.name, status, *ended, names))
+        write(folder / "report.md", summary(results.cases()))
+    return not wrong(results.cases())
 
 
-def run(command: list[str], limit: float) -> int | None:
-    """Exit status; None where the limit came first and the command was interrupted.
-
-    Interrupted as by Ctrl-C, so that pytest still writes down what it has; once more where a test
-    took the first one for its own failure.
-    """
-    process = subprocess.Popen(command, cwd=ROOT)
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        print(f"stopped after {limit:.0f} s: {' '.join(command)}", file=sys.stderr)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(15)
-            return None
-        except subprocess.TimeoutExpired:
-            pass
-    process.kill()
-    return None
+def run_part(part: plan.Part, results: Results, log: Path, left: float) -> Ended:
+    """Run it, if there is time for any of it."""
+    if left < SHORTEST:
+        return Ended(0.0, "not begun: the time was over")
+    print(f"{part.name} …", flush=True)
+    return supervise_all(part.stages, results, log, min(part.limit, left), part.workers)
 
 
-def run_tests(folder: Path) -> dict[str, object]:
-    """Run all tests but the CPU's, which CI runs; how many passed, and the names of the others."""
-    junit = folder / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "tests", "-q", f"--junit-xml={junit}"]
-    command += ["-k", "not cpu and not conv3x3"]
-    command += ["--ignore=tests/test_adapters.py"]  # no kernels of their own; needs tests/peers.txt
-    command += ["--continue-on-collection-errors"]  # a missing package fails its own tests alone
-    status = run(command, TEST_LIMIT)
-    if not junit.exists():
-        return {"status": status, "passed": 0, "skipped": 0, "failed": ["no test report"]}
-    cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    passed = len(cases) - len(failed) - skipped
-    return {"status": status, "passed": passed, "skipped": skipped, "failed": failed}
+def missing_after(part: plan.Part, results: Results) -> str:
+    """What nothing can follow without; empty where nothing is missing."""
+    if not part.needed:
+        return ""
+    stage = part.stages[0].name
+    found = results.cases(stage).get((stage, part.needed))
+    right = found is not None and found.status == OK
+    return "" if right else f"{part.name} found no {part.needed}"
 
 
-def run_benchmarks(folder: Path, limit: float) -> dict[str, object]:
-    """Run every benchmark, on fewer cases; pytest-benchmark's result, with the exit status."""
-    results = folder / "bench.json"
-    suites = sorted(sorted((ROOT / "bench").glob("bench_*.py")), key=lambda s: s.name not in FIRST)
-    command = [sys.executable, "-m", "pytest", *map(str, suites), "-q", "--short", "--repeats=3"]
-    command += ["-k", f"not ({TOO_LONG})", f"--benchmark-json={results}"]
-    status = run(command, limit)
-    if not results.exists() or results.stat().st_size == 0:
-        return {"status": status, "benchmarks": []}
-    return json.loads(results.read_bytes()) | {"status": status}
+def write(path: Path, text: str) -> None:
+    """So that a kill leaves the old one or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(text, "utf-8")
+    new.replace(path)
 
 
-def summary(name: str, results: dict) -> str:
-    """The results for people."""
-    tests, seconds = results["tests"], results["seconds"]
-    lines = [
-        f"# {name}",
-        "",
-        "```",
-        str(results["doctor"]).strip(),
-        "```",
-        "",
-        f"Tests: {tests['passed']} passed, {tests['skipped']} skipped, "
-        f"{len(tests['failed'])} failed.",
-        *(f"- {failure}" for failure in tests["failed"]),
-        "",
-        "Seconds: " + ", ".join(f"{part} {value:.0f}" for part, value in seconds.items()) + ".",
-        "",
-        report.markdown(load_rows([results])) if results["benchmarks"] else "No benchmarks.",
-        report.not_timed([results]),
-        f"Left to `make bench-unroll`, for it takes minutes to compile: {TOO_LONG}.",
-    ]
-    return "\n".join(lines) + "\n"
+def fresh(folder: Path) -> Path:
+    """A folder without the results of another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("results.jsonl", "report.md", "log.txt", "ncu.txt"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
 
 
-def write(results: dict) -> str:
-    """Write both files; return the text of the second."""
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
-    name = f"{gpu}-{head or 'uncommitted'}"
-    text = summary(name, results)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1), "utf-8")
-    (RESULTS / f"{name}.md").write_text(text, "utf-8")
-    return text
+def newest(pattern: str = "*/results.jsonl") -> Path:
+    """The results of the last run."""
+    found = sorted(RESULTS.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        sys.exit(f"no results to begin again from in {RESULTS}: give them by --again FILE")
+    return found[-1]
 
 
 @contextmanager
-def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Note how long a part took."""
-    started = time.perf_counter()
-    yield
-    seconds[part] = time.perf_counter() - started
+def surroundings(rehearsal: bool) -> Iterator[None]:
+    """Where stages find their modules and, in a rehearsal, stand-ins for the GPU's tools."""
+    os.chdir(ROOT)
+    paths = [str(ROOT / "bench"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    with tempfile.TemporaryDirectory() as tools:
+        if rehearsal:
+            stand_ins.write(Path(tools))
+            os.environ["PATH"] = os.pathsep.join([tools, os.environ["PATH"]])
+        yield
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
-        sys.exit("make gpu needs a CUDA GPU and a CUDA build of torch, PyTorch sees none")
-    seconds: dict[str, float] = {}
-    with timed(seconds, "build"):
-        build()
-    doctor = subprocess.run(
-        [sys.executable, "-m", "mim4dd", "doctor"], capture_output=True, text=True, check=False
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        with timed(seconds, "tests"):
-            tests = run_tests(Path(folder))
-        with timed(seconds, "benchmarks"):
-            benchmarks = run_benchmarks(Path(folder), LIMIT - sum(seconds.values()))
-    report_text = doctor.stdout + doctor.stderr
-    print(write(benchmarks | {"doctor": report_text, "tests": tests, "seconds": seconds}))
-    sys.exit(1 if doctor.returncode or tests["status"] != 0 or benchmarks["status"] != 0 else 0)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--again", nargs="?", const="", help="results of an earlier run")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, in small sizes")
+    parser.add_argument("--report", type=Path, help="print the report of a results file")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds")
+    args = parser.parse_args()
+    if args.report:
+        print(summary(Results(args.report).cases()))
+        return
+    before = {}
+    if args.again is not None:
+        before = Results(Path(args.again) if args.again else newest()).cases()
+    tree = commit.trees()["kernels"][:12]
+    default = Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS / f"gpu-{tree}"
+    folder = fresh((args.out or default).resolve())
+    # So that what stops this process lets it write its report.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    setting = plan.Setting(folder / "results.jsonl", "cpu" if args.rehearse else "cuda")
+    parts = plan.again(setting, before) if args.again is not None else plan.full(setting)
+    with surroundings(args.rehearse):
+        right = run(parts, folder, args.limit)
+    print((folder / "report.md").read_text("utf-8"))
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":

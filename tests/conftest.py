@@ -17,6 +17,12 @@ else:
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")]
 
 
+def pytest_itemcollected(item):
+    """Let ``-m gpu`` choose what runs on a GPU where there is one."""
+    if "kernel_device" in getattr(item, "fixturenames", ()):
+        item.add_marker("gpu")
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
 def device(request):
     """Every device the public API runs on."""

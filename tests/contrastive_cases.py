@@ -6,6 +6,8 @@ from tolerance import TOLERANCE, assert_no_worse
 from mim4dd import reference
 from mim4dd.reference import Critic, Reduce
 
+PLAIN = Critic()
+
 
 def name(value):
     if not isinstance(value, Critic):
@@ -148,6 +150,37 @@ def check(ops, case, critic, assert_value=assert_value):
         assert_value(a, p, e)
     for a, p, e in zip(gradients, plain_gradients, exact_gradients, strict=True):
         assert_gradient(a, p, e, case, critic)
+
+
+def along(case, how=Reduce.SUM, wanted=None, critic=PLAIN):
+    """(loss, lse, weight) and the gradients formed along with them; how many queries count."""
+    wanted = wanted or [True, True, True, case.bias is not None]
+    reduced, count, *values, found = case.call(kernels().contrastive, critic, how, wanted)
+    assert (how == Reduce.NONE) == (not reduced.numel())
+    return values, over_layers(found), count
+
+
+def exactly(case, critic=PLAIN):
+    """The same in float64, and values in the case's own dtype: gradients are those of the sum."""
+    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
+    _, exact, gradients = first_order(case, critic, torch.float64)
+    _, plain, _ = first_order(case, critic, None)
+    return exact, plain, gradients
+
+
+def check_along(case, critic=PLAIN, how=Reduce.SUM, eps=None, assert_value=assert_value):
+    """Losses, and gradients that come along; ``eps`` is that of what is multiplied."""
+    values, found, count = along(case, how, critic=critic)
+    exact, plain, gradients = exactly(case, critic)
+    for actual, *others in zip(values, plain, exact, strict=True):
+        assert_value(actual, *others)
+    eps = eps or torch.finfo(case.query[0].dtype).eps
+    for actual, true in zip(found, gradients, strict=True):
+        assert actual.dtype == torch.promote_types(case.query[0].dtype, torch.float32)
+        if how == Reduce.MEAN:
+            actual = actual * count
+        error = (actual.double() - true).abs().max()
+        assert error <= 2 * eps * true.abs().max().clamp(min=1), f"error {error:.1e}"
 
 
 def second_order(case, critic, tangents, dtype):

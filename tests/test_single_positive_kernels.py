@@ -6,13 +6,14 @@ import pytest
 import torch
 from contrastive_cases import (
     Case,
+    along,
     assert_difference,
     assert_value,
     check,
+    check_along,
     check_second_order,
-    first_order,
+    exactly,
     kernels,
-    over_layers,
 )
 
 from mim4dd.reference import IGNORE, NO_POSITIVE, Critic, Reduce
@@ -51,35 +52,6 @@ def neighbours(case):
     return case
 
 
-def along(case, how=Reduce.SUM, wanted=ALL):
-    """(loss, lse, weight) and the gradients formed along with them."""
-    reduced, count, *values, found = case.call(kernels().contrastive, Critic(), how, wanted)
-    assert (how == Reduce.NONE) == (not reduced.numel())
-    return values, over_layers(found), count
-
-
-def exactly(case):
-    """The same in float64, and values in the case's own dtype: gradients are those of the sum."""
-    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
-    _, exact, gradients = first_order(case, Critic(), torch.float64)
-    _, plain, _ = first_order(case, Critic(), None)
-    return exact, plain, gradients
-
-
-def check_along(case, how=Reduce.SUM, assert_value=assert_value):
-    values, found, count = along(case, how)
-    exact, plain, gradients = exactly(case)
-    for actual, *others in zip(values, plain, exact, strict=True):
-        assert_value(actual, *others)
-    eps = torch.finfo(case.query[0].dtype).eps
-    for actual, true in zip(found, gradients, strict=True):
-        assert actual.dtype == torch.float32
-        if how == Reduce.MEAN:
-            actual = actual * count
-        error = (actual.double() - true).abs().max()
-        assert error <= 2 * eps * true.abs().max().clamp(min=1)
-
-
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
     ("sizes", "how", "tiles"),
@@ -97,7 +69,7 @@ def test_values_and_gradients(sizes, how, tiles, dtype, kernel_device, monkeypat
     """In the interpreter with the tiles of every GPU."""
     if kernel_device == "cpu":
         use_tiles(tiles, monkeypatch)
-    check_along(single(sizes, dtype, kernel_device), how)
+    check_along(single(sizes, dtype, kernel_device), how=how)
 
 
 def test_positives_side_by_side_leave_tiles_without_masks(kernel_device, monkeypatch):
