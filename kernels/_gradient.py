@@ -108,9 +108,8 @@ def gradient_kernel(
     BLOCK_OWN: tl.constexpr = tiling.BLOCK_OWN
     BLOCK_STREAM: tl.constexpr = tiling.BLOCK_STREAM
     BLOCK_D: tl.constexpr = tiling.BLOCK_D
-    DIVISOR: tl.constexpr = tiling.DIVISOR
     dtype: tl.constexpr = saved.lse.dtype.element_ty
-    slab = locate(table_ptr, tl.program_id(1), DIVISOR)
+    slab = locate(table_ptr, tl.program_id(1), tiling.DIVISOR)
     layer = slab.layer
     own, stream = sides_of(features, pairs, slab, OWN_QUERIES)
     own_norms_ptr = norms.query if OWN_QUERIES else norms.key
@@ -165,17 +164,20 @@ def gradient_kernel(
                 out_dtype=dtype,
             )
     sums = GradientParts(grad, grad_scale, grad_bias)
-    store_parts(parts, sums, factor_ptr, own, slab, offs_own, offs_d, stride_split, num_layers)
+    store_parts(parts, sums, factor_ptr, own, slab, offs_own, stride_split, num_layers, tiling)
 
 
 @triton.jit
-def store_parts(parts, sums, factor_ptr, own, slab, offs_own, offs_d, stride_split, num_layers):
+def store_parts(
+    parts, sums, factor_ptr, own, slab, offs_own, stride_split, num_layers, tiling: tl.constexpr
+):
     """What a program has found."""
     mask = offs_own < own.count
     split = tl.program_id(2).to(tl.int64)
     if parts.rows is not None:
+        offs_d = slab.first + tl.arange(0, tiling.BLOCK_D)
         offsets = slab.before * own.count + offs_own[:, None] * own.D + offs_d[None, :]
-        pointers = parts.rows + split * stride_split + offsets
+        pointers = parts.rows + tl.multiple_of(split * stride_split, tiling.DIVISOR) + offsets
         mask_d = offs_d < own.D
         tl.store(pointers, sums.rows * tl.load(factor_ptr), mask=mask[:, None] & mask_d[None, :])
     if slab.first == 0:  # every stretch of columns finds the same
@@ -308,7 +310,7 @@ def compilations() -> Iterator[Compilation]:
                 **dict.fromkeys(absent),
                 "OWN_QUERIES": own_queries,
                 "form": Form(kind, rich and kind == "in", rich),
-                "tiling": tiles.tiling(D > 0, 16, precision, False),
+                "tiling": tiles.tiling(0 < D <= tiles.BLOCK_K, 16, precision, False),
                 **tiles.launch(),
                 **({} if several else SINGLE),
             }

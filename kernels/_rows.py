@@ -91,7 +91,7 @@ def locate(table_ptr, slab, DIVISOR: tl.constexpr):
         tl.multiple_of(tl.load(row + 2), DIVISOR),
         tl.multiple_of(tl.load(row + 3), DIVISOR),
         tl.multiple_of(tl.load(row + 4), DIVISOR),
-        tl.load(row + 5),
+        tl.multiple_of(tl.load(row + 5), DIVISOR),  # of the slab, which tiles are a multiple of
     )
 
 

@@ -32,7 +32,11 @@ class Tiles(NamedTuple):
         """For queries that leave out several keys: fewer pairs of a thread, for a loop."""
         if self.BLOCK_STREAM > 32:
             return self._replace(BLOCK_STREAM=self.BLOCK_STREAM // 2, num_warps=8)
-        return self._replace(BLOCK_OWN=max(32, self.BLOCK_OWN // 2), num_warps=8)
+        if self.BLOCK_K >= 64 and self.num_warps < 8:  # WGMMA takes 64 rows and no fewer
+            return self._replace(num_warps=8)
+        if self.BLOCK_OWN > 32:
+            return self._replace(BLOCK_OWN=self.BLOCK_OWN // 2, num_warps=8)
+        return self._replace(BLOCK_STREAM=max(16, self.BLOCK_STREAM // 2), num_warps=8)
 
     def launch(self) -> dict[str, int | bool]:
         """How to compile and launch a kernel of these tiles."""
@@ -66,7 +70,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("gradient", "half", 64, 100): Tiles(64, 32, 64, 64, 8, 2),
     ("gradient", "half", 128, 80): Tiles(32, 32, 128, 128, 8, 2),
     ("gradient", "half", 128, 90): Tiles(64, 32, 128, 128, 4, 2),
-    ("gradient", "half", 128, 100): Tiles(64, 32, 128, 128, 8, 2),
+    ("gradient", "half", 128, 100): Tiles(64, 32, 128, 128, 8, 3),
     ("gradient", "half", 256, 80): Tiles(32, 32, 256, 256, 8, 2),
     ("gradient", "half", 256, 100): Tiles(64, 16, 256, 256, 8, 2),
     ("gradient", "half", 0, 80): Tiles(64, 32, 64, 128, 8, 2),
