@@ -66,6 +66,8 @@ def compilation(
     pointers = dict.fromkeys(narrow, POINTERS[dtype])
     pointers |= dict.fromkeys(("labels_ptr", "labels", "key_labels", "table_ptr"), "*i64")
     pointers |= dict.fromkeys(("excluded", "statistics.labels", "stretches"), "*i32")
+    pointers |= dict.fromkeys(("begin", "end", "first", "last", "counts"), "*i32")
+    pointers |= dict.fromkeys(("query_order", "key_order"), "*i64")
     signature: dict[str, Any] = {}
     values: dict[tuple[int, ...], Any] = {}
     options = dict(constants)

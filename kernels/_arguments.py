@@ -31,6 +31,21 @@ class Pairs(NamedTuple):
     num_excluded: int  # K
 
 
+class Groups(NamedTuple):
+    """Rows sorted by label, so that a query's positives are side by side; None where they are not.
+
+    What takes no part lies behind all others. Numbers are int32 but for the orders.
+    """
+
+    query_order: Tensor | None  # (N,) int64: where each lies in the caller's order
+    key_order: Tensor | None  # (M,) int64
+    begin: Tensor | None  # (N,): first key of the query's label
+    end: Tensor | None  # (N,): past the last
+    first: Tensor | None  # (M,): first query of the key's label
+    last: Tensor | None  # (M,): past the last
+    counts: Tensor | None  # (2,): queries and keys that take part
+
+
 class Scales(NamedTuple):
     """What makes logits of similarities."""
 

@@ -22,7 +22,7 @@ import triton
 from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation, compilation
-from mim4dd.kernels._arguments import Form, Losses
+from mim4dd.kernels._arguments import Form, Groups, Losses
 from mim4dd.kernels._inputs import Found, Layers, Queries, capability, form_of, num_multiprocessors
 from mim4dd.kernels._rows import divisor
 from mim4dd.kernels._single_positive_passes import (
@@ -36,6 +36,7 @@ from mim4dd.kernels._tiles import Tiles, families, operands
 from mim4dd.reference import Critic
 
 PLAIN = Form("out", False, False)
+NO_GROUPS = Groups(*[None] * 7)
 
 # (pass, D up to, least compute capability). Over keys a program has in registers what is wanted:
 # the losses' sums alone, the rows' gradient too, or the scale's as well.
@@ -65,9 +66,14 @@ LONGEST_STRIDE = 2**24  # a tile's addresses are 32-bit numbers from its first r
 
 def serves(layers: Layers, queries: Queries, critic: Critic) -> bool:
     """Whether these kernels are for this: the plain case, with work for most of the GPU."""
-    if form_of(critic) != PLAIN or critic.normalize:
-        return False
     if queries.key_labels is not None or queries.excluded is not None:
+        return False
+    return fills(layers, critic)
+
+
+def fills(layers: Layers, critic: Critic) -> bool:
+    """Whether the tiles here are for these rows, and there are enough of them."""
+    if form_of(critic) != PLAIN or critic.normalize:
         return False
     if operands(layers.query.dtype, "ieee") != "half" or not (layers.N and layers.M):
         return False
@@ -87,7 +93,7 @@ def entry(kind: str, D: int, capability: int) -> tuple[str, int, int]:
     return next(key for key in keys if key in TILES)
 
 
-def single_positive(
+def launch(
     layers: Layers, queries: Queries, gradients: Sequence[bool], share: Tensor | None
 ) -> tuple[Tensor, Tensor, list[Found]]:
     """Launch: loss and lse, each (L, N), and the wanted gradients of the summed losses by share."""
@@ -125,6 +131,7 @@ def single_positive(
                 clean.features,
                 clean.table(max(sizes)),
                 queries.pairs(M),
+                NO_GROUPS,
                 scales,
                 share,
                 statistics,
@@ -132,7 +139,7 @@ def single_positive(
                 clean.tiling(over_queries),
                 **over_queries.launch(),
             )
-    by_layer = (_unpacked(rows, count, sizes) for rows, count in ((query, N), (key, M)))
+    by_layer = (unpacked(rows, count, sizes) for rows, count in ((query, N), (key, M)))
     by_number = [None] * L if scale is None else scale.sum(1).unbind()
     return loss, lse, [Found(*each) for each in zip(*by_layer, by_number, strict=True)]
 
@@ -148,7 +155,8 @@ def _new_statistics(layers: Layers, queries: Queries) -> Statistics:
     )
 
 
-def _unpacked(rows: Tensor | None, count: int, sizes: tuple[int, ...]) -> list[Tensor | None]:
+def unpacked(rows: Tensor | None, count: int, sizes: tuple[int, ...]) -> list[Tensor | None]:
+    """The layers of packed rows."""
     if rows is None:
         return [None] * len(sizes)
     parts = rows.split([count * D for D in sizes])
@@ -158,6 +166,7 @@ def _unpacked(rows: Tensor | None, count: int, sizes: tuple[int, ...]) -> list[T
 ABSENT = ("pairs.key_labels", "pairs.excluded", "scales.bias")
 LOSSES = ("losses.positives",)
 STATISTICS = tuple(f"statistics.{field}" for field in Statistics._fields)
+UNGROUPED = tuple(f"groups.{field}" for field in Groups._fields)
 # The pass over keys, by what is wanted: its tiles, and what a launch for that leaves out.
 OVER_KEYS = {
     "loss": ("loss", (*STATISTICS, "gradients.rows", "gradients.scale", "share_ptr")),
@@ -180,7 +189,7 @@ def compilations() -> Iterator[Compilation]:
         for name, absent in cases:
             most = name == cases[-1][0]
             constants = {
-                **dict.fromkeys((*ABSENT, *LOSSES, *absent) if over_keys else ABSENT),
+                **dict.fromkeys((*ABSENT, *(LOSSES if over_keys else UNGROUPED), *absent)),
                 **({"form": PLAIN} if over_keys else {}),
                 "tiling": tiles.tiling(True, 16, "ieee", False),
                 **tiles.launch(),

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._arguments import Features, Losses, Pairs, Scales
+from mim4dd.kernels._arguments import Features, Groups, Losses, Pairs, Scales
 from mim4dd.kernels._critic import IGNORE, load_scales, loss_of
 from mim4dd.kernels._rows import locate
 from mim4dd.kernels._tiles import Block, Side, load_tile, sides_of
@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
     rows: Tensor | None  # layers of (N, D): the queries, 0 where they are ignored
     shift: Tensor | None  # (L, N): about the largest logit, less the boost
     log_sum: Tensor | None  # (L, N): of Σ exp2(logit − shift) / 2^boost; inf without a loss
-    rest: Tensor | None  # (L, N): the negatives' share of the sum
+    rest: Tensor | None  # (L, N): the negatives' share of the sum; in groups see pull_of
     # (2, stretches of keys) int32: the first stretch of queries with a positive there, −the last
     stretches: Tensor | None
 
@@ -145,6 +145,15 @@ def store_rows(rows_ptr, slab, count, tile):
 
 
 @triton.jit
+def store_rows_at(rows_ptr, slab, count, order, mask, tile):
+    """A program's rows, wherever they lie among a layer's packed ones."""
+    offs_d = tl.arange(0, tile.shape[1])
+    offsets = order[:, None] * slab.D + offs_d[None, :]
+    mask = mask[:, None] & (offs_d < slab.D)[None, :]
+    tl.store(rows_ptr + slab.before * count + offsets, tile, mask=mask)
+
+
+@triton.jit
 def plain_tiles(count, first, last, BLOCK: tl.constexpr):
     """Rows in whole tiles; where the tiles begin that rows ``first`` to ``last`` lie in; how many.
 
@@ -255,6 +264,7 @@ def queries_pass(
     features: Features,  # of queries that are ignored 0
     table_ptr,  # see layer_table
     pairs: Pairs,
+    groups: Groups,
     scales: Scales,
     share_ptr,  # as in keys_pass
     statistics: Statistics,
@@ -271,44 +281,63 @@ def queries_pass(
     slab = locate(table_ptr, tl.program_id(1), tiling.DIVISOR)
     own, stream = sides_of(features, pairs, slab, False)
     offs_m = tl.program_id(0) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
-    own_rows = Block(offs_m.to(tl.int64), offs_m < M)
+    present = offs_m < M
+    count = N
+    if groups.counts is not None:
+        present = offs_m < tl.load(groups.counts + 1)
+        count = tl.load(groups.counts)
+        stream = Side(stream.ptr, stream.stride, count, stream.D)
+    own_rows = Block(offs_m.to(tl.int64), present)
     own_tile = load_tile(own, own_rows, tl.arange(0, BLOCK_K), tiling.INTERPRETED)
     scale, _ = load_scales(scales.scale, scales.raised)
     grad = tl.zeros((BLOCK_OWN, BLOCK_K), tl.float32)
-    nearest = statistics.stretches + tl.program_id(0) * BLOCK_OWN // STRETCH
-    first = tl.load(nearest) * STRETCH
-    last = (1 - tl.load(nearest + tl.cdiv(M, STRETCH))) * STRETCH
-    whole, begin, hits = plain_tiles(N, first, last, BLOCK_STREAM)
-    for step in tl.range(0, hits + N - whole, BLOCK_STREAM, num_stages=1):
+    if groups.first is not None:
+        first = tl.min(tl.load(groups.first + offs_m, mask=present, other=N), axis=0)
+        last = tl.max(tl.load(groups.last + offs_m, mask=present, other=0), axis=0)
+    else:
+        nearest = statistics.stretches + tl.program_id(0) * BLOCK_OWN // STRETCH
+        first = tl.load(nearest) * STRETCH
+        last = (1 - tl.load(nearest + tl.cdiv(M, STRETCH))) * STRETCH
+    whole, begin, hits = plain_tiles(count, first, last, BLOCK_STREAM)
+    before = slab.layer * N
+    for step in tl.range(0, hits + count - whole, BLOCK_STREAM, num_stages=1):
         start = step + tl.where(step < hits, begin, whole - hits)
         grad = add_queries(
-            grad, own_tile, offs_m, stream, start, scale, statistics, slab.layer, True, tiling
+            grad, own_tile, offs_m, stream, start, scale, statistics, groups, before, True, tiling
         )
     for step in range(0, whole - hits, BLOCK_STREAM):
         start = step + tl.where(step < begin, 0, hits)
         grad = add_queries(
-            grad, own_tile, offs_m, stream, start, scale, statistics, slab.layer, False, tiling
+            grad, own_tile, offs_m, stream, start, scale, statistics, groups, before, False, tiling
         )
     factor = scale * 2.0**-BOOST
     if share_ptr is not None:
         factor /= tl.maximum(tl.load(share_ptr), 1.0)
-    store_rows(grad_ptr, slab, M, grad * factor)
+    if groups.key_order is not None:
+        order = tl.load(groups.key_order + offs_m, mask=offs_m < M, other=0)
+        grad = tl.where(present[:, None], grad * factor, 0.0)
+        store_rows_at(grad_ptr, slab, M, order, offs_m < M, grad)
+    else:
+        store_rows(grad_ptr, slab, M, grad * factor)
 
 
 @triton.jit
 def add_queries(
-    grad, own_tile, offs_m, stream, start, scale, statistics, layer, MASKED: tl.constexpr,
-    tiling: tl.constexpr,
+    grad, own_tile, offs_m, stream, start, scale, statistics, groups, before,
+    MASKED: tl.constexpr, tiling: tl.constexpr,
 ):  # fmt: skip
-    """Add what the queries from ``start`` on are in the gradient of some keys."""
-    N = stream.count
+    """Add what the queries from ``start`` on are in the gradient of some keys.
+
+    ``before`` is how many numbers other layers have.
+    """
+    BOOST: tl.constexpr = boost_of(stream.ptr.dtype.element_ty)
     offs = tl.arange(0, tiling.BLOCK_STREAM)
     offs_n = start + offs
     offs_d = tl.arange(0, tiling.BLOCK_K)
-    present = offs_n < N if MASKED else tl.full((tiling.BLOCK_STREAM,), True, tl.int1)
+    present = offs_n < stream.count if MASKED else tl.full((tiling.BLOCK_STREAM,), True, tl.int1)
     rows = Block(offs, present)
     tile = load_tile(from_row(stream, start), rows, offs_d, tiling.INTERPRETED)
-    at = layer * N + offs_n
+    at = before + offs_n
     shift = tl.load(statistics.shift + at, mask=present, other=0.0)
     log_sum = tl.load(statistics.log_sum + at, mask=present, other=float("inf"))
     # Queries along the rows, though keys are owned: a thread has few rows, and many columns.
@@ -316,8 +345,21 @@ def add_queries(
     above = tl.fma(similarity, scale * LOG2_E, -shift[:, None])
     weights = tl.exp2(above - log_sum[:, None])
     if MASKED:
-        labels = tl.load(statistics.labels + offs_n, mask=present, other=NOWHERE)
         rest = tl.load(statistics.rest + at, mask=present, other=0.0)
-        rest *= 2.0 ** boost_of(stream.ptr.dtype.element_ty)
-        weights = tl.where(labels[:, None] == offs_m[None, :], -rest[:, None], weights)
+        if groups.begin is not None:
+            begin = tl.load(groups.begin + offs_n, mask=present, other=0)
+            end = tl.load(groups.end + offs_n, mask=present, other=0)
+            own = (offs_m[None, :] >= begin[:, None]) & (offs_m[None, :] < end[:, None])
+            weights = pulled(weights, own, rest[:, None], BOOST)
+        else:
+            labels = tl.load(statistics.labels + offs_n, mask=present, other=NOWHERE)
+            rest *= 2.0**BOOST
+            weights = tl.where(labels[:, None] == offs_m[None, :], -rest[:, None], weights)
     return tl.dot(tl.trans(weights.to(tile.dtype)), tile, grad, out_dtype=tl.float32)
+
+
+@triton.jit
+def pulled(weights, positive, pull, BOOST: tl.constexpr):
+    """p - y of the pairs of a tile, times 2**BOOST, in full precision, where ``weights`` are p."""
+    of_positive = tl.where(pull > 0, weights, 0.0) - tl.abs(pull) * 2.0**BOOST
+    return tl.where(positive, of_positive, weights)

@@ -2,10 +2,10 @@
 
 Two back-ends, chosen for each layer by :func:`fuses`. Fused: the logits stay in registers, all such
 layers share one launch, and the gradients recompute them, 10·N·M·D operations in all; 12 where they
-are asked for apart from the losses, and a query has one positive. The plain case of that along with
-the losses takes 8, in _single_positive.py. Chunked: cuBLAS makes the logits of some queries at a
-time, and both gradients come from the same logits, 6·N·M·D. No number is added atomically: every
-result has the same bits each time.
+are asked for apart from the losses, and a query has one positive. The plain cases of that along
+with the losses take 8, in _single_positive.py, and by label in _grouped.py. Chunked: cuBLAS makes
+the logits of some queries at a time, and both gradients come from the same logits, 6·N·M·D. No
+number is added atomically: every result has the same bits each time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mim4dd.kernels import _chunked, _forward, _gradient, _rows, _single_positive, _tangent
+from mim4dd.kernels import (
+    _chunked,
+    _forward,
+    _gradient,
+    _grouped,
+    _rows,
+    _single_positive,
+    _tangent,
+)
 from mim4dd.kernels._ahead_of_time import Compilation
 from mim4dd.kernels._chunked import chunk_pass
 from mim4dd.kernels._forward import fused_forward
 from mim4dd.kernels._gradient import fused_backward
 from mim4dd.kernels._inputs import Found, Layers, Queries, packed, prepare
-from mim4dd.kernels._single_positive import serves, single_positive
 from mim4dd.kernels._tangent import tangent_pass
 from mim4dd.kernels._tiles import RESIDENT_D, operands, precision_of
 from mim4dd.reference import Critic, Kind, Reduce, count_queries, reduce_queries
@@ -85,8 +92,9 @@ def fused_pass(
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Found]]:
     """Loss and lse, (L, N), and the wanted gradients of the summed losses, by ``share``."""
-    if serves(layers, queries, critic):
-        return single_positive(layers, queries, gradients, share)
+    for kernels in (_single_positive, _grouped):
+        if kernels.serves(layers, queries, critic):
+            return kernels.launch(layers, queries, gradients, share)
     loss, lse, positives = fused_forward(layers, queries, critic)
     if not any(gradients):
         return loss, lse, [Found()] * len(layers.sizes)
@@ -208,5 +216,5 @@ def in_order(found: Sequence[Found], gradients: Sequence[bool]) -> list[Tensor]:
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel; float16 takes what bfloat16 does and is left out."""
-    for module in (_forward, _single_positive, _gradient, _rows, _chunked, _tangent):
+    for module in (_forward, _single_positive, _grouped, _gradient, _rows, _chunked, _tangent):
         yield from module.compilations()
