@@ -57,7 +57,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("forward", "half", 64, 100): Tiles(128, 32, 64, 64, 8, 3),
     ("forward", "half", 128, 80): Tiles(128, 64, 128, 128, 8, 2),
     ("forward", "half", 128, 100): Tiles(128, 32, 128, 128, 8, 2),
-    ("forward", "half", 256, 80): Tiles(64, 64, 64, 256, 8, 2),
+    ("forward", "half", 256, 80): Tiles(128, 64, 64, 64, 8, 2),
     ("forward", "half", 256, 90): Tiles(128, 64, 256, 256, 8, 3),
     ("forward", "half", 256, 100): Tiles(128, 32, 256, 256, 8, 2),
     ("forward", "half", 0, 80): Tiles(128, 64, 64, 64, 8, 2),
