@@ -1,4 +1,5 @@
 # make demo | demo-ipc10 | study | test | lint | bench     in a virtual environment of their own, .venv
+# make reproduce ROWS=mnist-dm-ipc1-0 DATA_PATH=data BUDGET=small      rows of published tables
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make bench-ranks                     losses over processes: time, memory, bytes
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
@@ -30,8 +31,9 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study test mutation lint bench bench-contrastive bench-unroll \
-	bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu gpu-again gpu-rehearsal clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation lint bench bench-contrastive \
+	bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu gpu-again \
+	gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -103,6 +105,13 @@ study: $(INSTALLED)
 		--vary 'layers=blocks.0|blocks.1' --seeds 3 --out $(STUDY)/mtt
 	$(SWEEP) --vary ipc=5,10 --vary weight=0,0.1,1 --against weight=0 --seeds 3 --out $(STUDY)/ipc
 	$(SWEEP) --vary critic=nce --vary weight=0.001,0.01 --seeds 3 --out $(STUDY)/nce
+
+# Rows of published tables, ours beside theirs: docs/reproduce. Without ROWS all of them: days.
+ROWS :=
+DATA_PATH := data
+BUDGET := small
+reproduce: $(INSTALLED)
+	$(BIN)/mim4dd reproduce $(ROWS) --data-path $(DATA_PATH) --budget $(BUDGET) $(REPRODUCE_OPTIONS)
 
 # Threads of several processes share the cores: those that wait must not spin.
 test: $(VENV)/.tested

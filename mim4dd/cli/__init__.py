@@ -12,6 +12,7 @@ from mim4dd.cli.doctor import doctor
 from mim4dd.cli.evaluate import evaluate
 from mim4dd.cli.experts import experts
 from mim4dd.cli.options import add_command
+from mim4dd.cli.reproduce import reproduce
 from mim4dd.cli.show import show
 from mim4dd.cli.sweep import sweep
 from mim4dd.distill.runtime.ranks import require_one_process
@@ -44,5 +45,5 @@ def _start(
         require_one_process(str(context.invoked_subcommand))
 
 
-for command in (experts, buffer, distill, evaluate, compare, sweep, show, doctor):
+for command in (experts, buffer, distill, evaluate, compare, sweep, reproduce, show, doctor):
     add_command(app, command)

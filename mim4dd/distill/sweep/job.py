@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.recipe import Accuracy, evaluate
+from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate
 from mim4dd.distill.files.atomic import read_json, write_json
 from mim4dd.distill.job import judge, note_accuracy, run_distillation
 from mim4dd.distill.runs import RunDirectory
@@ -103,10 +104,26 @@ def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
     """Judge as many real images, drawn by the seed."""
     config = job.config
     images, labels = data.sample(config.per_class, torch.Generator().manual_seed(config.seed))
-    judged = evaluate(
-        lambda: config.make_network(data), images, labels, config.lr_teacher, data, config
+    maker = config.network_maker(data)
+    return _judged(
+        _one_by_one(
+            job,
+            lambda recipe: evaluate(maker, images, labels, config.lr_teacher, data, recipe),
+        )
     )
-    return _judged(judged)
+
+
+def _one_by_one(job: Job, judge_by: Callable[[Evaluation], Accuracy]) -> Accuracy:
+    """Judge by one network after another, and note each, so that a stop costs one at most."""
+    note = job.path / "networks.json"
+    # NaN of a network that diverged has no place in JSON.
+    noted: list[float | None] = read_json(note)["accuracy"] if note.exists() else []
+    for index in range(len(noted), job.config.num_eval):
+        seed = job.config.eval_seed + index
+        (value,) = judge_by(replace(job.config, num_eval=1, eval_seed=seed)).values
+        noted.append(None if math.isnan(value) else value)
+        write_json(note, {"accuracy": noted})
+    return Accuracy(tuple(math.nan if value is None else value for value in noted))
 
 
 def _judged(judged: Accuracy) -> dict[str, Any]:
@@ -128,7 +145,7 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
         raise ValueError(f"{job.path.parent.name}: {error}") from error
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
-    accuracy = judge(synthetic, data, job.config)
+    accuracy = _one_by_one(job, lambda recipe: judge(synthetic, data, job.config, recipe))
     note_accuracy(run, synthetic, job.config, accuracy)
     return {
         **_judged(accuracy),

@@ -1,0 +1,1 @@
+"""Rows of published tables, distilled and judged anew: ours beside theirs."""

@@ -1,0 +1,103 @@
+"""The file of a row: what its distillations reached, and what they were."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.reproduce.rows import PublishedRow
+from mim4dd.distill.spread import Spread
+from mim4dd.distill.sweep.grid import Setting
+from mim4dd.distill.sweep.job import Result
+
+__all__ = ["distillation", "options_of_row", "read_record", "write_record"]
+
+# Where things lie or are computed, which is nothing of the row.
+_PLACES = frozenset({"data_path", "device", "experts", "seed"})
+_OF_EXPERTS = ("num_experts", "train_epochs")
+_NEEDED = frozenset({"data", "method", "ipc", "weight", "iterations", "accuracy", "distillations"})
+
+
+def options_of_row(setting: Setting) -> dict[str, Any]:
+    """All that a distillation of the row depends on, flat, with how its experts are trained."""
+    options = setting.config.options()
+    if "experts" in options:
+        experts = setting.experts.options()
+        options |= {name: experts[name] for name in _OF_EXPERTS}
+    return {name: value for name, value in options.items() if name not in _PLACES}
+
+
+def distillation(result: Result, real: Result, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """One distillation as the file holds it, beside random real images of the same seed."""
+    kept = asdict(result)
+    del kept["num_classes"]
+    return kept | {"random_real": list(real.accuracy), **machine}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the file of a row.
+
+    Raises:
+        ValueError: If it is not there or holds something else.
+    """
+    values = read_json(path)
+    if missing := sorted(_NEEDED - values.keys()):
+        raise ValueError(f"{path} must hold a row of docs/reproduce, it lacks {', '.join(missing)}")
+    return values
+
+
+def write_record(
+    path: Path,
+    row: PublishedRow,
+    budget: str,
+    setting: Setting,
+    distillations: Sequence[Mapping[str, Any]],
+    note: str,
+) -> None:
+    """Write the file of a row, with what its distillations come to."""
+    options = options_of_row(setting)
+    published = options_of_row(row.setting("published"))
+    done = [each for each in distillations if each["failure"] is None]
+    iterations = setting.config.iterations
+    values = {
+        "data": row.data,
+        "method": row.method,
+        "ipc": row.ipc,
+        "weight": row.weight,
+        "budget": budget,
+        "iterations": iterations,
+        "experts": options.get("num_experts", 0),
+        "published": row.published,
+        "source": row.source,
+        "accuracy": _summary([_mean(each["accuracy"]) for each in done]),
+        "random_real": _summary(
+            [_mean(each["random_real"]) for each in done if each["random_real"]]
+        ),
+        "seconds_per_iteration": _per_iteration(done, "seconds", iterations),
+        "cpu_seconds_per_iteration": _per_iteration(done, "cpu_seconds", iterations),
+        "peak_mib": max((each["peak_bytes"] / 2**20 for each in done), default=None),
+        "note": note,
+        "differs": {
+            name: {"here": value, "published": published[name]}
+            for name, value in options.items()
+            if value != published[name]
+        },
+        "options": options,
+        "distillations": list(distillations),
+    }
+    write_json(path, values)
+
+
+def _mean(accuracies: Sequence[float]) -> float:
+    return sum(accuracies) / len(accuracies)
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
+    spread = Spread.of(values)
+    return {"mean": spread.mean, "std": spread.std, "n": spread.count}
+
+
+def _per_iteration(done: Sequence[Mapping[str, Any]], name: str, iterations: int) -> float | None:
+    mean = Spread.of([each[name] for each in done]).mean
+    return None if mean is None else mean / iterations
