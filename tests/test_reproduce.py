@@ -1,6 +1,11 @@
-"""Rows of published tables: what is asked for, what a kill leaves, files and their table."""
+"""Rows of published tables: what is asked for, what a kill leaves, files and their table.
+
+Jobs run in this process here: tests of sweeps kill those that have processes of their own.
+"""
 
 import json
+import os
+import random
 import statistics
 import subprocess
 import sys
@@ -8,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from killing import finish, kill_again_and_again
 
 import mim4dd
 from mim4dd.__main__ import main
@@ -24,7 +28,6 @@ from mim4dd.distill.sweep.job import Job, Result, run_job
 
 NAME = "digits-dm-ipc1-0"
 (ROW,) = chosen_rows([NAME])
-COMMAND = f"reproduce {NAME} --note word --out {{0}}/runs --results {{0}}/results"
 COSTS = {
     "seconds", "cpu_seconds", "peak_bytes", "seconds_per_iteration", "cpu_seconds_per_iteration",
     "peak_mib", "machine", "threads", "torch", "mim4dd", "commit",
@@ -53,10 +56,46 @@ def record_of(**changes):
     return given | changes
 
 
+class Killed(BaseException):
+    """What ends a process, for all that can be seen on the disk."""
+
+
+def call(command):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["mim4dd", *command.split()])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert not stopped.value.code
+
+
+def make_row(folder, killed_at=None):
+    """Run the command in a folder; killed before a file is written for the so-manieth time."""
+    written, replace_file = [], os.replace
+
+    def count(*arguments):
+        written.append(None)
+        if len(written) == killed_at:
+            raise Killed
+        replace_file(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "mim4dd.distill.reproduce.run.run_jobs", lambda jobs, _: list(map(run_job, jobs))
+        )
+        patched.setattr(os, "replace", count)
+        call(f"reproduce {NAME} --note word --out {folder}/runs --results {folder}/results")
+    return len(written)
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
-    finish(folder, COMMAND.format("."))
+    return folder, make_row(folder)
+
+
+@pytest.fixture
+def done(whole):
+    folder, _ = whole
     return folder, read_record(folder / "results" / f"{NAME}.json")
 
 
@@ -65,7 +104,7 @@ def test_the_file_tells_what_the_distillations_reached(done):
     assert (record["data"], record["method"], record["ipc"], record["weight"]) == (
         "digits", "dm", 1, 0.0
     )  # fmt: skip
-    assert (record["iterations"], record["experts"], record["published"]) == (40, 0, None)
+    assert (record["iterations"], record["experts"], record["published"]) == (20, 0, None)
     assert (record["budget"], record["source"], record["note"]) == ("small", ROW.source, "word")
     results = [
         Result.read(folder / f"runs/small/runs/{NAME}/seed{seed}/result.json") for seed in (0, 1)
@@ -87,8 +126,11 @@ def test_the_file_tells_what_the_distillations_reached(done):
     assert "| digits | DM | 1 |" in table
 
 
-def test_a_row_that_is_there_is_left_and_seeds_are_added(done, tmp_path):
+def test_a_row_that_is_there_is_left_and_seeds_are_added(done, tmp_path, monkeypatch):
     _, record = done
+    monkeypatch.setattr(
+        "mim4dd.distill.reproduce.run.run_jobs", lambda jobs, _: list(map(run_job, jobs))
+    )
     results = tmp_path / "results"
     results.mkdir()
     path = results / f"{NAME}.json"
@@ -105,7 +147,7 @@ def test_a_row_that_is_there_is_left_and_seeds_are_added(done, tmp_path):
     assert not (tmp_path / f"runs/small/runs/{NAME}/seed0").exists()
 
     # A shorter run never takes the place of a longer one.
-    longer = {**record, "iterations": 41, "options": {**record["options"], "iterations": 41}}
+    longer = {**record, "iterations": 21, "options": {**record["options"], "iterations": 21}}
     path.write_text(json.dumps(longer))
     before = path.read_bytes()
     reproduce(ROW, tmp_path / "runs", results)
@@ -119,12 +161,23 @@ def test_runs_of_other_options_are_refused(done, tmp_path):
         reproduce(other, folder / "runs", tmp_path)
 
 
-def test_killed_at_any_moment_the_row_is_the_same(done, tmp_path):
-    _, whole = done
-    kill_again_and_again(tmp_path, lambda: COMMAND.format("."), kills=2, longest=5)
-    parts = read_record(tmp_path / "results" / f"{NAME}.json")
-    assert whole["accuracy"]["n"] == 2
-    assert without_costs(whole) == without_costs(parts)
+def test_killed_at_any_moment_the_row_is_the_same(whole, done, tmp_path):
+    _, writes = whole
+    _, record = done
+    for _ in range(4):
+        with pytest.raises(Killed):
+            make_row(tmp_path, random.randint(1, writes // 5))
+    make_row(tmp_path)
+    assert record["accuracy"]["n"] == 2
+    assert without_costs(read_record(tmp_path / "results" / f"{NAME}.json")) == without_costs(
+        record
+    )
+    for seed in (0, 1):  # the sets too, bit for bit
+        files = [
+            folder / f"runs/small/runs/{NAME}/seed{seed}/synthetic.safetensors"
+            for folder in (whole[0], tmp_path)
+        ]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_stop_between_networks_keeps_those_that_were_judged(tmp_path, monkeypatch):
@@ -230,13 +283,9 @@ def test_whole_rows_are_as_published():
         ROW.setting("big")
 
 
-def test_the_command_lists_what_is_here(done, monkeypatch, capsys):
+def test_the_command_lists_what_is_here(done, capsys):
     folder, record = done
-    words = f"mim4dd reproduce --list {NAME} mnist-dm-ipc1-0 --results {folder / 'results'}"
-    monkeypatch.setattr(sys, "argv", words.split())
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert not stopped.value.code
+    call(f"reproduce --list {NAME} mnist-dm-ipc1-0 --results {folder / 'results'}")
     here, other = capsys.readouterr().out.splitlines()
     assert here.startswith(f"{NAME}: {100 * record['accuracy']['mean']:.1f} ± ")
     assert "(n = 2), published –" in here

@@ -34,15 +34,15 @@ _RECIPES: Mapping[tuple[str, str], dict[str, Any]] = {
 }
 _NETWORKS = {"dm": 5, "dc": 20, "dsa": 20, "mtt": 5}  # that judge a set; of 5 sets each
 
-# On a core of a Zen 3 a network of 10 images per class takes a minute for 100 of its epochs: judging
-# would take longer than distilling.
+# On a core of a Zen 3 a network takes a minute for 100 epochs of 10 images per class: judging would
+# take longer than distilling.
 _SMALL_NETWORKS: Mapping[int, dict[str, Any]] = {
     1: {"num_eval": 2},
     10: {"num_eval": 1, "eval_epochs": 300},
     50: {"num_eval": 1, "eval_epochs": 100},
 }
-# An image's share of the gradient of a class mean is 1/ipc, and its curvature too: steps that are so
-# many times larger go as far, where few are taken.
+# An image's share of the gradient of a class mean is 1/ipc, and of its curvature too: steps so many
+# times larger go as far, where few are taken.
 _DM_STEPS = {"iterations": 150, "batch_real": 64}
 _FEW_EXPERTS = {"num_experts": 5, "train_epochs": 6}
 _SMALL: Mapping[str, dict[int, dict[str, Any]]] = {
@@ -59,7 +59,7 @@ _SMALL: Mapping[str, dict[int, dict[str, Any]]] = {
 
 def _rows() -> list[PublishedRow]:
     # Seconds, to see that all works; nothing is published for these data.
-    tiny = Budget(2, {"iterations": 40, "num_eval": 2, "eval_epochs": 60})
+    tiny = Budget(2, {"width": 8, "iterations": 20, "num_eval": 2, "eval_epochs": 20})
     found = [PublishedRow("digits", "dm", 1, 0.0, None, _NONE, tiny, Budget(5))]
     for (data, method), (source, by_ipc) in _PUBLISHED.items():
         for ipc, percent in by_ipc.items():
