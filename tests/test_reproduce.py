@@ -51,7 +51,11 @@ def record_of(**changes):
         "random_real": {"mean": 0.9, "std": None, "n": 1}, "seconds_per_iteration": 2.345,
         "cpu_seconds_per_iteration": 1.5, "peak_mib": 812.4, "note": "",
         "differs": {"iterations": {"here": 300, "published": 20000}},
-        "distillations": [{"failure": None, "seed": 0}],
+        "options": {"lr_img": 1.0, "weight": 0.0},
+        "distillations": [
+            {"failure": None, "seed": seed, "accuracy": [accuracy], "random_real": [real]}
+            for seed, accuracy, real in ((0, 0.94, 0.9), (1, 0.96, 0.9))
+        ],
     }  # fmt: skip
     return given | changes
 
@@ -205,36 +209,51 @@ def test_the_table_is_of_the_files():
     lines = markdown_table(
         [
             record_of(),
-            record_of(weight=0.1, published=None, note="a word"),
+            record_of(
+                weight=0.1,
+                published=None,
+                note="a word",
+                options={"lr_img": 1.0, "weight": 0.1},
+                distillations=[  # of one seed in common
+                    {"failure": None, "seed": 1, "accuracy": [0.97, 0.99], "random_real": []},
+                    {"failure": None, "seed": 2, "accuracy": [0.5], "random_real": [0.5]},
+                ],
+            ),
+            record_of(weight=0.1, options={"lr_img": 2.0, "weight": 0.1}),  # not alike
             record_of(
                 accuracy={"mean": None, "std": None, "n": 0},
                 random_real={"mean": None, "std": None, "n": 0},
+                options={},
                 seconds_per_iteration=None,
-                distillations=[{"failure": "diverged", "seed": 4}],
+                distillations=[
+                    {"failure": "diverged", "seed": 4, "accuracy": [], "random_real": [0.9]}
+                ],
             ),
         ]
     ).splitlines()
     differs = "`iterations` 300 for 20000"
+    over = "+5.0 ± 1.4 (-7.7 … +17.7; p 0.126)"
     assert lines[2:] == [
-        "| mnist | DM | 10 | 95.0 ± 1.2 | 3 | 97.5 | -2.5 | 90.0 | 300 |  | 2.35 | 1.50 | 812 "
-        f"| {differs} |",
-        "| mnist | DM + MIM4DD, λ 0.1 | 10 | 95.0 ± 1.2 | 3 | – | – | 90.0 | 300 |  | 2.35 | 1.50 "
-        f"| 812 | {differs}, a word |",
-        "| mnist | DM | 10 | – | 0 | 97.5 | – | – | 300 |  |  | 1.50 | 812 "
+        f"| mnist | DM | 10 | 95.0 ± 1.2 | 3 | 97.5 | -2.5 | 90.0 | {over} |  | 300 |  | 2.35 "
+        f"| 1.50 | 812 | {differs} |",
+        "| mnist | DM + MIM4DD, λ 0.1 | 10 | 95.0 ± 1.2 | 3 | – | – | 90.0 | +0.0 | +2.0 | 300 |  "
+        f"| 2.35 | 1.50 | 812 | {differs}, a word |",
+        f"| mnist | DM + MIM4DD, λ 0.1 | 10 | 95.0 ± 1.2 | 3 | 97.5 | -2.5 | 90.0 | {over} |  "
+        f"| 300 |  | 2.35 | 1.50 | 812 | {differs} |",
+        "| mnist | DM | 10 | – | 0 | 97.5 | – | – |  |  | 300 |  |  | 1.50 | 812 "
         f"| {differs}, seed 4 diverged |",
     ]
-    assert {line.count("|") for line in lines} == {15}
+    assert {line.count("|") for line in lines} == {17}
 
 
 def test_the_text_around_the_table_is_kept(tmp_path):
-    needed = {"options": {}}
     for name, ipc in (("mnist-dm-ipc10-0", 10), ("mnist-dm-ipc1-0", 1)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(record_of(ipc=ipc) | needed))
+        (tmp_path / f"{name}.json").write_text(json.dumps(record_of(ipc=ipc)))
     page = write_table(tmp_path)
     assert page.read_text().startswith("<!-- rows -->")
     page.write_text(f"# Title\n\n{page.read_text()}\nAfter.\n")
     (tmp_path / "mnist-dm-ipc10-0.json").write_text(
-        json.dumps(record_of(accuracy={"mean": 0.5, "std": None, "n": 1}) | needed)
+        json.dumps(record_of(accuracy={"mean": 0.5, "std": None, "n": 1}))
     )
     text = write_table(tmp_path).read_text()
     assert text.startswith("# Title\n\n<!-- rows -->")

@@ -209,7 +209,7 @@ def test_the_summary_is_of_the_metrics(runs):
     entries = summary(run)
     last = rows[-1]
     assert entries["test accuracy"] == (
-        f"{100 * last['accuracy']:.1f} ± {100 * last['accuracy_std']:4.1f} % of 2 networks "
+        f"{100 * last['accuracy']:.1f} ({100 * last['accuracy_std']:.1f}) % of 2 networks "
         "after 4 iterations"
     )
     bound = rows[3]["mi_lower_bound"]  # a tenth of four rows is one

@@ -39,15 +39,6 @@ def pixels_of(path):
     )
 
 
-def test_a_spread_is_over_what_there_is():
-    assert Spread.of([]) == Spread(None, None, 0)
-    assert Spread.of([2.0]) == Spread(2.0, None, 1)
-    assert Spread.of([1.0, 3.0]) == Spread(2.0, math.sqrt(2), 2)
-    diverged = Spread.of([1.0, math.nan])
-    assert math.isnan(diverged.mean)
-    assert math.isnan(diverged.std)
-
-
 def test_a_distillation_counts_once_and_gains_are_paired(settings):
     row = summarize(settings[1], OTHER, REAL, "base", BASE)
     # Means of the sets: 0.61 and 0.64, of the base 0.52 and 0.60, of real images 0.41 and 0.46.
@@ -124,6 +115,13 @@ def test_files(settings, tmp_path):
     assert "56.0 ± 5.7" in shown[2]
     assert "reference" in shown[2]
     assert "+9.0" in shown[3]
+    # One pair is left, which has no interval; of two, 9 and 4 points, it is wide.
+    assert second["gain_low"] == second["gain_p"] == ""
+    both = [rows[0], summarize(settings[1], OTHER, REAL, "base", BASE)]
+    assert "+6.5 ± 3.5 | -25.3 … +38.3" in " ".join(markdown_table(both).split())
+    _, line = csv.DictReader(write_tables(both, settings, results, tmp_path)[0].open())
+    assert float(line["gain_low"]) == pytest.approx(0.065 - 12.7062 * 0.025, abs=1e-5)
+    assert float(line["gain_p"]) == pytest.approx(0.23375, abs=1e-4)
     assert "- weight=0, seed 1: the loss is not finite" in text
     assert "Random real images by the same recipe: 43.5 ± 3.5 % (n = 2)." in text
 

@@ -75,7 +75,7 @@ def test_repr_tells_what_it_is():
     assert repr(synthetic).splitlines() == [
         "SyntheticSet of 4 images of 2 × 4 × 4, 0 to 2 per class of 4: a, b, c, …",
         "  method mtt + mim4dd, data bars, mim4dd 9.9, soft labels, syn_lr 0.25",
-        "  test accuracy 60.0 ± 14.1 % of 2 convnet, 25.0 % of 1 mlp",
+        "  test accuracy 60.0 (14.1) % of 2 convnet, 25.0 % of 1 mlp",
         "  read from here",
     ]
     assert "nan % of 2 convnet" in repr(synthetic.with_accuracy("convnet", [0.5, float("nan")]))

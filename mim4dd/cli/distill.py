@@ -106,7 +106,7 @@ def _distill(
     accuracy = judge(result, data, config)
     note_accuracy(run, result, config, accuracy)
     typer.echo(
-        f"{run.synthetic}: test accuracy {percent(accuracy.summary()).lstrip()} % "
+        f"{run.synthetic}: test accuracy {percent(accuracy.summary())} % "
         f"of {len(accuracy.values)} networks"
     )
     for line in draw_run(run, data.name).lines:

@@ -27,6 +27,7 @@ from mim4dd.distill.runs.metrics import final_bound
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import start_worker_server
 from mim4dd.distill.runtime.threads import workers_for
+from mim4dd.distill.spread import CONFIDENCE, Spread
 
 __all__ = ["accuracy_table", "compare", "comparison_table"]
 
@@ -112,11 +113,12 @@ def _compare(
             "full": accuracies["full"].summary(),
             "ipc": {
                 config.ipc_title: {
-                    name: accuracies[name].summary() for name in ("random_real", *runs)
+                    "random_real": accuracies["random_real"].summary(),
+                    **{name: _summary(accuracies[name], config) for name in runs},
                 }
             },
         },
-        "mim4dd_gain": _gain(accuracies, config.method_name),
+        "mim4dd_gain": _gain(accuracies, config),
         "mi_lower_bound": {
             "nats": statistics.fmean(
                 bound
@@ -195,9 +197,37 @@ def _titles(method: str) -> dict[str, str]:
     return {method: title, f"{method}+mim4dd": f"{title} + MIM4DD"}
 
 
-def _gain(accuracies: dict[str, Accuracy], method: str) -> dict[str, float | int]:
-    """What MIM4DD adds, over pairs of networks with the same seeds."""
-    return accuracies[f"{method}+mim4dd"].gain_over(accuracies[method]).summary()
+def _means(accuracy: Accuracy, config: CompareConfig) -> list[float]:
+    """What every distillation counts, of the networks on all sets of a method."""
+    values = iter(accuracy.values)
+    return [statistics.fmean(islice(values, config.num_eval)) for _ in range(config.num_distill)]
+
+
+def _summary(accuracy: Accuracy, config: CompareConfig) -> dict[str, float | int | None]:
+    """Over the distillations of a method: networks of one set are not independent."""
+    spread = Spread.of(_means(accuracy, config))
+    return {
+        "mean": spread.mean,
+        "std": spread.std,
+        "seeds": spread.count,
+        "networks": len(accuracy.values),
+    }
+
+
+def _gain(accuracies: dict[str, Accuracy], config: CompareConfig) -> dict[str, float | int | None]:
+    """What MIM4DD adds, over pairs of distillations with the same seeds."""
+    method = config.method_name
+    both = (_means(accuracies[name], config) for name in (f"{method}+mim4dd", method))
+    gain = Spread.of_gains(zip(*both, strict=True))
+    low, high = gain.interval() or (None, None)
+    return {
+        "mean": gain.mean,
+        "std": gain.std,
+        "seeds": gain.count,
+        "low": low,
+        "high": high,
+        "p": gain.p_value(),
+    }
 
 
 def _draw(
@@ -231,12 +261,36 @@ def _draw(
     return paths
 
 
-def accuracy_table(accuracies: Mapping[str, Mapping[str, float | int]]) -> str:
-    """One line per set: mean ± std in percent, and of how many networks."""
+def accuracy_table(accuracies: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per set, or per method with all its sets: accuracy in percent, and of how many.
+
+    A method has mean ± deviation over its distillations; one set has the deviation over its
+    networks in brackets.
+    """
     width = max(len(name) for name in accuracies)
     return "\n".join(
-        f"{name:<{width}}  {percent(stats)} %  of {stats['seeds']} networks"
-        for name, stats in accuracies.items()
+        f"{name:<{width}}  {_accuracy_text(stats)}" for name, stats in accuracies.items()
+    )
+
+
+def _accuracy_text(stats: Mapping[str, Any]) -> str:
+    if "networks" not in stats:
+        return f"{percent(stats)} %  of {stats['seeds']} networks"
+    sets = "1 distillation" if stats["seeds"] == 1 else f"{stats['seeds']} distillations"
+    return f"{_spread(stats).text(100)} %  of {sets}, {stats['networks']} networks"
+
+
+def _spread(stats: Mapping[str, Any]) -> Spread:
+    return Spread(stats["mean"], stats["std"], stats["seeds"])
+
+
+def _gain_text(gain: Spread) -> str:
+    text = f"{gain.text(100, sign='+')} points"
+    if gain.std is None:
+        return text
+    return (
+        f"{text} ({100 * CONFIDENCE:.0f} % interval {gain.interval_text(100)}, "
+        f"p {gain.p_value():.2f}, {gain.count} pairs of distillations)"
     )
 
 
@@ -251,11 +305,10 @@ def comparison_table(summary: dict[str, Any]) -> str:
     spent = [f"{name} {value:.0f} s" for name, value in summary["seconds"].items() if value]
     return "\n".join(
         [
-            f"{summary['dataset']}: accuracy on held-out real images, mean ± std",
+            f"{summary['dataset']}: accuracy on held-out real images; ± over distillations, in "
+            "brackets over networks",
             accuracy_table(accuracies),
-            f"MIM4DD adds {percent(gain, '+')} points to "
-            f"{titles[summary['method']]} "
-            f"({gain['seeds']} pairs of networks from {summary['num_distill']} distillations each)",
+            f"MIM4DD adds {_gain_text(_spread(gain))} to {titles[summary['method']]}",
             f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
             f"log C = {bound['log_num_classes']:.2f}",
             "time: " + ", ".join(spent) + f"; {summary['elapsed_seconds']:.0f} s by the clock",

@@ -41,7 +41,7 @@ class AccuracyTable(dict[str, dict[str, Accuracy]]):
         >>> from mim4dd.distill.evaluation.recipe import Accuracy
         >>> AccuracyTable({"runs/a": {"convnet": Accuracy((0.5, 0.7))}})
         %, of 2 networks each       convnet
-        runs/a                  60.0 ± 14.1
+        runs/a                  60.0 (14.1)
     """
 
     def __repr__(self) -> str:
@@ -223,7 +223,7 @@ def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData
 
 
 def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
-    """Sets by networks, mean ± std in percent."""
+    """Sets by networks, mean and in brackets deviation over networks, in percent."""
     first = next(iter(table.values()))
     num_eval = len(next(iter(first.values())).values)
     rows = [[f"%, of {num_eval} networks each", *first]]
@@ -235,7 +235,7 @@ def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
 
 
 def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
-    """A line for every set, network and recipe, mean ± std in percent."""
+    """A line for every set, network and recipe, mean and deviation over networks in percent."""
     num_eval = len(next(iter(gains.values()))[0].gain.values)
     accuracy = f"% of {num_eval} networks"
     rows = [["set", "network", "labels", "augmentation", accuracy, "random real", "gain"]]

@@ -67,15 +67,18 @@ class Accuracy:
 
 
 def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
-    """Mean ± std in percent, of what :meth:`Accuracy.summary` gave; one network has no deviation.
+    """Mean and, in brackets, deviation in percent, of what :meth:`Accuracy.summary` gave.
+
+    In brackets, as it is over networks of one set, which says nothing of how another distillation
+    would come out; ± is over distillations. One network has no deviation.
 
     Example:
         >>> from mim4dd.distill.evaluation.recipe import Accuracy, percent
         >>> percent(Accuracy((0.5, 0.7)).summary()), percent(Accuracy((0.5,)).summary())
-        (' 60.0 ± 14.1', ' 50.0 ±    –')
+        ('60.0 (14.1)', '50.0 (–)')
     """
     deviation = "–" if summary["seeds"] == 1 else f"{100 * summary['std']:.1f}"
-    return f"{100 * summary['mean']:{sign}5.1f} ± {deviation:>4}"
+    return f"{100 * summary['mean']:{sign}.1f} ({deviation})"
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class Run:
 
         Returns:
             Accuracies by the name of the set, of the baselines, and of the network; it prints as a
-            table, mean ± std in percent.
+            table, mean and in brackets deviation over networks, in percent.
 
         Raises:
             ValueError: If a network does not exist or cannot take the data, the data are not what

@@ -117,7 +117,7 @@ def summary(run: RunDirectory) -> dict[str, str]:
         last = judged[-1]
         stats = {name: last[f"accuracy_{name}"] for name in ("std", "seeds")}
         entries["test accuracy"] = (
-            f"{percent({'mean': last['accuracy'], **stats}).lstrip()} % of {stats['seeds']} "
+            f"{percent({'mean': last['accuracy'], **stats})} % of {stats['seeds']} "
             f"networks after {last['iteration']} iterations"
         )
     bound = final_bound(rows)

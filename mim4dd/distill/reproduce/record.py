@@ -1,5 +1,6 @@
 """The file of a row: what its distillations reached, and what they were."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Result
 
-__all__ = ["distillation", "options_of_row", "read_record", "write_record"]
+__all__ = ["distillation", "means", "options_of_row", "read_record", "write_record"]
 
 # Where things lie or are computed, which is nothing of the row.
 _PLACES = frozenset({"data_path", "device", "experts", "seed"})
@@ -70,10 +71,8 @@ def write_record(
         "experts": options.get("num_experts", 0),
         "published": row.published,
         "source": row.source,
-        "accuracy": _summary([_mean(each["accuracy"]) for each in done]),
-        "random_real": _summary(
-            [_mean(each["random_real"]) for each in done if each["random_real"]]
-        ),
+        "accuracy": Spread.of(list(means(distillations).values())).summary(),
+        "random_real": Spread.of(list(means(distillations, "random_real").values())).summary(),
         "seconds_per_iteration": _per_iteration(done, "seconds", iterations),
         "cpu_seconds_per_iteration": _per_iteration(done, "cpu_seconds", iterations),
         "peak_mib": max((each["peak_bytes"] / 2**20 for each in done), default=None),
@@ -89,13 +88,13 @@ def write_record(
     write_json(path, values)
 
 
-def _mean(accuracies: Sequence[float]) -> float:
-    return sum(accuracies) / len(accuracies)
-
-
-def _summary(values: Sequence[float]) -> dict[str, float | int | None]:
-    spread = Spread.of(values)
-    return {"mean": spread.mean, "std": spread.std, "n": spread.count}
+def means(distillations: Sequence[Mapping[str, Any]], name: str = "accuracy") -> dict[int, float]:
+    """What the networks of every distillation, or of its random real images, reach, by seed."""
+    return {
+        each["seed"]: statistics.fmean(each[name])
+        for each in distillations
+        if each["failure"] is None and each[name]
+    }
 
 
 def _per_iteration(done: Sequence[Mapping[str, Any]], name: str, iterations: int) -> float | None:

@@ -7,7 +7,8 @@ from typing import Any
 from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.reproduce.known import ROWS
-from mim4dd.distill.reproduce.record import read_record
+from mim4dd.distill.reproduce.record import means, read_record
+from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import shown
 
 __all__ = ["markdown_table", "one_line", "write_table"]
@@ -15,7 +16,8 @@ __all__ = ["markdown_table", "one_line", "write_table"]
 _BEGIN, _END = "<!-- rows -->", "<!-- end of rows -->"
 _HEADER = (
     "data", "method", "ipc", "ours %", "n", "published %", "difference", "random real %",
-    "iterations", "experts", "s / it", "CPU s / it", "MiB", "otherwise than published",
+    "over random real", "MIM4DD adds", "iterations", "experts", "s / it", "CPU s / it", "MiB",
+    "otherwise than published",
 )  # fmt: skip
 _NAMES = 2  # columns with words, on the left
 
@@ -41,7 +43,7 @@ def write_table(folder: Path) -> Path:
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
     """The rows for people: accuracies in percent, differences in points."""
-    lines = [_HEADER, *map(_cells, records)]
+    lines = [_HEADER, *(_cells(record, _alone(record, records)) for record in records)]
     rule = ["---"] * _NAMES + ["---:"] * (len(_HEADER) - _NAMES - 1) + ["---"]
     lines.insert(1, tuple(rule))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -58,7 +60,27 @@ def one_line(path: Path) -> str:
     )
 
 
-def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+def _alone(
+    record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """The row of the same method by itself, of the same options, beside one with MIM4DD."""
+    wanted = {**record["options"], "weight": 0.0}
+    found = [other for other in records if other["options"] == wanted]
+    return found[0] if found and record["weight"] else None
+
+
+def _gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Points gained, seed by seed: what they may be in truth, and how likely so many by chance."""
+    gain = Spread.of_gains((value, theirs.get(seed)) for seed, value in ours.items())
+    text = gain.text(100, sign="+")
+    if gain.std is None:
+        return text
+    return f"{text} ({gain.interval_text(100)}; p {gain.p_value():.3f})"
+
+
+def _cells(record: Mapping[str, Any], alone: Mapping[str, Any] | None) -> tuple[str, ...]:
+    distillations = record["distillations"]
+    ours = means(distillations)
     accuracy, published = record["accuracy"], record["published"]
     known = accuracy["mean"] is not None and published is not None
     title = METHODS[record["method"]].title
@@ -71,6 +93,8 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
         "–" if published is None else f"{100 * published:.1f}",
         f"{100 * (accuracy['mean'] - published):+.1f}" if known else "–",
         _percent(record["random_real"]),
+        _gain(ours, means(distillations, "random_real")),
+        "" if alone is None else _gain(ours, means(alone["distillations"])),
         str(record["iterations"]),
         str(record["experts"] or ""),
         _number(record["seconds_per_iteration"], 2),
@@ -91,11 +115,8 @@ def _otherwise(record: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *filter(None, [record["note"]])])
 
 
-def _percent(summary: Mapping[str, float | None]) -> str:
-    if summary["mean"] is None:
-        return "–"
-    text = f"{100 * summary['mean']:.1f}"
-    return text if summary["std"] is None else f"{text} ± {100 * summary['std']:.1f}"
+def _percent(summary: Mapping[str, Any]) -> str:
+    return Spread(summary["mean"], summary["std"], summary["n"]).text(100) or "–"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -30,8 +30,8 @@ class Measured:
     def __str__(self) -> str:
         spread = Spread.of(self.values)
         mean, std = 100 * statistics.fmean(self.values), spread.std
-        # Of a network that diverged it is NaN.
-        deviation = "" if std is None or std != std else f" ± {100 * std:.1f}"
+        # Of a network that diverged it is NaN. In brackets, for ± is over distillations.
+        deviation = "" if std is None or std != std else f" ({100 * std:.1f})"
         return f"{mean:.1f}{deviation} % of {spread.count} {self.network}"
 
 

@@ -1,8 +1,4 @@
-"""The table of a sweep: what is computed over seeds, as CSV and as Markdown.
-
-The unit is the distillation: each counts with the mean accuracy of its networks, and a standard
-deviation is over distillations. Networks trained on one set are not independent of each other.
-"""
+"""The table of a sweep: what is computed over seeds, as CSV and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.files.atomic import write_csv, write_text
-from mim4dd.distill.spread import Spread
+from mim4dd.distill.spread import CONFIDENCE, Spread
 from mim4dd.distill.sweep.grid import Setting, shown
 from mim4dd.distill.sweep.job import Result
 
 __all__ = ["Row", "markdown_table", "summarize", "write_runs", "write_tables"]
+
+_CONFIDENT = f"{100 * CONFIDENCE:.0f} %"
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,8 @@ def summarize(
 
 
 def _paired(results: Sequence[Result], others: Sequence[Result]) -> Spread:
-    pairs = zip(results, others, strict=True)
-    return Spread.of(
-        [
-            result.mean - other.mean
-            for result, other in pairs
-            if result.failure is None and other.failure is None
-        ]
-    )
+    means = ([None if each.failure else each.mean for each in of] for of in (results, others))
+    return Spread.of_gains(zip(*means, strict=True))
 
 
 def write_tables(
@@ -123,6 +115,7 @@ def write_runs(
 
 
 def _csv_cells(row: Row) -> dict[str, Any]:
+    low, high = row.gain.interval() or (None, None)
     return {
         "setting": row.setting,
         **{name: shown(value) for name, value in row.options.items()},
@@ -133,6 +126,9 @@ def _csv_cells(row: Row) -> dict[str, Any]:
         "gain_over": row.reference,
         "gain": row.gain.mean,
         "gain_std": row.gain.std,
+        "gain_low": low,
+        "gain_high": high,
+        "gain_p": row.gain.p_value(),
         "gain_pairs": row.gain.count,
         "random_real": row.random_real.mean,
         "random_real_std": row.random_real.std,
@@ -157,18 +153,18 @@ def markdown_table(rows: Sequence[Row]) -> str:
     """The rows for people: accuracies in percent, gains in points, columns aligned."""
     names = list(rows[0].options)
     header = [
-        *names, "accuracy %", "n", "gain", "over random real", "MI bound", "s", "CPU s", "MiB",
-        "failed",
+        *names, "accuracy %", "n", "gain", f"{_CONFIDENT} interval", "p", "over random real",
+        "MI bound", "s", "CPU s", "MiB", "failed",
     ]  # fmt: skip
     lines = [
         [
             *(shown(row.options[name]) for name in names),
-            _pm(row.accuracy, 100),
+            row.accuracy.text(100),
             str(row.accuracy.count),
-            "reference" if row.reference == row.setting else _pm(row.gain, 100, sign="+"),
-            _pm(row.over_real, 100, sign="+"),
-            _pm(row.mi_lower_bound, digits=2),
-            _pm(row.seconds),
+            *_gain_cells(row),
+            row.over_real.text(100, sign="+"),
+            row.mi_lower_bound.text(digits=2),
+            row.seconds.text(),
             _number(row.cpu_seconds.mean),
             _number(row.peak_mib.mean, digits=0),
             str(len(row.failures)) if row.failures else "",
@@ -183,6 +179,17 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join([*text, "", _legend(rows)])
 
 
+def _gain_cells(row: Row) -> tuple[str, str, str]:
+    """The gain, what it may be, and how likely as large a one is by chance."""
+    if row.reference == row.setting:
+        return "reference", "", ""
+    return (
+        row.gain.text(100, sign="+"),
+        row.gain.interval_text(100),
+        _number(row.gain.p_value(), digits=3),
+    )
+
+
 def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
     aligned = [
         f"{cell:<{width}}" if index < left else f"{cell:>{width}}"
@@ -194,24 +201,18 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
 def _legend(rows: Sequence[Row]) -> str:
     real = {(row.random_real.mean, row.random_real.std): row.random_real for row in rows}
     baselines = ", ".join(
-        f"{_pm(spread, 100)} % (n = {spread.count})" for spread in real.values() if spread.count
+        f"{spread.text(100)} % (n = {spread.count})" for spread in real.values() if spread.count
     )
     lines = [
         "± is the standard deviation over n distillations, each the mean of its networks; gains "
-        "are in points, paired by seed.",
+        "are in points, paired by seed. The interval is Student's for the mean gain, p how often "
+        "distillations that do not differ would show as large a one.",
         "s and CPU s are per distillation without its judging; MiB is the peak of its process.",
         f"Random real images by the same recipe: {baselines or 'none, all diverged'}.",
     ]
     for row in rows:
         lines += [f"{row.setting}, seed {seed}: {text}" for seed, text in row.failures.items()]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _pm(spread: Spread, scale: float = 1.0, digits: int = 1, sign: str = "") -> str:
-    if spread.mean is None:
-        return ""
-    text = f"{scale * spread.mean:{sign}.{digits}f}"
-    return text if spread.std is None else f"{text} ± {scale * spread.std:.{digits}f}"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
