@@ -490,6 +490,16 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
     assert own.split()[1:3] == lines[0].split()[-2:]  # on the run's own network
     assert Path("own.csv").read_text().splitlines()[1].startswith("one,convnet,")
 
+    status, out, err = mim4dd("evaluate one --coresets --num-eval 1 --eval-epochs 2")
+    assert status == 0, err
+    names = [line.split("  ")[0] for line in out.splitlines()]
+    chosen = [f"1 real images per class by {name}" for name in ("herding", "k-centre", "EL2N")]
+    assert names == ["one", "1 random real images per class", "whole training set", *chosen]
+    status, _, err = mim4dd("evaluate one --coresets --fairness")
+    assert (status, err.strip()) == (
+        1, "mim4dd: --coresets takes neither --fairness nor --no-baselines"
+    )  # fmt: skip
+
     status, out, err = mim4dd("evaluate one --fairness --networks lenet,convnet --csv gains.csv")
     assert status == 0, err
     assert [line.split()[:4] for line in out.splitlines()] == [

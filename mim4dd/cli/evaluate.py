@@ -42,6 +42,14 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Also random real images, and the whole training set.")
     ] = True,
+    coresets: Annotated[
+        bool,
+        typer.Option(
+            "--coresets",
+            help="Also real images that a network trained on all of them chooses: by herding, "
+            "k-centre and EL2N.",
+        ),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(help="Real data of sets that do not name them: as for distill."),
@@ -81,6 +89,8 @@ def evaluate(
     from mim4dd.distill.files.atomic import require_writable
     from mim4dd.distill.runs import is_set
 
+    if coresets and (fairness or not baselines):
+        raise ValueError("--coresets takes neither --fairness nor --no-baselines")
     named = None if networks is None else [name.strip() for name in networks.split(",")]
     columns = cross.network_columns(named)
     if csv is not None:
@@ -104,7 +114,7 @@ def evaluate(
         if csv is not None:
             cross.save_gains(csv, gains)
         return
-    table = cross.cross_evaluate(judged, columns, baselines)
+    table = cross.cross_evaluate(judged, columns, baselines, coresets)
     if networks is None:
         own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
         typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))

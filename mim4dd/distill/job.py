@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.coresets import evaluate_coresets
 from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
@@ -20,6 +21,7 @@ from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 __all__ = [
     "judge",
+    "judge_coresets",
     "judge_full",
     "judge_random_real",
     "judge_unchecked",
@@ -182,6 +184,13 @@ def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
     """What random real images of the same count reach by the same recipe."""
     return evaluate_random_real(
         config.network_maker(data), config.per_class, config.lr_teacher, data, config
+    )
+
+
+def judge_coresets(data: ImageData, config: DistillConfig) -> dict[str, Accuracy]:
+    """What chosen real images of the same count reach by the same recipe, by the choice."""
+    return evaluate_coresets(
+        config.network_maker(data), config.ipc, config.lr_teacher, data, config
     )
 
 

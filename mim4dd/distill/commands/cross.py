@@ -12,7 +12,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
 from mim4dd.distill.files.atomic import write_csv
-from mim4dd.distill.job import judge, judge_full, judge_random_real
+from mim4dd.distill.job import judge, judge_coresets, judge_full, judge_random_real
 from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.progress import progress_bar
@@ -125,7 +125,10 @@ def _network_options(config: DistillConfig) -> dict[str, Any]:
 
 
 def cross_evaluate(
-    runs: Sequence[JudgedRun], networks: Sequence[str | None], baselines: bool
+    runs: Sequence[JudgedRun],
+    networks: Sequence[str | None],
+    baselines: bool,
+    coresets: bool = False,
 ) -> AccuracyTable:
     """Judge every set on every network, by the recipe and the step size that it comes with.
 
@@ -134,6 +137,8 @@ def cross_evaluate(
         networks: The columns; None is the network of each run.
         baselines: Whether random real images and the whole training set are rows, too; the runs
             then must be of one task.
+        coresets: Whether real images that are chosen by what a network trained on all of them says
+            are rows, too; only with ``baselines``.
 
     Returns:
         Accuracies by names of the row and of the network.
@@ -163,6 +168,10 @@ def cross_evaluate(
                 config = run.on_network(network)
                 for row, judge_real in rows.items():
                     table[row][config.network_name] = judge_real(data, config)
+                if coresets:
+                    for name, accuracy in judge_coresets(data, config).items():
+                        row = f"{config.ipc} real images per class by {name}"
+                        table.setdefault(row, {})[config.network_name] = accuracy
                 progress.update()
     return table
 

@@ -1,5 +1,6 @@
 """What a set is worth: networks trained on it and tested on real images."""
 
+from mim4dd.distill.evaluation.coresets import evaluate_coresets
 from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
@@ -8,4 +9,11 @@ from mim4dd.distill.evaluation.recipe import (
     evaluate_random_real,
 )
 
-__all__ = ["Accuracy", "Evaluation", "evaluate", "evaluate_full", "evaluate_random_real"]
+__all__ = [
+    "Accuracy",
+    "Evaluation",
+    "evaluate",
+    "evaluate_coresets",
+    "evaluate_full",
+    "evaluate_random_real",
+]

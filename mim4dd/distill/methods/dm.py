@@ -26,7 +26,7 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.training.augment import Augmentation
-from mim4dd.distill.training.features import reading_inputs
+from mim4dd.distill.training.features import embedding_read, last_linear
 from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_over_classes
 
 __all__ = ["DM", "DMSettings"]
@@ -72,7 +72,7 @@ class DM(BaseMethod):
     """
 
     def __init__(self, new_network: Callable[[int], nn.Module], settings: DMSettings) -> None:
-        _last_linear(new_network(0))
+        last_linear(new_network(0))
         self.new_network = new_network
         self.settings = settings
         strategy = settings.dsa_strategy
@@ -155,16 +155,6 @@ def _mean_embeddings(networks: list[nn.Module], groups: list[Tensor]) -> Tensor:
 
 def _embed(network: nn.Module, state: State, images: Tensor) -> Tensor:
     """What the last linear layer reads. (B, D)"""
-    with reading_inputs(network, [_last_linear(network)], lambda _, images: images) as read:
+    with embedding_read(network) as read:
         functional_call(network, state, (images,))
-    return read[0].flatten(1)
-
-
-def _last_linear(network: nn.Module) -> nn.Linear:
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            "network must have a linear layer, whose input is its embedding, "
-            f"got a {type(network).__name__} without one"
-        )
-    return linear[-1]
+    return read[0]

@@ -11,9 +11,41 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.fused import NormReLUPool2d
 from mim4dd.ops.norm_relu_pool import norm_relu_pool
 
-__all__ = ["layer_features", "reading_inputs", "unpooled_features"]
+__all__ = [
+    "embedding_read",
+    "last_linear",
+    "layer_features",
+    "reading_inputs",
+    "unpooled_features",
+]
 
 Reader = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a module, what it read and gave out
+
+
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The layer whose input is the network's embedding.
+
+    Raises:
+        ValueError: If there is no linear layer.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            "network must have a linear layer, whose input is its embedding, "
+            f"got a {type(network).__name__} without one"
+        )
+    return linear[-1]
+
+
+@contextmanager
+def embedding_read(network: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that every pass of the network within the block adds its embedding to. (B, D)
+
+    Raises:
+        ValueError: If the network has no linear layer.
+    """
+    with reading_inputs(network, [last_linear(network)], lambda _, rows: rows.flatten(1)) as read:
+        yield read
 
 
 def layer_features(
