@@ -500,6 +500,15 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
         1, "mim4dd: --coresets takes neither --fairness nor --no-baselines"
     )  # fmt: skip
 
+    few = "--num-eval 1 --eval-epochs 2"
+    status, out, err = mim4dd(f"evaluate one --fairness --regimes {few}")
+    assert status == 0, err
+    labels = [line.split()[2] for line in out.splitlines()[1:5]]
+    assert labels == ["hard", "hard", "soft", "teacher"]
+    assert out.splitlines()[-1].startswith("teacher: such a network's labels of every augmented")
+    status, _, err = mim4dd("evaluate one --regimes")
+    assert (status, "--regimes is for the table of --fairness" in err) == (1, True)
+
     status, out, err = mim4dd("evaluate one --fairness --networks lenet,convnet --csv gains.csv")
     assert status == 0, err
     assert [line.split()[:4] for line in out.splitlines()] == [

@@ -37,6 +37,14 @@ def evaluate(
             "labels and hard ones, with augmentation and without.",
         ),
     ] = False,
+    regimes: Annotated[
+        bool,
+        typer.Option(
+            "--regimes",
+            help="With --fairness: also by one soft label for each image, and by a teacher's "
+            "labels for every augmented, mixed batch.",
+        ),
+    ] = False,
     num_eval: Annotated[int | None, typer.Option(help="Networks to train; else the run's.")] = None,
     eval_epochs: Annotated[int | None, typer.Option(help="Epochs of each; else the run's.")] = None,
     baselines: Annotated[
@@ -86,9 +94,12 @@ def evaluate(
     from mim4dd.distill.commands import cross
     from mim4dd.distill.commands.compare import accuracy_table
     from mim4dd.distill.commands.set_files import load_judged
+    from mim4dd.distill.evaluation import ByTeacher
     from mim4dd.distill.files.atomic import require_writable
     from mim4dd.distill.runs import is_set
 
+    if regimes and not fairness:
+        raise ValueError("--regimes is for the table of --fairness, which must be asked for")
     if coresets and (fairness or not baselines):
         raise ValueError("--coresets takes neither --fairness nor --no-baselines")
     named = None if networks is None else [name.strip() for name in networks.split(",")]
@@ -109,7 +120,7 @@ def evaluate(
         if each.synthetic.provenance.source:
             typer.echo(f"{each.name}: {each.synthetic.provenance.source}", err=True)
     if fairness:
-        gains = cross.cross_gains(judged, columns)
+        gains = cross.cross_gains(judged, columns, ByTeacher() if regimes else None)
         typer.echo(cross.gain_table(gains))
         if csv is not None:
             cross.save_gains(csv, gains)

@@ -11,6 +11,7 @@ from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
+from mim4dd.distill.evaluation.teacher import ByTeacher
 from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.job import judge, judge_coresets, judge_full, judge_random_real
 from mim4dd.distill.networks import NETWORKS
@@ -177,9 +178,14 @@ def cross_evaluate(
 
 
 def cross_gains(
-    runs: Sequence[JudgedRun], networks: Sequence[str | None]
+    runs: Sequence[JudgedRun],
+    networks: Sequence[str | None],
+    by_teacher: ByTeacher | None = None,
 ) -> dict[tuple[str, str], list[Gain]]:
     """What every set gains over random real images, on every network by every recipe.
+
+    With ``by_teacher`` one soft label for each image and a teacher's labels for every batch are
+    recipes, too.
 
     Returns:
         Gains by names of the run and of the network.
@@ -195,7 +201,9 @@ def cross_gains(
         for run, data in _with_data(runs):
             for network in networks:
                 config = run.on_network(network)
-                gains[run.name, config.network_name] = _gains(run.synthetic, config, data)
+                gains[run.name, config.network_name] = _gains(
+                    run.synthetic, config, data, by_teacher
+                )
                 progress.update()
     return gains
 
@@ -210,9 +218,13 @@ def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
         ) from error
 
 
-def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> list[Gain]:
+def _gains(
+    synthetic: SyntheticSet, config: DistillConfig, data: ImageData, by_teacher: ByTeacher | None
+) -> list[Gain]:
     synthetic.require_data(data)
     synthetic = synthetic.to(config.device)
+    if by_teacher is not None and not data.has_images:
+        by_teacher = replace(by_teacher, mix="mixup")  # rows have no boxes to cut
     return fair_gains(
         lambda: config.make_network(data),
         synthetic.image_syn,
@@ -223,6 +235,7 @@ def _gains(synthetic: SyntheticSet, config: DistillConfig, data: ImageData) -> l
         ipc=config.per_class,
         lr_teacher=config.lr_teacher,
         classes=synthetic.class_syn,
+        by_teacher=by_teacher,
     )
 
 
@@ -254,10 +267,13 @@ def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
             gain = percent(each.gain.summary(), "+")
             rows.append([*names, *each.recipe, *accuracies, gain])
     text = _aligned(rows, num_names=4)
-    if any(each.recipe.labels == "soft" for by_recipe in gains.values() for each in by_recipe):
+    kinds = {each.recipe.labels for by_recipe in gains.values() for each in by_recipe}
+    if "soft" in kinds:
         text += (
             "\nsoft labels of random real images: of a network trained on the whole training set"
         )
+    if "teacher" in kinds:
+        text += "\nteacher: such a network's labels of every augmented, mixed batch"
     return text
 
 

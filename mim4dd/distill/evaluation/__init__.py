@@ -8,11 +8,14 @@ from mim4dd.distill.evaluation.recipe import (
     evaluate_full,
     evaluate_random_real,
 )
+from mim4dd.distill.evaluation.teacher import ByTeacher, evaluate_by_teacher
 
 __all__ = [
     "Accuracy",
+    "ByTeacher",
     "Evaluation",
     "evaluate",
+    "evaluate_by_teacher",
     "evaluate_coresets",
     "evaluate_full",
     "evaluate_random_real",

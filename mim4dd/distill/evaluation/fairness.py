@@ -16,6 +16,7 @@ from mim4dd.distill.evaluation.recipe import (
     evaluate_random_real,
     trained_network,
 )
+from mim4dd.distill.evaluation.teacher import ByTeacher, evaluate_by_teacher
 from mim4dd.distill.training.passes import in_passes
 
 __all__ = ["Gain", "Recipe", "fair_gains"]
@@ -24,7 +25,7 @@ __all__ = ["Gain", "Recipe", "fair_gains"]
 class Recipe(NamedTuple):
     """What may flatter a set: the kind of its labels, and the augmentation in evaluation."""
 
-    labels: str  # "soft" or "hard"
+    labels: str  # "soft", "hard", or "teacher"
     dsa_strategy: str
 
 
@@ -53,6 +54,7 @@ def fair_gains(
     ipc: PerClass,
     lr_teacher: float,
     classes: Tensor | None = None,
+    by_teacher: ByTeacher | None = None,
 ) -> list[Gain]:
     """Evaluate a set by its own recipe, and by hard labels with augmentation and without.
 
@@ -74,6 +76,9 @@ def fair_gains(
         ipc: Random real images per class, a number for all or one for each.
         lr_teacher: Step size of the network that labels random real images softly.
         classes: The classes that the images stand for; by default their most likely labels. (n,)
+        by_teacher: Where it is given, also by the other two regimes: one soft label for each image,
+            and a teacher's labels for every batch. The network that labels random real images
+            softly is the teacher of both, and labels a set that has hard labels.
 
     Returns:
         The own recipe first; what would be a recipe twice is there once.
@@ -91,28 +96,43 @@ def fair_gains(
         classes = labels.argmax(1) if is_soft else labels
     own = Recipe("soft" if is_soft else "hard", evaluation.eval_dsa_strategy)
     recipes = dict.fromkeys((own, Recipe("hard", own.dsa_strategy), Recipe("hard", "none")))
-    label = _soft_labels(make_network, lr_teacher, data, evaluation, ipc) if is_soft else None
+    if by_teacher is not None:
+        recipes |= dict.fromkeys([Recipe("soft", own.dsa_strategy)])
+    teacher = None
+    if is_soft or by_teacher is not None:
+        teacher = _teacher(make_network, lr_teacher, data, evaluation, ipc)
     gains = []
     for recipe in recipes:
         by_recipe = replace(evaluation, eval_dsa_strategy=recipe.dsa_strategy)
-        given, label_real = (labels, label) if recipe == own else (classes, None)
+        label_real = None if teacher is None or recipe.labels == "hard" else _labels_of(teacher)
+        given = labels if recipe == own else classes if label_real is None else label_real(images)
         synthetic = evaluate(make_network, images, given, lr, data, by_recipe)
         random_real = evaluate_random_real(make_network, ipc, lr, data, by_recipe, label_real)
         gains.append(Gain(recipe, synthetic, random_real))
+    if by_teacher is not None and teacher is not None:
+        judged = [
+            evaluate_by_teacher(make_network, draw, teacher, data, evaluation, by_teacher)
+            for draw in (lambda _: images, lambda stream: data.sample(ipc, stream)[0])
+        ]
+        gains.append(Gain(Recipe("teacher", own.dsa_strategy), *judged))
     return gains
 
 
-def _soft_labels(
+def _teacher(
     make_network: Callable[[], nn.Module],
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
     ipc: PerClass,
-) -> Callable[[Tensor], Tensor]:
-    """Of a network trained as the baseline of the whole training set is."""
+) -> nn.Module:
+    """A network trained as the baseline of the whole training set is."""
     seed, num_images = evaluation.eval_seed, sum(class_counts(ipc, data.num_classes))
     whole = data.image_train, data.label_train
-    teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images).eval()
+    return trained_network(make_network, *whole, seed, lr, evaluation, num_images).eval()
+
+
+def _labels_of(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a teacher takes images for, as probabilities. (n, C)"""
 
     @torch.no_grad()
     def label(images: Tensor) -> Tensor:

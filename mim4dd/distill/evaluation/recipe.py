@@ -18,6 +18,7 @@ from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
 
 __all__ = [
+    "FIRST_SEED",
     "Accuracy",
     "Evaluation",
     "evaluate",
@@ -29,7 +30,7 @@ __all__ = [
 
 # Experts and teachers have the seeds from 0 on. A network that judges must not start from the
 # weights that one of them started from, to which the set was fitted.
-_FIRST_SEED = 2**31
+FIRST_SEED = 2**31
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _evaluate(
     for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
         images, labels = draw_set(torch.Generator().manual_seed(seed))
         network = trained_network(
-            make_network, images, labels, _FIRST_SEED + seed, lr, evaluation, num_images
+            make_network, images, labels, FIRST_SEED + seed, lr, evaluation, num_images
         )
         values.append(accuracy(network, data.image_test, data.label_test))
     return Accuracy(tuple(values))

@@ -1,0 +1,213 @@
+"""Evaluation by a teacher's labels for every augmented, mixed batch: the newer regime."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mim4dd._checks import check_positive
+from mim4dd._unroll.steps import Augment
+from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation
+from mim4dd.distill.settings import Settings
+from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.network import accuracy, seeded_network
+
+__all__ = ["ByTeacher", "cut_mix", "evaluate_by_teacher", "mix_up", "train_by_teacher"]
+
+
+@dataclass(frozen=True)
+class ByTeacher(Settings):
+    """How a network is trained on what a teacher says of its batches; the defaults are RDED's.
+
+    Args:
+        temperature: Of both softmaxes; the loss is multiplied by its square.
+        mix: What becomes of a batch once it is augmented.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        lr: Its step size, which a cosine lowers.
+        weight_decay: Of the optimiser.
+        smoothing: The cosine's length over that of the training: at 1 it ends at 0, at 2 at half.
+        ema_decay: Test an exponential moving average of the weights; 0: the last weights.
+    """
+
+    temperature: float = 20.0
+    mix: Literal["cutmix", "mixup", "none"] = "cutmix"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    smoothing: float = 2.0
+    ema_decay: float = 0.0
+
+    def check(self) -> None:
+        """Raise ValueError on values that cannot be used."""
+        check_positive("temperature", self.temperature)
+        check_positive("lr", self.lr)
+        self.require_at_least(weight_decay=0, smoothing=1)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+def cut_mix(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images with one box, the same in all, of another image of the batch. (B, C, H, W)
+
+    The box's share of the area is uniform in [0, 1), its centre anywhere, and the image's edge
+    cuts it, as in Yun et al., arXiv:1905.04899, of Beta(1, 1).
+
+    Raises:
+        ValueError: If they are not images but rows.
+    """
+    if images.dim() != 4:
+        raise ValueError(
+            f"cutmix takes images (B, C, H, W), got {tuple(images.shape)}; mix rows by mixup"
+        )
+    side = _uniform(images, generator).sqrt()
+    inside = []
+    for size in images.shape[2:]:
+        centre, half = size * _uniform(images, generator), size * side / 2
+        middle = torch.arange(size, device=images.device) + 0.5
+        inside.append((middle - centre).abs() < half)
+    rows, columns = inside
+    return torch.where(rows[:, None] & columns, _partners(images, generator), images)
+
+
+def mix_up(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images, blended with others of the batch, all by one uniform share. (B, C, H, W)"""
+    share = _uniform(images, generator)
+    return images.lerp(_partners(images, generator), share)
+
+
+def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand((), generator=generator, dtype=images.dtype, device=images.device)
+
+
+def _partners(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images[torch.randperm(len(images), generator=generator, device=images.device)]
+
+
+_MIXES: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
+    "cutmix": cut_mix,
+    "mixup": mix_up,
+    "none": None,
+}
+
+
+def train_by_teacher(
+    network: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    settings: ByTeacher,
+    *,
+    num_steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Augment | None = None,
+) -> nn.Module:
+    r"""Train a network in place to say of every batch what a teacher says of it.
+
+    .. math::
+        \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(t(x) / \tau) \,\big\|\,
+            \mathrm{softmax}(s(x) / \tau)\big)
+
+    in the mean over a batch x that is augmented and mixed, at a step size of
+    :math:`\tfrac12 (1 + \cos(\pi i / (\zeta n)))` of its first in step i of n, with ζ the
+    smoothing. RDED's code leaves :math:`\tau^2` out, which AdamW does not mind.
+
+    Args:
+        network: The student.
+        teacher: In eval mode.
+        images: What the batches are of. (n, C, H, W)
+        settings: How to train.
+        num_steps: Number of steps.
+        batch_size: Images per step; the last batch of an epoch may be smaller.
+        generator: Source of every random draw, on the device of ``images``.
+        augment: Applied to every batch, before it is mixed.
+
+    Returns:
+        What is to be tested: the network, or the average of its weights with its own buffers.
+
+    References:
+        Sun et al. On the Diversity and Realism of Distilled Dataset (RDED). arXiv:2312.03526;
+        smoothing and average as in Shao et al. (EDC), arXiv:2404.13733.
+    """
+    parameters, mix = list(network.parameters()), _MIXES[settings.mix]
+    optimizer = _optimizer(parameters, settings)
+    average = None
+    if settings.ema_decay:
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    network.train()
+    order: list[Tensor] = []
+    for step in range(num_steps):
+        if not order:
+            permutation = torch.randperm(len(images), generator=generator, device=images.device)
+            order = list(permutation.split(batch_size))
+        batch = images[order.pop(0)]
+        batch = batch if augment is None else augment(batch, generator)
+        batch = batch if mix is None else mix(batch, generator)
+        for group in optimizer.param_groups:
+            turn = math.pi * step / (settings.smoothing * num_steps)
+            group["lr"] = settings.lr * (1 + math.cos(turn)) / 2
+        with torch.no_grad():
+            told = (teacher(batch) / settings.temperature).log_softmax(1)
+        said = (network(batch) / settings.temperature).log_softmax(1)
+        loss = F.kl_div(said, told, reduction="batchmean", log_target=True)
+        optimizer.zero_grad()
+        (settings.temperature**2 * loss).backward()
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(network)
+    if average is None:
+        return network
+    for averaged, own in zip(average.module.buffers(), network.buffers(), strict=True):
+        averaged.copy_(own)
+    return average.module
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: ByTeacher) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=0.9, weight_decay=settings.weight_decay
+    )
+
+
+def evaluate_by_teacher(
+    make_network: Callable[[], nn.Module],
+    draw: Callable[[torch.Generator], Tensor],
+    teacher: nn.Module,
+    data: ImageData,
+    evaluation: Evaluation,
+    settings: ByTeacher,
+) -> Accuracy:
+    """Train networks on what a teacher says of the images, as many steps as the recipe, and test.
+
+    The networks start from the same weights as those of
+    :func:`~mim4dd.distill.evaluation.evaluate`. What counts is the accuracy after the last epoch.
+
+    Args:
+        make_network: Makes a freshly initialised network.
+        draw: Gives the images of a network (n, C, H, W), by a stream of its seed.
+        teacher: In eval mode.
+        data: Where the test images come from.
+        evaluation: How many networks, epochs, images per step, and which augmentation.
+        settings: How to train.
+    """
+    values = []
+    for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
+        images = draw(torch.Generator().manual_seed(seed))
+        network = train_by_teacher(
+            seeded_network(make_network, FIRST_SEED + seed).to(images.device),
+            teacher,
+            images,
+            settings,
+            num_steps=evaluation.eval_epochs * -(-len(images) // evaluation.eval_batch),
+            batch_size=evaluation.eval_batch,
+            generator=torch.Generator(images.device).manual_seed(FIRST_SEED + seed),
+            augment=augmentation(evaluation.eval_dsa_strategy),
+        )
+        values.append(accuracy(network, data.image_test, data.label_test))
+    return Accuracy(tuple(values))
