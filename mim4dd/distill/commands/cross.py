@@ -41,8 +41,8 @@ class AccuracyTable(dict[str, dict[str, Accuracy]]):
         >>> from mim4dd.distill.commands.cross import AccuracyTable
         >>> from mim4dd.distill.evaluation.recipe import Accuracy
         >>> AccuracyTable({"runs/a": {"convnet": Accuracy((0.5, 0.7))}})
-        %, of 2 networks each       convnet
-        runs/a                  60.0 (14.1)
+        %, of 2 networks each      convnet
+        runs/a                 60.0 (14.1)
     """
 
     def __repr__(self) -> str:
