@@ -4,6 +4,7 @@ Jobs run in this process here: tests of sweeps kill those that have processes of
 """
 
 import json
+import math
 import os
 import random
 import statistics
@@ -19,7 +20,7 @@ from mim4dd.__main__ import main
 from mim4dd.distill.evaluation.recipe import Accuracy
 from mim4dd.distill.reproduce.known import ROWS, chosen_rows
 from mim4dd.distill.reproduce.record import read_record
-from mim4dd.distill.reproduce.rows import Budget
+from mim4dd.distill.reproduce.rows import Budget, PublishedRow
 from mim4dd.distill.reproduce.run import reproduce
 from mim4dd.distill.reproduce.table import markdown_table, write_table
 from mim4dd.distill.runtime import machine
@@ -91,6 +92,13 @@ def make_row(folder, killed_at=None):
     return len(written)
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(
+        "mim4dd.distill.reproduce.run.run_jobs", lambda jobs, _: list(map(run_job, jobs))
+    )
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
@@ -130,11 +138,8 @@ def test_the_file_tells_what_the_distillations_reached(done):
     assert "| digits | DM | 1 |" in table
 
 
-def test_a_row_that_is_there_is_left_and_seeds_are_added(done, tmp_path, monkeypatch):
+def test_a_row_that_is_there_is_left_and_seeds_are_added(done, in_process, tmp_path):
     _, record = done
-    monkeypatch.setattr(
-        "mim4dd.distill.reproduce.run.run_jobs", lambda jobs, _: list(map(run_job, jobs))
-    )
     results = tmp_path / "results"
     results.mkdir()
     path = results / f"{NAME}.json"
@@ -156,6 +161,21 @@ def test_a_row_that_is_there_is_left_and_seeds_are_added(done, tmp_path, monkeyp
     before = path.read_bytes()
     reproduce(ROW, tmp_path / "runs", results)
     assert path.read_bytes() == before
+
+
+def test_a_row_that_needs_experts_trains_them_and_says_how_many(in_process, tmp_path):
+    few = {
+        "width": 8, "num_experts": 2, "train_epochs": 3, "syn_steps": 2, "max_start_epoch": 1,
+        "num_keys": 20, "iterations": 2, "num_eval": 1, "eval_epochs": 2,
+    }  # fmt: skip
+    row = PublishedRow("digits", "mtt", 1, 0.1, None, "", Budget(1, few), Budget(1))
+    assert row.name == "digits-mtt-ipc1-0.1"
+    record = read_record(reproduce(row, tmp_path / "runs", tmp_path))
+    assert (record["experts"], record["options"]["train_epochs"]) == (2, 3)
+    assert record["differs"]["num_experts"] == {"here": 2, "published": 10}
+    assert record["accuracy"]["std"] is None  # of one
+    assert record["distillations"][0]["metrics"]["mi_lower_bound"] <= math.log(10)
+    assert len(list((tmp_path / "runs" / "small" / "experts").iterdir())) == 1
 
 
 def test_runs_of_other_options_are_refused(done, tmp_path):
