@@ -1,6 +1,7 @@
 """Run a function of a test module on several gloo ranks, none of which outlives the call."""
 
 import multiprocessing
+import time
 import traceback
 from datetime import timedelta
 
@@ -21,19 +22,29 @@ def on_ranks(world, function, folder, *arguments, seconds=60):
     connections, children = [], []
     for rank in range(world):
         mine, its = _SERVER.Pipe(duplex=False)
-        arguments_of_child = (its, store, world, rank, seconds, function, arguments)
-        children.append(_SERVER.Process(target=_main, args=arguments_of_child))
+        of_child = its, store, world, rank, seconds, function, arguments
+        children.append(_SERVER.Process(target=_main, args=of_child))
+        children[-1].start()
+        its.close()  # so that the end of the child ends the connection
         connections.append(mine)
-    for child in children:
-        child.start()
+    end = time.monotonic() + seconds
     try:
-        errors = [mine.recv() if mine.poll(seconds) else "no answer" for mine in connections]
+        errors = [_answer(mine, end) for mine in connections]
     finally:
         for child in children:
             child.join(1)
             child.kill()
     assert not any(errors), "\n".join(filter(None, errors))
     return [torch.load(store.with_name(f"{store.name}-{rank}.pt")) for rank in range(world)]
+
+
+def _answer(connection, end):
+    """The error of a rank, or None."""
+    try:
+        answered = connection.poll(max(0, end - time.monotonic()))
+        return connection.recv() if answered else "a rank gave no answer in time"
+    except EOFError:
+        return "a rank died"
 
 
 def _main(connection, store, world, rank, seconds, function, arguments):
