@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.records import Results, die_with_parent
+from stages.records import Results
 
 
 class Arguments(NamedTuple):
@@ -30,7 +30,6 @@ def parse(description: str | None) -> Arguments:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("only", nargs="*")
     args = parser.parse_args()
-    die_with_parent()
     if args.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported
     return Arguments(Results(args.results), args.stage, args.device, tuple(args.only))

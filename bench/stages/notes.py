@@ -18,7 +18,6 @@ from stages.records import (
     SKIPPED,
     Record,
     Results,
-    die_with_parent,
     loses_gpu,
 )
 
@@ -32,7 +31,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    die_with_parent()
     config.pluginmanager.register(_Notes(config.getoption("results"), config.getoption("stage")))
 
 

@@ -4,10 +4,8 @@ The lines are appended one by one, by any number of processes. So whatever is ki
 file holds every case that had ended, and names the one that was on.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -19,7 +17,6 @@ BEGUN, OK, FAILED, SKIPPED = "begun", "ok", "failed", "skipped"
 STOPPED = "stopped"  # by the limit of its stage or its own, or by a crash
 AGAIN = 75  # exit status: start me again, the GPU is lost to this process
 _TEXT = 2000  # characters of an error; its end tells most
-_PR_SET_PDEATHSIG = 1
 
 
 class Record(NamedTuple):
@@ -102,9 +99,3 @@ def loses_gpu(text: str) -> bool:
     """Whether no later call of the process will reach the GPU: errors of kernels stay."""
     lost = ("CUDA error", "illegal memory access", "unspecified launch failure", "misaligned addr")
     return any(each in text for each in lost) and "out of memory" not in text
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process once what started it is gone, lest it hold the GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from stages import PARENT
 from stages.records import AGAIN, BEGUN, STOPPED, Record, Results, records_of
 
 POLL = 0.1  # seconds
@@ -80,7 +81,12 @@ def _run(stage: Stage, results: Results, log: Path, end: float) -> int | str:
     with log.open("ab") as out:
         # A session of its own, so that a kill reaches all that it has started.
         process = subprocess.Popen(
-            stage.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            stage.command,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {PARENT: str(os.getpid())},
         )
         last = time.monotonic()
         try:
