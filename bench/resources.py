@@ -4,7 +4,8 @@ Every specialisation is compiled for sm_90; for the others, of Triton's, those t
 
     python bench/resources.py [--triton] [--cuda] > docs/resources.md
 
-Exits with an error if a kernel does not compile or spills registers to memory.
+Exits with an error if a kernel does not compile, spills registers to memory, reads or writes
+aligned rows two bytes at a time, or multiplies tiles of 64 rows without WGMMA on sm_90.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +32,13 @@ from triton.compiler import ASTSource
 
 import mim4dd.kernels
 from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation
+from mim4dd.kernels._arguments import Tiling
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+HALF = ("*bf16", "*fp16")
+NARROW = re.compile(r"\b(?:ld|st)\.global[.\w]*\.b16\b")
 
 HEADING = """# What every GPU kernel takes
 
@@ -51,6 +56,7 @@ class Usage(NamedTuple):
     registers: int
     shared_bytes: int
     spill_bytes: int
+    slow: str = ""  # what it does that its tiles need not
 
 
 def triton_usages() -> Iterator[Usage]:
@@ -91,7 +97,27 @@ def triton_usage(module: str, index: int, capability: int) -> Usage:
         report = run(str(cuobjdump), "-res-usage", cubin.name)
     # Triton kernels have no local arrays: whatever is on the stack was spilled.
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
-    return Usage(case.name, capability, int(registers), compiled.metadata.shared, int(stack))
+    used = int(registers), compiled.metadata.shared, int(stack)
+    return Usage(case.name, capability, *used, slow(case, capability, compiled.asm["ptx"]))
+
+
+def slow(case: Compilation, capability: int, ptx: str) -> str:
+    """Of kernels in tiles of half precision: what their instructions show, empty for nothing."""
+    tiling = next((each for each in case.constants.values() if isinstance(each, Tiling)), None)
+    if tiling is None or not any(str(kind) in HALF for kind in flat(case.signature.values())):
+        return ""
+    narrow = len(NARROW.findall(ptx)) if tiling.DIVISOR == 16 else 0
+    if narrow:
+        return f"{narrow} loads and stores of two bytes"
+    if capability == 90 and tiling.BLOCK_OWN >= 64 and "mma.sync" in ptx:
+        return "products without WGMMA"
+    return ""
+
+
+def flat(kinds: Iterable[object]) -> Iterator[object]:
+    """Those of arguments, and of the fields of arguments."""
+    for kind in kinds:
+        yield from kind if isinstance(kind, tuple) else (kind,)
 
 
 def cuda_usages() -> Iterator[Usage]:
@@ -183,6 +209,9 @@ def main() -> None:
     spilling = [usage for usage in usages if usage.spill_bytes]
     if spilling:
         sys.exit(f"{len(spilling)} of {len(usages)} kernels spill registers")
+    slow_ones = [f"{u.kernel} on sm_{u.capability}: {u.slow}" for u in usages if u.slow]
+    if slow_ones:
+        sys.exit("\n".join(slow_ones))
 
 
 if __name__ == "__main__":

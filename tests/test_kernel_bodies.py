@@ -46,3 +46,19 @@ def test_a_misspelt_constant_is_refused():
     assert triton
     with pytest.raises(ValueError, match=r"backward_kernel has no arguments \['maps.tangents'\]"):
         compilation("backward", backward_kernel, torch.float32, (), {"maps.tangents": None})
+
+
+def test_instructions_that_tiles_need_not_are_told():
+    pytest.importorskip("triton")
+    from resources import slow
+
+    from mim4dd.kernels import _gradient
+
+    case = next(case for case in _gradient.compilations() if "bfloat16" in case.name)
+    wide = "ld.global.v4.b32 x; cp.async.cg.shared.global [a], [b], 16; wgmma.mma_async"
+    assert slow(case, 90, wide) == ""
+    assert slow(case, 90, "@%p1 st.global.b16 [ %rd1 + 0 ]; " + wide).startswith(
+        "1 loads and stores"
+    )
+    assert slow(case, 90, "mma.sync.aligned") == "products without WGMMA"
+    assert slow(case, 80, "mma.sync.aligned") == ""
