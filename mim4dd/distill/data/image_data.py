@@ -20,7 +20,7 @@ class ImageData:
 
     Where the samples are not images but rows of D features, ``image_train`` and ``image_test`` are
     (N, D), and all but ``channels`` and ``image_size`` works as it does for images. Images may be
-    :class:`~mim4dd.distill.data.byte_images.ByteImages`, which are normalised as they are taken.
+    ``ByteImages``, which are normalised as they are taken.
     """
 
     name: str

@@ -94,12 +94,12 @@ class LoopSettings(Settings):
 
     @property
     def per_class(self) -> PerClass:
-        """Synthetic images of every class: one number for all, or one for each."""
+        """Synthetic images of every class, as one number for all or one for each."""
         return self.ipc if self.ipc_by_class is None else read_counts(self.ipc_by_class)
 
     @property
     def ipc_title(self) -> str:
-        """How many images per class, for people: a number, or from the fewest to the most."""
+        """How many images per class for people, as a number or from the fewest to the most."""
         if self.ipc_by_class is None:
             return str(self.ipc)
         counts = read_counts(self.ipc_by_class)
