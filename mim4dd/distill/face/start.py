@@ -39,8 +39,8 @@ def run(
             temporary one, which goes with the run that is returned.
         callback: Called with the run after every outer iteration.
         loggers: Given each row of metrics as it comes, and closed in the end:
-            :class:`~mim4dd.distill.loggers.TensorBoard`, :class:`~mim4dd.distill.loggers.WandB`, or any
-            :class:`~mim4dd.distill.loggers.Logger`.
+            :class:`~mim4dd.distill.loggers.TensorBoard`, :class:`~mim4dd.distill.loggers.WandB`,
+            or any :class:`~mim4dd.distill.loggers.Logger`.
         options: All others of the command, flat, as :func:`mim4dd.distill.resolve` takes them:
             ``method``, ``ipc``, ``weight``, ``iterations``, ``experts``, …
 
