@@ -163,7 +163,9 @@ def test_the_second_plan_runs_what_was_wrong_and_the_figures(results):
     assert not any("again" in part.name for part in plan.again(setting, {}))
 
 
-def test_tests_and_benchmarks_are_noted_one_by_one(results, tmp_path):
+def test_tests_and_benchmarks_are_noted_one_by_one(results, tmp_path, monkeypatch):
+    # Here tests may run in workers of xdist, within which pytest-benchmark times nothing.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     file = tmp_path / "test_some.py"
     file.write_text(
         "import os, pytest\n"
