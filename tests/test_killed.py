@@ -1,7 +1,7 @@
 """SIGKILL at any moment, again and again, changes nothing about what a command leaves."""
 
 import pytest
-from killing import finish, kill_again_and_again
+from killing import KILLS, finish, kill_again_and_again
 from same_run import leavings
 
 from mim4dd.distill.files.atomic import read_json
@@ -27,7 +27,7 @@ def test_distill(experts):
     kill_again_and_again(
         experts,
         lambda: "distill --resume parts" if parts.config.exists() else f"{begin} parts",
-        kills=20,
+        kills=KILLS,
         longest=1,
     )
     assert parts.kept_sets() == [9, 18, 27, 36, 45, 54]
@@ -37,7 +37,7 @@ def test_distill(experts):
 def test_compare(tmp_path):
     command = f"compare {EXPERTS} {DISTILL} --num-distill 1 --out"
     finish(tmp_path, f"{command} whole")
-    kill_again_and_again(tmp_path, lambda: f"{command} parts", kills=20, longest=2)
+    kill_again_and_again(tmp_path, lambda: f"{command} parts", kills=KILLS, longest=2)
     summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "parts")]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
     for method in ("mtt", "mtt+mim4dd"):

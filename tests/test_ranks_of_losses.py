@@ -247,6 +247,7 @@ def refusals_of_rank(rank):
     refused = [
         lambda: info_nce(torch.randn(3, 4 + rank), torch.randn(3, 4 + rank), group=group),
         lambda: info_nce(query if rank else query.detach(), key, group=group),
+        lambda: info_nce([query] * (1 + rank), [key] * (1 + rank), group=group),
         lambda: sup_con(query, key, labels, labels + 100, group=group),
         lambda: info_nce(query, key, decoupled=True, group=group),
         lambda: info_nce(query, key, backend="reference", group=group),
@@ -275,6 +276,7 @@ def twice_differentiated(query, key, group):
 
 def test_refusals(tmp_path):
     expected = [
+        "all ranks of the group must give the same layers",
         "all ranks of the group must give the same layers",
         "all ranks of the group must give the same layers",
         "none of the 6 queries has a positive key",

@@ -51,8 +51,8 @@ def share_layout(group: dist.ProcessGroup, *described: int, device: torch.device
     num_queries, num_keys, *rest = zip(*rows, strict=True)
     if any(len(set(values)) > 1 for values in rest):
         raise ValueError(
-            "all ranks of the group must give the same layers, feature sizes, dtype and options, "
-            f"got by rank {[tuple(row[2:]) for row in rows]}"
+            "all ranks of the group must give the same layers, feature sizes and dtype, and "
+            f"require gradients of the same sides: one or more differ between the {len(rows)} ranks"
         )
     return Layout(group, dist.get_rank(group), num_keys, num_queries)
 

@@ -4,6 +4,7 @@ The keys of a rank are one part of all: the op that serves a single process serv
 and backward, and :func:`mim4dd.reference.contrastive_of_parts` says what the parts come to.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -78,7 +79,9 @@ def across(group: Group, query: Sequence[Tensor], key: Sequence[Tensor]) -> Acro
         len(key[0]),
         _DTYPES.index(query[0].dtype),
         *needs,
-        *(rows.shape[1] for rows in query),
+        len(query),
+        # In one number, as there may be another number of layers on another rank.
+        zlib.crc32(repr([rows.shape[1] for rows in query]).encode()),
         device=query[0].device,
     )
     return Across(ranks, layout)
