@@ -15,18 +15,20 @@ import torch
 import triton
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import EVERY_CASE, Compilation, compilation
 from mim4dd.kernels._arguments import Groups, Losses
 from mim4dd.kernels._grouped_passes import grouped_keys_pass
-from mim4dd.kernels._inputs import Found, Layers, Queries, capability
+from mim4dd.kernels._inputs import Found, Layers, Queries
 from mim4dd.kernels._single_positive import (
     LOSSES,
     PLAIN,
     TILES,
     WIDTHS,
-    entry,
+    Outputs,
+    constants_of,
     fills,
     unpacked,
+    users_of,
 )
 from mim4dd.kernels._single_positive_passes import QueryGradients, Statistics, queries_pass
 from mim4dd.reference import Critic
@@ -60,7 +62,7 @@ def launch(
     layers: Layers, queries: Queries, gradients: Sequence[bool], share: Tensor | None
 ) -> tuple[Tensor, Tensor, list[Found]]:
     """Launch: loss and lse, each (L, N), and the wanted gradients of the summed losses by share."""
-    want_query, want_key, want_scale, _ = gradients
+    outputs = Outputs.of(layers, queries, gradients)
     N, M, L, sizes = layers.N, layers.M, len(layers.sizes), layers.sizes
     assert queries.key_labels is not None
     groups = groups_of(queries.labels, queries.key_labels)
@@ -70,43 +72,34 @@ def launch(
         query_strides=sizes,
         key_strides=sizes,
     )
-    new = queries.weight.new_empty
-    loss, lse = new(2, L, N)
-    query = new(N * sum(sizes)) if want_query else None
-    key = new(M * sum(sizes)) if want_key else None
-    scale = new(L, N) if want_scale else None
     scales = queries.scales._replace(bias=None, stride_bias=0)
-    numbers = new(3, L, N).unbind() if want_key else (None, None, None)
+    none = None, None, None
+    numbers = none if outputs.key is None else queries.weight.new_empty(3, L, N).unbind()
     statistics = Statistics(None, None, *numbers, None)
-    kind = "scale" if want_scale else "rows" if want_query else "loss"
-    over_keys, over_queries = (
-        TILES[entry(each, max(sizes), capability(loss.device))] for each in (kind, "queries")
-    )
+    over_keys, over_queries = outputs.tiles(layers)
     shared = ordered.features, ordered.table(max(sizes)), queries.pairs(M), groups, scales
-    with torch.cuda.device_of(loss):
+    with torch.cuda.device_of(outputs.loss):
         grouped_keys_pass[(triton.cdiv(N, over_keys.BLOCK_OWN), L)](
             *shared,
             queries.weight,
             share,
-            Losses(loss, lse, None),
+            Losses(outputs.loss, outputs.lse, None),
             statistics,
-            QueryGradients(query, scale),
+            QueryGradients(outputs.query, outputs.scale),
             PLAIN,
             ordered.tiling(over_keys),
             **over_keys.launch(),
         )
-        if key is not None:
+        if outputs.key is not None:
             queries_pass[(triton.cdiv(M, over_queries.BLOCK_OWN), L)](
                 *shared,
                 share,
                 statistics,
-                key,
+                outputs.key,
                 ordered.tiling(over_queries),
                 **over_queries.launch(),
             )
-    by_layer = (unpacked(rows, count, sizes) for rows, count in ((query, N), (key, M)))
-    by_number = [None] * L if scale is None else scale.sum(1).unbind()
-    return loss, lse, [Found(*each) for each in zip(*by_layer, by_number, strict=True)]
+    return outputs.found(layers)
 
 
 def _gathered(rows: Tensor, order: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -131,22 +124,17 @@ OVER_KEYS = {
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, for each GPU with what takes most; and losses alone."""
     for (kind, width, least), tiles in TILES.items():
-        users = [c for c in CAPABILITIES if entry(kind, width, c) == (kind, width, least)]
+        users = users_of((kind, width, least))
         over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
         for name, absent in over_keys or [("queries", ())]:
             if kind == "loss" and width < max(WIDTHS):
                 continue
-            constants = {
-                **dict.fromkeys((*ABSENT, *BY_PLACE, *(LOSSES if over_keys else ()), *absent)),
-                **({"form": PLAIN} if over_keys else {}),
-                "tiling": tiles.tiling(True, 16, "ieee", False),
-                **tiles.launch(),
-            }
+            left_out = (*ABSENT, *BY_PLACE, *(LOSSES if over_keys else ()), *absent)
             yield compilation(
                 f"grouped, over {name} D<={width}",
                 grouped_keys_pass if over_keys else queries_pass,
                 torch.bfloat16,
                 ("features.query", "features.key"),
-                constants,
+                constants_of(tiles, left_out, bool(over_keys)),
                 tuple(c for c in users if kind != "loss" or c in EVERY_CASE),
             )

@@ -15,7 +15,8 @@ other kernels' arithmetic around each logit can follow. Here
   digits near p = 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -93,24 +94,58 @@ def entry(kind: str, D: int, capability: int) -> tuple[str, int, int]:
     return next(key for key in keys if key in TILES)
 
 
+class Outputs(NamedTuple):
+    """What a launch writes, layers packed one after another; None where it is not wanted."""
+
+    loss: Tensor  # (L, N)
+    lse: Tensor  # (L, N)
+    query: Tensor | None  # layers of (N, D)
+    key: Tensor | None  # layers of (M, D)
+    scale: Tensor | None  # (L, N): parts of the sum
+
+    @classmethod
+    def of(cls, layers: Layers, queries: Queries, gradients: Sequence[bool]) -> "Outputs":
+        """Not written yet."""
+        want_query, want_key, want_scale, _ = gradients
+        N, M, L, new = layers.N, layers.M, len(layers.sizes), queries.weight.new_empty
+        return cls(
+            *new(2, L, N),
+            new(N * sum(layers.sizes)) if want_query else None,
+            new(M * sum(layers.sizes)) if want_key else None,
+            new(L, N) if want_scale else None,
+        )
+
+    def tiles(self, layers: Layers) -> tuple[Tiles, Tiles]:
+        """Those of the pass over keys, and of the one over queries."""
+        kind = "loss" if self.query is None else "rows"
+        kind = kind if self.scale is None else "scale"
+        on = capability(self.loss.device)
+        over_keys, over_queries = (
+            TILES[entry(each, max(layers.sizes), on)] for each in (kind, "queries")
+        )
+        return over_keys, over_queries
+
+    def found(self, layers: Layers) -> tuple[Tensor, Tensor, list[Found]]:
+        """Loss and lse, and the gradients by layer."""
+        sides = (self.query, layers.N), (self.key, layers.M)
+        by_layer = (unpacked(rows, count, layers.sizes) for rows, count in sides)
+        none = [None] * len(layers.sizes)
+        by_number = none if self.scale is None else self.scale.sum(1).unbind()
+        gradients = [Found(*each) for each in zip(*by_layer, by_number, strict=True)]
+        return self.loss, self.lse, gradients
+
+
 def launch(
     layers: Layers, queries: Queries, gradients: Sequence[bool], share: Tensor | None
 ) -> tuple[Tensor, Tensor, list[Found]]:
     """Launch: loss and lse, each (L, N), and the wanted gradients of the summed losses by share."""
-    want_query, want_key, want_scale, _ = gradients
+    outputs = Outputs.of(layers, queries, gradients)
     N, M, L, sizes = layers.N, layers.M, len(layers.sizes), layers.sizes
-    new = queries.weight.new_empty
-    loss, lse = new(2, L, N)
-    query = new(N * sum(sizes)) if want_query else None
-    key = new(M * sum(sizes)) if want_key else None
-    scale = new(L, N) if want_scale else None
     scales = queries.scales._replace(bias=None, stride_bias=0)
-    statistics = _new_statistics(layers, queries) if want_key else Statistics(*[None] * 6)
-    kind = "scale" if want_scale else "rows" if want_query else "loss"
-    over_keys, over_queries = (
-        TILES[entry(each, max(sizes), capability(loss.device))] for each in (kind, "queries")
-    )
-    with torch.cuda.device_of(loss):
+    wants_key = outputs.key is not None
+    statistics = _new_statistics(layers, queries) if wants_key else Statistics(*[None] * 6)
+    over_keys, over_queries = outputs.tiles(layers)
+    with torch.cuda.device_of(outputs.loss):
         keys_pass[(triton.cdiv(N, over_keys.BLOCK_OWN), L)](
             layers.features,
             layers.table(max(sizes)),
@@ -118,9 +153,9 @@ def launch(
             scales,
             queries.weight,
             share,
-            Losses(loss, lse, None),
+            Losses(outputs.loss, outputs.lse, None),
             statistics,
-            QueryGradients(query, scale),
+            QueryGradients(outputs.query, outputs.scale),
             PLAIN,
             layers.tiling(over_keys),
             **over_keys.launch(),
@@ -135,13 +170,11 @@ def launch(
                 scales,
                 share,
                 statistics,
-                key,
+                outputs.key,
                 clean.tiling(over_queries),
                 **over_queries.launch(),
             )
-    by_layer = (unpacked(rows, count, sizes) for rows, count in ((query, N), (key, M)))
-    by_number = [None] * L if scale is None else scale.sum(1).unbind()
-    return loss, lse, [Found(*each) for each in zip(*by_layer, by_number, strict=True)]
+    return outputs.found(layers)
 
 
 def _new_statistics(layers: Layers, queries: Queries) -> Statistics:
@@ -180,20 +213,32 @@ OVER_KEYS = {
 }
 
 
+def users_of(key: tuple[str, int, int]) -> list[int]:
+    """The GPUs that take an entry's tiles."""
+    kind, width, _ = key
+    return [each for each in CAPABILITIES if entry(kind, width, each) == key]
+
+
+def constants_of(tiles: Tiles, absent: Iterable[str], over_keys: bool) -> dict[str, Any]:
+    """What a program of a pass is compiled for."""
+    return {
+        **dict.fromkeys(absent),
+        **({"form": PLAIN} if over_keys else {}),
+        "tiling": tiles.tiling(True, 16, "ieee", False),
+        **tiles.launch(),
+    }
+
+
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry: all that a launch may want, and for each GPU what takes most."""
     for (kind, width, least), tiles in TILES.items():
-        users = [c for c in CAPABILITIES if entry(kind, width, c) == (kind, width, least)]
+        users = users_of((kind, width, least))
         over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
         cases = over_keys or [("queries", ())]
         for name, absent in cases:
             most = name == cases[-1][0]
-            constants = {
-                **dict.fromkeys((*ABSENT, *(LOSSES if over_keys else UNGROUPED), *absent)),
-                **({"form": PLAIN} if over_keys else {}),
-                "tiling": tiles.tiling(True, 16, "ieee", False),
-                **tiles.launch(),
-            }
+            left_out = (*ABSENT, *(LOSSES if over_keys else UNGROUPED), *absent)
+            constants = constants_of(tiles, left_out, bool(over_keys))
             for dtype in (torch.bfloat16, torch.float16):
                 # Of what takes less, and of the other GPUs, one dtype: they take the same.
                 both = most + (dtype == torch.bfloat16)

@@ -217,3 +217,40 @@ def check_second_order(ops, case, critic):
     plain = second_order(case, critic, tangents, None)
     for a, p, e in zip(actual, plain, exact, strict=True):
         assert_gradient(a, p, e, case, critic, order=2)
+
+
+def only_lean_kernels(monkeypatch):
+    """No other kernel may answer where those that are asked first are meant to."""
+    from mim4dd.kernels import contrastive
+
+    monkeypatch.setattr(contrastive, "fuses", lambda query, key: True)
+    monkeypatch.setattr(contrastive, "fused_forward", None)
+
+
+def use_lean_tiles(capability, monkeypatch):
+    """The tiles that they have on such a GPU."""
+    from mim4dd.kernels import _single_positive
+
+    monkeypatch.setattr(_single_positive, "capability", lambda device: capability)
+
+
+def check_any_gradient_alone(case):
+    """Of two layers: what is wanted beside a gradient does not change it."""
+    values, (q0, q1, k0, k1, scale), _ = along(case)
+    for wanted, expected in (
+        ([True, False, False, False], [q0, q1]),
+        ([False, True, False, False], [k0, k1]),
+        ([False, False, True, False], [scale]),
+        ([False, False, False, False], []),
+    ):
+        losses, some, _ = along(case, wanted=wanted)
+        torch.testing.assert_close(losses, values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(some, expected, rtol=1e-5, atol=1e-5)
+        assert all(part.is_contiguous() for part in some)
+
+
+def check_same_bits(case):
+    """A second call gives what the first one gave."""
+    first, again = along(case), along(case)
+    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
+        assert torch.equal(a, b)

@@ -11,9 +11,13 @@ from contrastive_cases import (
     assert_value,
     check,
     check_along,
+    check_any_gradient_alone,
+    check_same_bits,
     check_second_order,
     exactly,
     kernels,
+    only_lean_kernels,
+    use_lean_tiles,
 )
 
 from mim4dd.reference import IGNORE, NO_POSITIVE, Critic, Reduce
@@ -24,17 +28,7 @@ ALL = [True, True, True, False]
 
 @pytest.fixture(autouse=True)
 def _lean(kernel_device, monkeypatch):
-    """No other kernel may answer where these are meant to."""
-    from mim4dd.kernels import contrastive
-
-    monkeypatch.setattr(contrastive, "fuses", lambda query, key: True)
-    monkeypatch.setattr(contrastive, "fused_forward", None)
-
-
-def use_tiles(capability, monkeypatch):
-    from mim4dd.kernels import _single_positive
-
-    monkeypatch.setattr(_single_positive, "capability", lambda device: capability)
+    only_lean_kernels(monkeypatch)
 
 
 def single(sizes, dtype, device, **options):
@@ -68,29 +62,19 @@ def neighbours(case):
 def test_values_and_gradients(sizes, how, tiles, dtype, kernel_device, monkeypatch):
     """In the interpreter with the tiles of every GPU."""
     if kernel_device == "cpu":
-        use_tiles(tiles, monkeypatch)
+        use_lean_tiles(tiles, monkeypatch)
     check_along(single(sizes, dtype, kernel_device), how=how)
 
 
 def test_positives_side_by_side_leave_tiles_without_masks(kernel_device, monkeypatch):
     if kernel_device == "cpu":
-        use_tiles(90, monkeypatch)
+        use_lean_tiles(90, monkeypatch)
     check_along(neighbours(Case((300, 560, [64]), torch.float16, kernel_device, by_index=True)))
 
 
 def test_any_gradient_alone_is_the_same(kernel_device):
     case = single((20, 140, [72, 40]), torch.bfloat16, kernel_device)
-    values, (q0, q1, k0, k1, scale), _ = along(case)
-    for wanted, expected in (
-        ([True, False, False, False], [q0, q1]),
-        ([False, True, False, False], [k0, k1]),
-        ([False, False, True, False], [scale]),
-        ([False, False, False, False], []),
-    ):
-        losses, some, _ = along(case, wanted=wanted)
-        torch.testing.assert_close(losses, values, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(some, expected, rtol=1e-5, atol=1e-5)
-        assert all(part.is_contiguous() for part in some)
+    check_any_gradient_alone(case)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -141,6 +125,7 @@ def test_no_query_that_counts(kernel_device):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_bad_reaches_all_that_meet_it(bad, wanted, kernel_device):
     case = single((9, 140, [64]), torch.bfloat16, kernel_device)
+    case.labels[5] = 7  # one that takes part
     used = case.labels != IGNORE
     good, (*_, lse, _) = case.query[0].clone(), along(case, wanted=wanted)[0]
     case.query[0][~used] = bad  # ignored
@@ -171,9 +156,7 @@ def test_a_scale_of_no_temperature_gives_nan(kernel_device):
 
 def test_the_same_bits_every_time(kernel_device):
     case = single((130, 140, [64]), torch.float16, kernel_device)
-    first, again = along(case), along(case)
-    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
-        assert torch.equal(a, b)
+    check_same_bits(case)
 
 
 def test_rows_apart_and_rows_too_far_apart(kernel_device):
