@@ -99,14 +99,9 @@ class _ContrastiveLoss(nn.Module):
             excluded,
         )
         self._loss_per_query = untraced(sides.shaped(contrast.loss))
-        self._certificate = None
-        if excluded is not None:
-            self._no_bound = _QUERIES_ARE_KEYS
+        self._certificate, self._no_bound = None, _why_no_bound(sides, excluded)
+        if self._no_bound:
             return sides.shaped(loss)
-        if sides.across is not None:
-            self._no_bound = _OTHER_RANKS
-            return sides.shaped(loss)
-        self._no_bound = ""
         if kind != Kind.OUT:  # the bound needs InfoNCE of the pairs, with marginal negatives
             with torch.no_grad():
                 critic = critic._replace(kind=Kind.OUT)
@@ -137,6 +132,13 @@ class _ContrastiveLoss(nn.Module):
             return reference.mi_lower_bound(losses, labels, key_labels)
         # By index every other key is a marginal draw, also one that is no query's positive.
         return math.log(num_keys) - losses[..., labels != IGNORE].mean(-1)
+
+
+def _why_no_bound(sides: Sides, excluded: Tensor | None) -> str:
+    """Why a call certifies nothing; empty where it does."""
+    if excluded is not None:
+        return _QUERIES_ARE_KEYS
+    return "" if sides.across is None else _OTHER_RANKS
 
 
 def _certificate(

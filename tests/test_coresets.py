@@ -68,6 +68,15 @@ def test_choices_are_of_every_class():
     assert data.label_train[rows].tolist() == labels.tolist()
 
 
+def test_each_class_has_its_own_number():
+    """As the set has whose baseline they are."""
+    data = make_data()
+    features, errors = (torch.randn(len(data.label_train), *size) for size in ((4,), ()))
+    counts = [1 + label % 3 for label in range(data.num_classes)]
+    _, labels = choose_coreset(least_el2n, features, errors, data, counts)
+    assert labels.bincount(minlength=data.num_classes).tolist() == counts
+
+
 def test_a_network_trained_on_all_images_chooses(monkeypatch):
     data = make_data()
     made, judged = partial(make_network, data), []

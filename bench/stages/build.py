@@ -6,7 +6,7 @@ import sys
 
 from stages.arguments import parse
 from stages.commit import ROOT
-from stages.records import run_cases
+from stages.records import OK, run_cases
 
 
 def install(cuda: str) -> dict:
@@ -31,7 +31,7 @@ def main() -> None:
         return
     run_cases(args.results, args.stage, [("both halves", lambda: install("1"))])
     built = args.results.cases(args.stage)[args.stage, "both halves"]
-    if built.status != "ok":  # Triton's kernels need the CPU's alone
+    if built.status != OK:  # Triton's kernels need the CPU's alone
         run_cases(args.results, args.stage, [("the CPU's half", lambda: install("0"))])
 
 

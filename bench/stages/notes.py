@@ -16,12 +16,11 @@ from stages.records import (
     FAILED,
     OK,
     SKIPPED,
+    TEXT,
     Record,
     Results,
     loses_gpu,
 )
-
-_TEXT = 2000  # characters of a failure; its end tells most
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,11 +67,11 @@ class _Notes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._status, self._error = FAILED, report.longreprtext[-_TEXT:]
+            self._status, self._error = FAILED, report.longreprtext[-TEXT:]
         elif report.skipped and self._status == OK:
             reason = getattr(report, "wasxfail", "") or report.longrepr
             self._status = SKIPPED
-            self._error = str(reason[2] if isinstance(reason, tuple) else reason)[-_TEXT:]
+            self._error = str(reason[2] if isinstance(reason, tuple) else reason)[-TEXT:]
 
 
 def _timed(item: pytest.Item) -> dict[str, object]:

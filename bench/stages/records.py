@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 BEGUN, OK, FAILED, SKIPPED = "begun", "ok", "failed", "skipped"
 STOPPED = "stopped"  # by the limit of its stage or its own, or by a crash
 AGAIN = 75  # exit status: start me again, the GPU is lost to this process
-_TEXT = 2000  # characters of an error; its end tells most
+TEXT = 2000  # characters of an error; its end tells most
 
 
 class Record(NamedTuple):
@@ -84,7 +84,7 @@ def run_case(results: Results, stage: str, name: str, call: Callable[[], dict[st
     except Exception as error:
         text = f"{''.join(traceback.format_exception_only(error))}{_place(error)}"
         seconds = time.perf_counter() - started
-        results.append(Record(stage, name, FAILED, seconds, text[-_TEXT:]))
+        results.append(Record(stage, name, FAILED, seconds, text[-TEXT:]))
         if loses_gpu(text):
             sys.exit(AGAIN)
     else:

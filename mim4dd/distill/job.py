@@ -190,7 +190,7 @@ def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
 def judge_coresets(data: ImageData, config: DistillConfig) -> dict[str, Accuracy]:
     """What chosen real images of the same count reach by the same recipe, by the choice."""
     return evaluate_coresets(
-        config.network_maker(data), config.ipc, config.lr_teacher, data, config
+        config.network_maker(data), config.per_class, config.lr_teacher, data, config
     )
 
 

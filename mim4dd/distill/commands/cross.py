@@ -171,7 +171,7 @@ def cross_evaluate(
                     table[row][config.network_name] = judge_real(data, config)
                 if coresets:
                     for name, accuracy in judge_coresets(data, config).items():
-                        row = f"{config.ipc} real images per class by {name}"
+                        row = f"{config.ipc_title} real images per class by {name}"
                         table.setdefault(row, {})[config.network_name] = accuracy
                 progress.update()
     return table

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate, trained_network
 from mim4dd.distill.training.features import embedding_read
 from mim4dd.distill.training.passes import in_passes
@@ -95,20 +96,20 @@ CORESETS: Mapping[str, Choice] = MappingProxyType(
 
 
 def choose_coreset(
-    choice: Choice, features: Tensor, errors: Tensor, data: ImageData, ipc: int
+    choice: Choice, features: Tensor, errors: Tensor, data: ImageData, ipc: PerClass
 ) -> tuple[Tensor, Tensor]:
     """``ipc`` training images of every class, and their labels, ordered by class."""
     rows = []
-    for label in range(data.num_classes):
+    for label, count in enumerate(class_counts(ipc, data.num_classes)):
         members = torch.where(data.label_train == label)[0]
-        rows.append(members[choice(features[members], errors[members], ipc)])
+        rows.append(members[choice(features[members], errors[members], count)])
     chosen = torch.cat(rows)
     return data.image_train[chosen], data.label_train[chosen]
 
 
 def evaluate_coresets(
     make_network: Callable[[], nn.Module],
-    ipc: int,
+    ipc: PerClass,
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
@@ -120,7 +121,7 @@ def evaluate_coresets(
 
     Args:
         make_network: Makes a freshly initialised network with a linear layer at its end.
-        ipc: Images per class.
+        ipc: Images per class, a number for all or one for each.
         lr: Step size of all networks.
         data: Where training and test images come from.
         evaluation: The recipe.
@@ -130,7 +131,8 @@ def evaluate_coresets(
     """
     data.require(ipc)
     whole, seed = (data.image_train, data.label_train), evaluation.eval_seed
-    teacher = trained_network(make_network, *whole, seed, lr, evaluation, ipc * data.num_classes)
+    num_images = sum(class_counts(ipc, data.num_classes))
+    teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images)
     features, errors = _looked_at(teacher.eval(), data)
     found = {}
     for name, choice in CORESETS.items():

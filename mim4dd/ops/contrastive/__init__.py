@@ -13,7 +13,7 @@ from mim4dd._checks import Backend, Reduction, can_look_at, check_choice
 from mim4dd._transforms import active
 from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.inputs import Positives, Sides
-from mim4dd.ops.contrastive.ranks import Across, over_ranks
+from mim4dd.ops.contrastive.ranks import Across, Shared, over_ranks
 from mim4dd.reference import Contrast, Critic, Kind, Reduce, count_queries, reduce_queries
 
 _REDUCTIONS = {"none": Reduce.NONE, "mean": Reduce.MEAN, "sum": Reduce.SUM}
@@ -34,8 +34,8 @@ def evaluate(
     check_choice("backend", backend, (None, "reference"))
     shared = *positives, excluded, logit_scale, bias, critic
     if sides.across is not None:
-        rest = excluded, logit_scale, bias, critic, reduction, backend
-        return _over_ranks(sides.across, sides, positives, *rest)
+        of_all = Shared(*positives, excluded, logit_scale, bias)
+        return _over_ranks(sides.across, sides, of_all, critic, reduction, backend)
     if backend is None:
         return reduced_contrastive(sides.query, sides.key, *shared, reduction)
     of_layers = [
@@ -50,10 +50,7 @@ def evaluate(
 def _over_ranks(
     across: Across,
     sides: Sides,
-    positives: Positives,
-    excluded: Tensor | None,
-    logit_scale: Tensor,
-    bias: Tensor | None,
+    shared: Shared,
     critic: Critic,
     reduction: Reduction,
     backend: Backend,
@@ -67,8 +64,7 @@ def _over_ranks(
     if given := [name for name, is_given in refused.items() if is_given]:
         raise ValueError(f"group goes with the losses' kernels, not yet with {given[0]}")
     how = _REDUCTIONS[reduction]
-    shared = *positives, excluded, logit_scale, bias
-    reduced, count, contrast = over_ranks(across, sides.query, sides.key, *shared, critic, how)
+    reduced, count, contrast = over_ranks(across, sides.query, sides.key, shared, critic, how)
     if how == Reduce.NONE:
         return contrast.loss, contrast
     check_count(count, sum(across.layout.num_queries))

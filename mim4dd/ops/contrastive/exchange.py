@@ -57,15 +57,19 @@ def share_layout(group: dist.ProcessGroup, *described: int, device: torch.device
     return Layout(group, dist.get_rank(group), num_keys, num_queries)
 
 
-class _Ring:
-    """Keys move one rank on while the tile before them is computed: two ranks' keys at a time."""
+class _Exchange:
+    """What both ways share."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.rank, self.world = layout, layout.rank, len(layout.num_keys)
 
     def source(self, step: int) -> int:
-        """Whose keys are here in a step."""
+        """Whose keys are multiplied in a step: the own ones first."""
         return (self.rank - step) % self.world
+
+
+class _Ring(_Exchange):
+    """Keys move one rank on while the tile before them is computed: two ranks' keys at a time."""
 
     def send(self, tensors: Sequence[Tensor], source: int) -> tuple[list[Tensor], list[dist.Work]]:
         """Hand tensors to the next rank, and take those of ``source`` from the one before."""
@@ -117,17 +121,14 @@ class _Ring:
         return arriving
 
 
-class _Gathered:
+class _Gathered(_Exchange):
     """All keys on every rank: one message, and one sum of all gradients."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout, self.rank, self.world = layout, layout.rank, len(layout.num_keys)
 
     def walk(self, tensors: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
         """As of a ring, and in its order."""
         by_rank = [self._gather(each) for each in tensors]
         for step in range(self.world):
-            source = (self.rank - step) % self.world
+            source = self.source(step)
             yield source, [each[source] for each in by_rank]
 
     def walk_back(self, tensors: list[Tensor], backward: Backward) -> list[Tensor]:

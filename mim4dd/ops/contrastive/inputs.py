@@ -59,9 +59,9 @@ class Sides(NamedTuple):
             return index
         return index.where(index == IGNORE, index + self.first_key)
 
-    def own_index(self) -> Tensor:
-        """The index of this rank's key i for every query i, (N,)."""
-        return torch.arange(self.num_queries, device=self.device) + self.first_key
+    def first_keys(self, count: int) -> Tensor:
+        """The indices of so many of this rank's keys, from its first on."""
+        return torch.arange(self.first_key, self.first_key + count, device=self.device)
 
     def shaped(self, by_layer: Tensor) -> Tensor:
         """A result (L, …) as the caller expects it."""
@@ -183,7 +183,7 @@ def by_index(sides: Sides, positive_index: Tensor | None) -> Positives:
                 "without positive_index or labels, key i is the positive of query i: "
                 f"got {num_queries} queries and only {num_keys} keys"
             )
-        return Positives(sides.own_index(), None)
+        return Positives(sides.first_keys(num_queries), None)
     index = _check_labels("positive_index", positive_index, "query", num_queries, sides)
     _check_indices("positive_index", index, "ignore a query", sides)
     return Positives(sides.among_all(index), None)
@@ -239,7 +239,7 @@ def masked(
         labels = labels.masked_fill(~query_mask, IGNORE)
     if key_mask is not None:
         if key_labels is None:
-            key_labels = torch.arange(sides.num_keys, device=sides.device) + sides.first_key
+            key_labels = sides.first_keys(sides.num_keys)
         key_labels = key_labels.masked_fill(~key_mask, IGNORE)
     return Positives(labels, key_labels)
 
@@ -331,7 +331,7 @@ def _own(sides: Sides, self_index: Tensor | None) -> Tensor:
             "exclude_self leaves out key i of query i, so there must be as many keys as queries, "
             f"got {sides.num_keys} keys and {sides.num_queries} queries; self_index names the key"
         )
-    return sides.own_index()[:, None]
+    return sides.first_keys(sides.num_queries)[:, None]
 
 
 def _excluded(name: str, index: Tensor, sides: Sides) -> Tensor:

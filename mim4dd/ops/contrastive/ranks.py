@@ -19,7 +19,7 @@ from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.exchange import Layout, exchange_of, share_layout
 from mim4dd.reference import IGNORE, NO_POSITIVE, Contrast, Critic, Reduce
 
-__all__ = ["Across", "Group", "Ranks", "across", "over_ranks"]
+__all__ = ["Across", "Group", "Ranks", "Shared", "across", "over_ranks"]
 
 _NUM_SHARED = 5
 _DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -96,12 +96,12 @@ class _Call(NamedTuple):
     reduction: Reduce
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """What all layers share. Indices count the keys of all ranks."""
 
-    labels: Tensor  # (N,)
-    key_labels: Tensor | None  # (M,), of this rank
-    excluded: Tensor | None  # (N, K)
+    labels: Tensor  # (N,) int64
+    key_labels: Tensor | None  # (M,) int64, of this rank
+    excluded: Tensor | None  # (N, K) int64
     logit_scale: Tensor  # ()
     bias: Tensor | None  # ()
 
@@ -110,11 +110,7 @@ def over_ranks(
     across: Across,
     query: Sequence[Tensor],  # L of (N, D)
     key: Sequence[Tensor],  # L of (M, D)
-    labels: Tensor,  # (N,) int64
-    key_labels: Tensor | None,  # (M,) int64
-    excluded: Tensor | None,  # (N, K) int64
-    logit_scale: Tensor,  # ()
-    bias: Tensor | None,  # ()
+    shared: Shared,
     critic: Critic,
     reduction: Reduce,
 ) -> tuple[Tensor, Tensor, Contrast]:
@@ -123,7 +119,6 @@ def over_ranks(
     With :attr:`Reduce.NONE` the first two are of no use.
     """
     call = _Call(*across, critic, reduction)
-    shared = labels, key_labels, excluded, logit_scale, bias
     reduced, count, *of_queries = _OverRanks.apply(call, *shared, *query, *key)
     return reduced, count, Contrast(*of_queries)
 
@@ -171,7 +166,7 @@ class _Queries:
 
     def __init__(self, call: _Call, tensors: Sequence[Any]) -> None:
         self.call = call
-        self.shared = _Shared(*tensors[:_NUM_SHARED])
+        self.shared = Shared(*tensors[:_NUM_SHARED])
         features = tensors[_NUM_SHARED:]
         self.num_layers = len(features) // 2
         self.query = list(features[: self.num_layers])
