@@ -55,12 +55,13 @@ struct Packing {
 
   // A left side (rows, terms) by groups of its rows: for each term, the rows' numbers beside each
   // other. Group i begins where its first row would, had each row as many numbers as terms.
+  template <int kTogether>
   static MIM4DD_NOINLINE void pack_left(const Matrix<T>& left, T* to) {
     // So many terms at once: of a turned side, that many lines stay in the first cache.
     constexpr int64_t kAtOnce = 16;
     for (int64_t first = 0; first < left.columns; first += kAtOnce) {
       const int64_t last = std::min(left.columns, first + kAtOnce);
-      in_groups<kRows>(left.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA {
+      in_groups<kTogether>(left.rows, [&](int64_t i, auto count) MIM4DD_INLINE_LAMBDA {
         T* group = to + i * left.columns + first * count();
         const T* from = left.row(i) + first * left.column_stride;
         for (int64_t j = first; j < last; ++j, group += count(), from += left.column_stride) {

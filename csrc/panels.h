@@ -17,8 +17,7 @@ constexpr int64_t kPanelRun = 128;
 
 template <typename T>
 struct Panels {
-  // Queries of a panel; 0 where another way is faster, or no CPU was measured: then nothing below
-  // is there.
+  // Queries of a panel; 0 where no CPU was measured: then nothing below is there.
   int64_t width;
 
   // The left side (rows, terms) of multiply_panel: as many numbers in another order.

@@ -10,11 +10,15 @@ template <typename T>
 struct PanelProducts {
   using Kernel = Micro<T>;
   using Vector = typename Kernel::Vector;
-  static constexpr int kRows = Packing<T>::kRows, kLanes = Kernel::kLanes;
-  static constexpr int kVectors = Kernel::kVectors;
+  static constexpr int kLanes = Kernel::kLanes, kVectors = Kernel::kVectors;
+  // Rows of a tile: of 32 registers 28 hold sums, two the right side, and one a multiple. Of 8 rows
+  // a Xeon loads more than its fused multiply-adds wait for.
+  static constexpr int kRows = kManyRegisters ? 14 : 6;
   static constexpr int64_t kColumns = Kernel::kColumns;
   // Terms between what is multiplied and what is fetched.
   static constexpr int64_t kAhead = 64;
+  // Numbers in a line of the cache: with AVX-512, a row of a tile is two of them.
+  static constexpr int64_t kLine = 64 / sizeof(T);
 
   // The rows of a tile of the left side: `chunks` of so many terms, `stride` numbers apart. kTerms:
   // their number, where it is known to the compiler.
@@ -32,13 +36,19 @@ struct PanelProducts {
   static MIM4DD_NOINLINE void
   tile(T* out, int64_t out_stride, const Left<kTerms>& left, const T* right, bool add, T alpha) {
     Vector sum[kA][kVectors] = {};
-#pragma GCC unroll 8
-    for (int m = 0; m < kA; ++m) __builtin_prefetch(out + m * out_stride, 1);
+#pragma GCC unroll 16
+    for (int m = 0; m < kA; ++m) {
+      for (int64_t n = 0; n < kColumns; n += kLine) __builtin_prefetch(out + m * out_stride + n, 1);
+    }
     for (int64_t chunk = 0; chunk < left.chunks; ++chunk) {
       const T* from = left.first + chunk * left.stride;
       if constexpr (kTerms > 0) {  // the next one is out of the CPU's sight
-#pragma GCC unroll 8
-        for (int m = 0; m < kA; ++m) __builtin_prefetch(from + left.stride + m * kRowStride);
+#pragma GCC unroll 16
+        for (int m = 0; m < kA; ++m) {
+          for (int64_t n = 0; n < kTerms; n += kLine) {
+            __builtin_prefetch(from + left.stride + m * kRowStride + n);
+          }
+        }
       }
       for (int64_t j = 0; j < left.terms(); ++j, from += kTermStride, right += kColumns) {
         // Of 512 terms the left side comes from beyond the second cache, faster than a CPU looks.
@@ -46,7 +56,7 @@ struct PanelProducts {
         Vector values[kVectors];
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) Kernel::load(values[n], right + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int m = 0; m < kA; ++m) {
           const Vector multiple = from[m * kRowStride] - Vector{};  // see Micro::advance
 #pragma GCC unroll 2
@@ -54,7 +64,7 @@ struct PanelProducts {
         }
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < kA; ++m) {
 #pragma GCC unroll 2
       for (int n = 0; n < kVectors; ++n) {
@@ -170,7 +180,7 @@ struct PanelProducts {
     MIM4DD_INLINE void operator()() const {
       for (int64_t begin = 0; begin < left.columns; begin += kPanelRun) {
         const int64_t run = std::min(kPanelRun, left.columns - begin);
-        Packing<T>::pack_left(
+        Packing<T>::template pack_left<kRows>(
             {left.data + begin * left.column_stride, left.rows, run, left.row_stride,
              left.column_stride},
             to + begin * left.rows);
@@ -230,7 +240,7 @@ void multiply_weights(
 
 template <typename T>
 constexpr Panels<T> panels_of_this_cpu() {
-  if constexpr (kVectorBytes == 32) {
+  if constexpr (kVectorBytes >= 32) {
     return {Micro<T>::kColumns, pack_left<T>,          pack_panels<T>,
             multiply_panel<T>,  exponentiate_panel<T>, multiply_weights<T>};
   }

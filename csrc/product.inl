@@ -113,7 +113,7 @@ struct Combinations {
       const Matrix<T> run = b.middle_rows(begin, std::min(b.rows, begin + kRun));
       Matrix<T> left{
           a.row(0) + begin * a.column_stride, a.rows, run.rows, a.row_stride, a.column_stride};
-      if (turned) Packing<T>::pack_left(left, multiples.data());
+      if (turned) Packing<T>::template pack_left<kRows>(left, multiples.data());
       for (int64_t column = 0; column < b.columns; column += kColumns) {
         Panel panel{
             packed, kColumns, begin, run.rows, column, 0, std::min(kColumns, b.columns - column)};

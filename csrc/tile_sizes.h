@@ -6,8 +6,9 @@
 
 namespace mim4dd {
 
-// Rows that a tile and a segment are multiples of, in memory: panels of rows fill them.
-constexpr int64_t kRowsTogether = 16;
+// Rows that a tile and a segment are multiples of, in memory: panels of rows, 32 with AVX-512, fill
+// them.
+constexpr int64_t kRowsTogether = 32;
 
 // The largest, for all calls of a process. A product packs its right side, a library both sides, at
 // a cost that falls with the size of the other one; a block of rows by columns in float32 is half

@@ -43,9 +43,9 @@ def kernel_device():
 
 
 # Rows, columns, and bytes of a wave: one tile in each, and several.
-@pytest.fixture(params=[(16, 24, 0), (16, 40, 2**14)], ids=["waves", "tiles"])
+@pytest.fixture(params=[(32, 24, 0), (32, 40, 2**14)], ids=["waves", "tiles"])
 def small_tiles(request):
-    """The CPU's passes over logits in small sizes: 40 queries are several tiles and waves."""
+    """The CPU's passes over logits in small sizes: 72 queries are several tiles and waves."""
     from mim4dd import _C
 
     threads, sizes = torch.get_num_threads(), _C.set_tile_sizes(*request.param)
