@@ -115,7 +115,7 @@ reproduce: $(INSTALLED)
 
 # Threads of several processes share the cores: those that wait must not spin.
 test: $(VENV)/.tested
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --durations=10 \
 		--dist=worksteal $(TESTS)
 
 # Broken kernels, and whether the op tests notice: hours; MUTANTS="--files 'csrc/wave*' --limit 20".
