@@ -295,9 +295,10 @@ class NCELoss(_ContrastiveLoss):
         *,
         exclude_self: bool = False,
         self_index: Tensor | None = None,  # (N,)
+        group: Group | None = None,
     ) -> Tensor:
         """The reduced loss; arguments as in :func:`mim4dd.nce`."""
-        sides = as_sides(query, key)
+        sides = as_sides(query, key, group)
         positives = by_label(sides, labels, key_labels)
         excluded = excluded_keys(sides, exclude_self, self_index, None)
         return self._evaluate(sides, positives, Kind.NCE, excluded, self.bias)

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from on_ranks import on_ranks
 
 import mim4dd
-from mim4dd import Ranks, info_nce, log_sum_exp, sup_con
+from mim4dd import Ranks, info_nce, log_sum_exp, nce, sup_con
 
 ROWS = {
     1: [(5, 7)],
@@ -52,6 +52,10 @@ CASES = {
     ),
     "masked": lambda q, k, y, z, own, **o: info_nce(
         q, k, positive_index=own[:, 0], key_mask=z >= 0, **o
+    ),
+    "nce": lambda q, k, y, z, own, **o: nce(q, k, y, z, bias=-1.5, **o),
+    "nce, self": lambda q, k, y, z, own, **o: nce(
+        q, k, y, z, bias=o["temperature"] * 2, self_index=own[:, 0], exclude_index=own, **o
     ),
     "log_sum_exp": lambda q, k, y, z, own, reduction, **o: log_sum_exp(q, k, **o),
 }
@@ -250,6 +254,8 @@ def refusals_of_rank(rank):
         lambda: info_nce([query] * (1 + rank), [key] * (1 + rank), group=group),
         lambda: sup_con(query, key, labels, labels + 100, group=group),
         lambda: info_nce(query, key, decoupled=True, group=group),
+        lambda: nce(query, key, labels, labels, group=group),
+        lambda: nce(query, key, labels, labels, bias=0.0, hardness=0.5, group=group),
         lambda: info_nce(query, key, backend="reference", group=group),
         lambda: info_nce(query, key, negative_keys=key, group=group),
         lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 3]), group=group),
@@ -281,6 +287,8 @@ def test_refusals(tmp_path):
         "all ranks of the group must give the same layers",
         "none of the 6 queries has a positive key",
         "decoupled",
+        "default bias",
+        "hardness of nce",
         "backend",
         "negative_keys excludes group",
         "positive_index must lie in [0, 3)",

@@ -14,6 +14,7 @@ from mim4dd.ops.contrastive.inputs import (
     excluded_keys,
     masked,
 )
+from mim4dd.ops.contrastive.ranks import Group
 from mim4dd.reference import Critic, Kind
 
 __all__ = ["nce"]
@@ -36,6 +37,7 @@ def nce(
     bias: Tensor | float | None = None,
     reduction: Reduction = "mean",
     normalize: bool = False,
+    group: Group | None = None,
     backend: Backend = None,
 ) -> Tensor:
     r"""Noise-contrastive loss: is each pair of query and key of one class, or not?
@@ -67,6 +69,8 @@ def nce(
         bias: Added to every logit; a tensor, () or (1,), receives a gradient.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
+        group: Processes whose keys count too, as in :func:`mim4dd.sup_con`; with ``bias``, and
+            without ``hardness``.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:
@@ -88,7 +92,7 @@ def nce(
         arXiv:2207.02970.
     """
     check_hardness(hardness)
-    sides = as_sides(query, key)
+    sides = as_sides(query, key, group)
     loss, _ = evaluate(
         sides,
         masked(sides, by_label(sides, labels, key_labels), query_mask, key_mask),

@@ -201,12 +201,12 @@ def mi_lower_bound(loss: Tensor, labels: Tensor, key_labels: Tensor) -> Tensor:
     most log C.
     """
     taking_part = labels != IGNORE
-    per_class = taking_part * _count(labels, key_labels) / _count(labels, labels)  # (N,)
+    per_class = taking_part * count_each(labels, key_labels) / count_each(labels, labels)  # (N,)
     num_keys = (torch.isin(key_labels, labels) & (key_labels != IGNORE)).sum()
     return num_keys.to(loss.dtype).log() - (per_class * loss).sum(-1) / per_class.sum()
 
 
-def _count(values: Tensor, among: Tensor) -> Tensor:
+def count_each(values: Tensor, among: Tensor) -> Tensor:
     """How often each value occurs in ``among``, in O(N + M) memory."""
     ordered = among.sort().values
     first = torch.searchsorted(ordered, values.contiguous())

@@ -32,25 +32,26 @@ def contrastive_of_parts(
     :math:`c_t = \mathrm{lse}_t - \ell_t + \log |P_t|` the log-sum-exp of the positives alone,
     :math:`\ell = \mathrm{lse} - \mathrm{lse}(c_1, …) + \log \sum_t |P_t|`. Both are sums of what is
     not negative, so that at p = 1 the loss has as many digits as those of the parts.
+
+    The binary critic's is the sum of its parts, where a part gives every query a loss, whether the
+    query has a positive there or not.
     """
     count = torch.where(positive_weight > 0, 1 / positive_weight, 0).round()  # (T, N)
     total = count.sum(0)
     counted = (total > 0).expand_as(lse[0])
-    of_all = lse.logsumexp(0)
-    rest = _of_the_others(lse)
-    share = _exp_of_difference(lse, of_all)
-    if kind == Kind.IN:
-        inside, on_loss, on_lse = _inside(loss, lse, of_all, share, count[:, None])
-        combined = inside + total.clamp(min=1).log()
+    zero = torch.zeros_like(lse)
+    if kind == Kind.NCE:
+        combined, of_all = loss.sum(0), zero[0]
+        on_loss, on_lse, share = torch.ones_like(lse), zero, zero
     else:
-        on_loss = (count / total.clamp(min=1))[:, None].expand_as(lse)
-        # lse − lse_t. Not softplus, which PyTorch replaces by its asymptote from 20 on.
-        above = torch.where(on_loss > 0, -F.logsigmoid(lse - rest), 0)
-        combined = (on_loss * (loss + above)).sum(0)
-        others = _exp_of_difference(rest, of_all)
-        on_lse = torch.where(on_loss == 1, -others, share - on_loss)
+        of_all = lse.logsumexp(0)
+        share = _exp_of_difference(lse, of_all)
+        form = _inside if kind == Kind.IN else _outside
+        combined, on_loss, on_lse = form(loss, lse, of_all, share, count[:, None])
     ignored = labels == IGNORE
-    none = torch.where(of_all.isnan(), of_all, 0)  # a NaN survives in a row that has no positive
+    # A NaN survives in a row that has no positive.
+    rest = combined if kind == Kind.NCE else of_all
+    none = torch.where(rest.isnan(), rest, 0)
     return OfParts(
         Contrast(
             torch.where(counted, combined, none).masked_fill(ignored, 0),
@@ -63,10 +64,24 @@ def contrastive_of_parts(
     )
 
 
+def _outside(
+    loss: Tensor, lse: Tensor, of_all: Tensor, share: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lse − the mean over the positives, and its derivatives by part."""
+    rest = _of_the_others(lse)
+    on_loss = (count / count.sum(0).clamp(min=1)).expand_as(lse)
+    # lse − lse_t. Not softplus, which PyTorch replaces by its asymptote from 20 on.
+    above = torch.where(on_loss > 0, -F.logsigmoid(lse - rest), 0)
+    combined = (on_loss * (loss + above)).sum(0)
+    others = _exp_of_difference(rest, of_all)
+    on_lse = torch.where(on_loss == 1, -others, share - on_loss)
+    return combined, on_loss, on_lse
+
+
 def _inside(
     loss: Tensor, lse: Tensor, of_all: Tensor, share: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """lse − lse of the positives, and its derivatives by part."""
+    """lse − lse of the positives + log of their number, and its derivatives by part."""
     some = count > 0
     above = loss - count.clamp(min=1).log()  # lse_t − c_t, not negative
     of_positives = torch.where(some, lse - above, -torch.inf)
@@ -77,7 +92,7 @@ def _inside(
     difference = of_all - of_all_positives
     inside = torch.where(difference > 1, difference, excess.log1p())
     on_lse = torch.where(some, on_loss * (above - inside).expm1(), share)
-    return inside, on_loss, on_lse
+    return inside + count.sum(0).clamp(min=1).log(), on_loss, on_lse
 
 
 def _exp_of_difference(of_part: Tensor, of_all: Tensor) -> Tensor:

@@ -56,10 +56,12 @@ def _over_ranks(
     backend: Backend,
 ) -> tuple[Tensor, Contrast]:
     """The same with the keys of all ranks."""
+    binary = critic.kind == Kind.NCE
     refused = {
         "backend='reference'": backend is not None,
         "decoupled=True": critic.decoupled,
-        "nce": critic.kind == Kind.NCE,
+        "hardness of nce": binary and critic.hardness > 0,
+        "nce's default bias, which counts the keys of one process": binary and shared.bias is None,
     }
     if given := [name for name, is_given in refused.items() if is_given]:
         raise ValueError(f"group goes with the losses' kernels, not yet with {given[0]}")

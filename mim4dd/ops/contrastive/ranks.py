@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import check_choice
-from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.exchange import Layout, exchange_of, share_layout
+from mim4dd.ops.contrastive.parts import OfPart, Pairs, gradients_of_part, losses_of_part
 from mim4dd.reference import IGNORE, NO_POSITIVE, Contrast, Critic, Reduce
 
 __all__ = ["Across", "Group", "Ranks", "Shared", "across", "over_ranks"]
@@ -157,7 +157,8 @@ class _OverRanks(torch.autograd.Function):
         on_loss, on_lse = on_each * of_parts.on_loss, on_each * of_parts.on_lse
         if grad_lse is not None:
             on_lse = on_lse + grad_lse * of_parts.share
-        upstream = zip(lse, positive_weight, on_loss, on_lse, strict=True)
+        parts = map(OfPart, loss, lse, positive_weight)
+        upstream = zip(parts, on_loss, on_lse, strict=True)
         return None, *queries.gradients(list(upstream), ctx.needs_input_grad[1:])
 
 
@@ -181,21 +182,18 @@ class _Queries:
         kind = self.call.critic.kind
         return reference.contrastive_of_parts(loss, lse, positive_weight, self.shared.labels, kind)
 
-    def part(self, source: int, held: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, lse (L, N) and positive_weight (N,) against the keys of one rank alone."""
-        inputs = self._against(source, held)
-        if inputs is None:
-            shape = self.num_layers, len(self.shared.labels)
-            none = self.shared.logit_scale.new_zeros(shape)
-            return none, torch.full_like(none, -torch.inf), none[0]
-        _, _, *contrast = rules.contrastive(*inputs, Reduce.NONE.value, rules.NONE_WANTED)
-        loss, lse, positive_weight = contrast[:3]
-        return loss, lse, positive_weight
+    def part(self, source: int, held: list[Tensor]) -> OfPart:
+        """The losses against the keys of one rank alone."""
+        pairs = self._against(source, held)
+        if pairs is None:
+            none = self.shared.logit_scale.new_zeros(self.num_layers, len(self.shared.labels))
+            return OfPart(none, torch.full_like(none, -torch.inf), none[0])
+        return losses_of_part(pairs, self.call.critic)
 
     def gradients(
-        self, upstream: Sequence[tuple[Tensor, ...]], needed: Sequence[bool]
+        self, upstream: Sequence[tuple[OfPart, Tensor, Tensor]], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of the tensors, from what reaches lse, weight, loss and lse of every part in turn."""
+        """Of the tensors, from every part in turn, and what reaches its loss and its lse."""
         layers = self.num_layers
         of_query, of_key = needed[_NUM_SHARED:-layers], needed[-layers:]
         wanted = [True in of_query, True in of_key, needed[3], needed[4]]
@@ -204,12 +202,10 @@ class _Queries:
 
         def backward(source: int, held: list[Tensor]) -> list[Tensor]:
             """Add to the own ones; return those of the keys."""
-            inputs, saved = self._against(source, held), next(steps)
-            if inputs is None:
+            pairs, saved = self._against(source, held), next(steps)
+            if pairs is None:
                 return [torch.zeros_like(held[0], dtype=self.shared.logit_scale.dtype)]
-            found = list(rules.contrastive_bwd(*inputs, *saved, wanted))
-            # Parts are summed in float32 or wider, whatever the features are.
-            found = [each.to(self.shared.logit_scale.dtype) for each in found]
+            found = gradients_of_part(pairs, self.call.critic, *saved, wanted)
             begin, end = layers * wanted[0], layers * (wanted[0] + wanted[1])
             of_keys, found[begin:end] = found[begin:end], []
             if own:
@@ -245,7 +241,7 @@ class _Queries:
             *([each.to(dtype) for each in home] if wanted[1] else none),
         ]
 
-    def _against(self, source: int, held: list[Tensor]) -> tuple[Any, ...] | None:
+    def _against(self, source: int, held: list[Tensor]) -> Pairs | None:
         """What the op takes for the keys of one rank; None where there is nothing to multiply."""
         packed, *of_keys = held
         shared = self.shared
@@ -257,11 +253,9 @@ class _Queries:
         excluded = shared.excluded
         if excluded is not None:
             excluded = self._within(excluded, source, IGNORE)
-        kind, *options = self.call.critic
-        return (
-            *(self.query, list(packed.split(self.sizes, 1)), labels, key_labels, excluded),
-            *(shared.logit_scale, shared.bias, int(kind), *options),
-        )
+        key = list(packed.split(self.sizes, 1))
+        numbers = shared.logit_scale, shared.bias
+        return Pairs(self.query, key, labels, key_labels, excluded, *numbers)
 
     def _within(self, index: Tensor, source: int, elsewhere: int) -> Tensor:
         """Indices into all keys as those into one rank's."""
