@@ -59,6 +59,10 @@ def of_clip(module, first, second, labels):
     return module()(first, second, 10.0)
 
 
+def of_sigmoid(module, first, second, labels):
+    return module()(first, second, 10.0, -3.0)
+
+
 def of_labels(module, first, second, labels):
     return module(temperature=0.2)(first, labels, None, second, labels.flip(0))
 
@@ -91,6 +95,7 @@ CALLS = {
     ("info_nce_pytorch", "info_nce"): of_two_sides,
     ("lightly", "NTXentLoss"): of_module,
     ("open_clip", "ClipLoss"): of_clip,
+    ("open_clip", "SigLipLoss"): of_sigmoid,
     ("pytorch_metric_learning", "CrossBatchMemory"): of_memory,
     ("pytorch_metric_learning", "DistributedLossWrapper"): of_wrapper,
     ("pytorch_metric_learning", "NTXentLoss"): of_labels,

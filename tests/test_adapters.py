@@ -57,12 +57,14 @@ def test_info_nce_pytorch(shape, negatives, reduction, device):
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("scale_shape", [None, (), (1,)], ids=str)
 @pytest.mark.parametrize("shape", [(1, 4), (25, 8)], ids=str)
-def test_open_clip(shape, scale_shape, with_bias, as_dict, device):
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_open_clip(name, shape, scale_shape, with_bias, as_dict, device):
     inputs = [F.normalize(rows(*shape, device=device), dim=1) for _ in range(2)]
     scale = 20.0 if scale_shape is None else rows(*scale_shape, device=device).exp()
     bias = rows(device=device) if with_bias else None
     arguments = (*inputs, scale, bias, as_dict)
-    ours, theirs = both(open_clip.ClipLoss, peers.open_clip.ClipLoss, *arguments)
+    modules = (getattr(side, name) for side in (open_clip, peers.open_clip))
+    ours, theirs = both(*modules, *arguments)
     if as_dict:
         assert list(ours) == list(theirs)
         ours, theirs = ours["contrastive_loss"], theirs["contrastive_loss"]
@@ -338,6 +340,8 @@ ONE = torch.zeros(2, 3)
         (lambda: open_clip.ClipLoss(world_size=2), "has 1 processes here: got 2 and 0"),
         (lambda: open_clip.ClipLoss(world_size=2, use_horovod=True), "use_horovod must be False"),
         (lambda: open_clip.ClipLoss()(ONE, ONE, ONE.sum(1)), "logit_scale must be 0-d"),
+        (lambda: open_clip.SigLipLoss(world_size=2), "has 1 processes here: got 2 and 0"),
+        (lambda: open_clip.SigLipLoss(dist_impl="ring"), "dist_impl must be one of None, 'bidir'"),
         (lambda: lightly.NTXentLoss(memory_bank_size=8), r"memory_bank_size must be \(M, D\)"),
         (lambda: lightly.NTXentLoss(temperature=0), r"abs\(temperature\) must be positive"),
         (lambda: lightly.NTXentLoss()(ONE, ONE[:1]), "same shape"),
@@ -374,6 +378,6 @@ def test_what_several_processes_do_not_share(monkeypatch):
 def test_losses_that_gather(tmp_path):
     """Of lightly and open_clip on two ranks: values and gradients as in the peer on each."""
     for results in on_ranks(2, gathering_losses, tmp_path):
-        assert len(results) == 3
+        assert len(results) == 5
         for mine, theirs in results.values():
             torch.testing.assert_close(mine, theirs)

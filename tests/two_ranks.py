@@ -115,6 +115,10 @@ def gathering_losses(rank):
         sides = mim4dd.adapters.open_clip, peers["open_clip"]
         losses = [side.ClipLoss(**options, world_size=2) for side in sides]
         both(f"ClipLoss {local_loss}", *losses, scale)
+    bias = torch.tensor(-3.0, dtype=torch.float64)
+    for way in (None, "gather"):
+        losses = [side.SigLipLoss(rank=rank, world_size=2, dist_impl=way) for side in sides]
+        both(f"SigLipLoss {way}", *losses, scale, bias)
     sides = mim4dd.adapters.lightly, peers["lightly"]
     both("NTXentLoss", *(side.NTXentLoss(0.3, gather_distributed=True) for side in sides))
     return results

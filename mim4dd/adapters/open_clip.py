@@ -1,13 +1,19 @@
-"""ClipLoss of open_clip 3.3."""
+"""ClipLoss and SigLipLoss of open_clip 3.3."""
 
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 
+from mim4dd._checks import check_choice as _check_choice
 from mim4dd.adapters._processes import num_processes as _num_processes
 from mim4dd.ops.clip_loss import clip_loss as _clip_loss
+from mim4dd.ops.contrastive.ranks import Ranks as _Ranks
+from mim4dd.ops.nce import nce as _nce
 
-__all__ = ["ClipLoss"]
+__all__ = ["ClipLoss", "SigLipLoss"]
+
+# Pairs of a rank that have labels of their own.
+_PAIRS_OF_RANK = 1 << 40
 
 
 class ClipLoss(nn.Module):
@@ -49,12 +55,7 @@ class ClipLoss(nn.Module):
         super().__init__()
         if world_size > 1 and use_horovod:
             raise ValueError("use_horovod must be False: ranks are torch.distributed's here")
-        there = _num_processes()
-        if world_size > 1 and (world_size, rank) != (there, there > 1 and distributed.get_rank()):
-            raise ValueError(
-                "world_size and rank must be 1 and 0, or those of torch.distributed, which has "
-                f"{there} processes here: got {world_size} and {rank}"
-            )
+        _check_processes(rank, world_size)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
@@ -129,6 +130,88 @@ class ClipLoss(nn.Module):
         labels = self.get_ground_truth(image_features.device, both[0].shape[0])
         per_image, per_text = (F.cross_entropy(logits, labels) for logits in both)
         return (per_image + per_text) / 2
+
+
+class SigLipLoss(nn.Module):
+    """``open_clip.SigLipLoss``: is each image of each text, or not? Over one process or all.
+
+    The loss is computed without the logits, and over several processes no rank holds the features
+    of all (:class:`mim4dd.Ranks`). Each returns the mean over its own images. Averaged over the
+    ranks, as DistributedDataParallel does, the gradients are those of the mean over all images.
+
+    Args:
+        cache_labels: Without effect: no labels are stored.
+        rank: This process's number.
+        world_size: How many processes there are; above 1, all of ``torch.distributed``'s.
+        dist_impl: ``"bidir"``, ``"shift"``, ``"reduce"`` or ``"gather"``, or None. Without effect
+            but for ``"gather"``: texts travel from rank to rank, or all at once.
+
+    Raises:
+        ValueError: If ``rank`` and ``world_size`` are not those of ``torch.distributed``, or
+            ``dist_impl`` is another.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.adapters.open_clip import SigLipLoss
+        >>> SigLipLoss()(torch.eye(3), torch.eye(3), logit_scale=1.0, logit_bias=-1.0)
+        tensor(1.3197)
+
+    References:
+        Zhai et al. Sigmoid Loss for Language Image Pre-Training. arXiv:2303.15343.
+    """
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_processes(rank, world_size)
+        _check_choice("dist_impl", dist_impl, (None, "bidir", "shift", "reduce", "gather"))
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.dist_impl = dist_impl or "bidir"
+
+    def forward(
+        self,
+        image_features: torch.Tensor,  # (N, D)
+        text_features: torch.Tensor,  # (N, D)
+        logit_scale: torch.Tensor | float,  # () or (1,)
+        logit_bias: torch.Tensor | float | None,  # () or (1,)
+        output_dict: bool = False,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The loss, (), or ``{"contrastive_loss": loss}``; features are used as they are."""
+        first = self.rank * _PAIRS_OF_RANK
+        labels = torch.arange(first, first + len(image_features), device=image_features.device)
+        loss = _nce(
+            image_features,
+            text_features,
+            labels,
+            labels,
+            logit_scale=logit_scale,
+            bias=0.0 if logit_bias is None else logit_bias,
+            reduction="none",
+            group=self._ranks(),
+        ).mean()
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _ranks(self) -> _Ranks | None:
+        world = distributed.group.WORLD
+        if self.world_size == 1 or world is None:
+            return None
+        return _Ranks(world, exchange="gather" if self.dist_impl == "gather" else "ring")
+
+
+def _check_processes(rank: int, world_size: int) -> None:
+    there = _num_processes()
+    if world_size > 1 and (world_size, rank) != (there, there > 1 and distributed.get_rank()):
+        raise ValueError(
+            "world_size and rank must be 1 and 0, or those of torch.distributed, which has "
+            f"{there} processes here: got {world_size} and {rank}"
+        )
 
 
 def _fused(
