@@ -36,7 +36,7 @@ def test_options_of_other_methods_are_left_out():
     assert options == kept | {
         "add_on": "mim4dd", "norm": "instance", "pooling": "avg", "keep_every": 0,
         "ipc_by_class": None,
-        "keep_bytes": False,
+        "keep_bytes": False, "weight_decay_img": 0.0, "patience_img": 0, "clip_img": False,
     }  # fmt: skip
     # Comparisons and sweeps named experts for every method.
     assert "experts" not in DistillConfig.read(OPTIONS | {"experts": "out/experts"}, "config.json")

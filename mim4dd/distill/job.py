@@ -57,7 +57,7 @@ def judge_unchecked(
     evaluation: Evaluation | None = None,
 ) -> Accuracy:
     """As :func:`judge`, of a set that is known to be of ``data``: to find out reads all of it."""
-    synthetic = synthetic.to(config.device)
+    synthetic = synthetic.to(config.device).decoded()
     return evaluate(
         config.network_maker(data),
         synthetic.image_syn,

@@ -22,6 +22,7 @@ from mim4dd.distill.methods.base import (
 from mim4dd.distill.training.features import layer_features
 from mim4dd.distill.training.network import seeded_network
 from mim4dd.distill.training.passes import has_batch_norm, in_passes
+from mim4dd.distill.training.tiles import decode
 from mim4dd.losses import MIM4DDLoss, pooled_rows
 from mim4dd.unroll import flatten_parameters
 
@@ -143,7 +144,8 @@ class MIM4DD(BaseMethod):
                 f"{type(self.base).__name__} must give the networks to compare in "
                 "Objective.compared for MIM4DD, got none"
             )
-        class_syn = real.class_syn(len(image_syn))
+        class_syn = real.class_syn(len(image_syn)).repeat_interleave(self.tiles**2)
+        image_syn = decode(image_syn, self.tiles)
         image_real, label_real = real.sample(self.num_keys)
         losses, bounds = [], []
         for compared in base.compared:
@@ -158,6 +160,11 @@ class MIM4DD(BaseMethod):
         return Objective(
             base.value + self.weight * contrastive, base.compared, base.metrics | metrics
         )
+
+    @property
+    def tiles(self) -> int:
+        """The base method's."""
+        return self.base.tiles
 
     def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
         """Where the base method starts."""

@@ -222,7 +222,7 @@ def _gains(
     synthetic: SyntheticSet, config: DistillConfig, data: ImageData, by_teacher: ByTeacher | None
 ) -> list[Gain]:
     synthetic.require_data(data)
-    synthetic = synthetic.to(config.device)
+    synthetic = synthetic.to(config.device).decoded()
     if by_teacher is not None and not data.has_images:
         by_teacher = replace(by_teacher, mix="mixup")  # rows have no boxes to cut
     return fair_gains(

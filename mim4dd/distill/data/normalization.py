@@ -34,6 +34,13 @@ class Normalization:
             return (images.flatten(1) @ self.restore + self.mean).view_as(images)
         return images * self.restore + self.mean
 
+    def clip(self, images: Tensor) -> Tensor:
+        """Normalised images with every pixel below 0 or above 1 set to that. (N, channels, H, W)"""
+        if self.whiten.dim() == 2:
+            return self(self.inverse(images).clamp(0, 1))
+        low, high = ((pixel - self.mean) * self.whiten for pixel in (0, 1))
+        return images.clamp(low, high)
+
     def float(self) -> "Normalization":
         """The same map in float32."""
         return Normalization(self.mean.float(), self.whiten.float(), self.restore.float())

@@ -86,13 +86,15 @@ def distill(
         ValueError: If ``run`` holds a run and ``resume`` is not asked for, or another run than
             this: what differs is named; or if its checkpoint is gone. If the method was made for
             other data or needs as many images of every class, real images to start from are fewer
-            than asked for in a class, the method's own start does not fit, or its loss depends on
-            neither images nor labels.
+            than asked for in a class, the method's own start does not fit, its loss depends on
+            neither images nor labels, or rows are to be clipped to valid pixels.
         TypeError: If the method's loss is not an :class:`~mim4dd.distill.methods.base.Objective`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
+    if settings.clip_img and not data.has_images:
+        raise ValueError(f"clip_img must be False for data of rows, as {data.name} is, got True")
     method.require_data(data)
     method.require_per_class(class_counts(settings.per_class, data.num_classes))
     with _threads(method, data, settings), ExitStack() as closing:
@@ -134,13 +136,17 @@ def _distill(
         if config is not None:
             run.change_config(config)
         return run.load_result()
+    if snapshot is not None:
+        # Also before the start is made anew, which may need teachers that took hours.
+        method.restore(snapshot.of_method(device))
     state = _initial_state(method, data, settings)
-    state.identity, state.normalization = identity, data.normalization
+    state.identity, state.normalization, state.tiles = identity, data.normalization, method.tiles
     state.options = config
     if snapshot is None:
         run.save_set(run.initial, state.result(data))
     else:
-        method.restore(state.restore(snapshot))
+        state.restore(snapshot)
+        method.restore(snapshot.of_method(device))
     agree(state.iteration, list(state.learned.values()))
     if config is not None:
         run.change_config(config)  # before the checkpoint: if killed between, it goes on by this
@@ -291,7 +297,7 @@ def _step(
     if state.iteration % settings.checkpoint_every == 0:
         save(state, state.last_good, run)
         run.keep_checkpoint(state.iteration)
-    state.update(run)
+    state.update(value.item(), run)
     return {"loss": value.item(), **outcome.metrics}
 
 

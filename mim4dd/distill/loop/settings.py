@@ -38,8 +38,11 @@ class LoopSettings(Settings):
         ipc: Synthetic images per class.
         ipc_by_class: Of each class in their order, as in 10,10,5, in place of ipc.
         iterations: Outer steps.
-        optimizer_img: Of images: "sgd" with momentum 0.5, as in MTT, or "adam".
+        optimizer_img: Of images: "sgd" with momentum 0.5, as in MTT, "adam" or "adamw".
         lr_img: Step size of the images' optimiser.
+        weight_decay_img: Weight decay of the images' optimiser, towards the mean image.
+        patience_img: After more iterations without a new least loss lr_img is halved; 0: never.
+        clip_img: Clip images to valid pixels after every step.
         lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
         lr_teacher: Initial value of the learned step size syn_lr.
@@ -64,8 +67,11 @@ class LoopSettings(Settings):
     ipc: int = 1
     ipc_by_class: str | None = None
     iterations: int = 150
-    optimizer_img: Literal["sgd", "adam"] = "sgd"
+    optimizer_img: Literal["sgd", "adam", "adamw"] = "sgd"
     lr_img: float = 5.0
+    weight_decay_img: float = 0.0
+    patience_img: int = 0
+    clip_img: bool = False
     lr_lr: float = 1e-4
     lr_y: float = 2.0
     lr_teacher: float = 0.03
@@ -80,6 +86,7 @@ class LoopSettings(Settings):
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0)
+        self.require_at_least(weight_decay_img=0, patience_img=0)
         self.require_at_least(checkpoint_every=1, eval_every=0, keep_every=0)
         if self.ipc_by_class is not None:
             largest = max(read_counts(self.ipc_by_class))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.normalization import Normalization
+from mim4dd.distill.loop.plateau import Plateau
 from mim4dd.distill.loop.settings import MAY_CHANGE, LoopSettings
 from mim4dd.distill.methods.base import BaseMethod, Initial, Objective
 from mim4dd.distill.runs import Provenance, RunDirectory, SyntheticSet
@@ -46,6 +47,21 @@ class Snapshot(NamedTuple):
         """The iteration that it stands before."""
         return int(self.header["iteration"])
 
+    def of_method(self, device: torch.device) -> dict[str, Tensor]:
+        """What it holds of the method on this rank, whose networks differ from rank to rank.
+
+        Raises:
+            ValueError: If it is of more ranks than there are, or of fewer.
+        """
+        of_all = _below(_METHOD, self.tensors)
+        if of_all and self.header["ranks"] != num_ranks():
+            raise ValueError(
+                f"the checkpoint holds what the method carries on {self.header['ranks']} ranks, so "
+                f"can be continued by as many alone, got {num_ranks()}"
+            )
+        of_this = _below(f"{rank()}.", of_all)
+        return {name: value.to(device) for name, value in of_this.items()}
+
 
 class LoopState:
     """The learned tensors, their optimisers and the number of the iteration."""
@@ -56,6 +72,7 @@ class LoopState:
         self.identity: dict[str, Any] = {}
         self.options: Mapping[str, Any] | None = None
         self.normalization: Normalization | None = None
+        self.tiles = 1
         self.changes: list[dict[str, Any]] = []
         image_syn = initial.image_syn
         like: dict[str, Any] = {"dtype": image_syn.dtype, "device": image_syn.device}
@@ -73,6 +90,11 @@ class LoopState:
         self.optimizers = {
             name: _make_optimizer(name, tensor, settings) for name, tensor in self.learned.items()
         }
+        self.plateau: Plateau | None = None
+        if settings.patience_img:
+            self.plateau = Plateau(
+                self.optimizers["image_syn"], settings.lr_img, settings.patience_img
+            )
         self.average_image = image_syn.clone() if settings.ema_decay else None
         # What the last loss sent gradients to; before the first it may be all.
         self.stepped = set(self.learned)
@@ -134,10 +156,15 @@ class LoopState:
             if tensor is not None and not tensor.isfinite().all():
                 self.refuse(f"{name} is not finite", run)
 
-    def update(self, run: RunDirectory) -> None:
-        """Take one step with every optimiser."""
+    def update(self, loss: float, run: RunDirectory) -> None:
+        """Take one step with every optimiser, from what had this loss."""
         for optimizer in self.optimizers.values():
             optimizer.step()
+        if self.plateau is not None:
+            self.plateau.step(loss)
+        if self.settings.clip_img and self.normalization is not None:
+            with torch.no_grad():
+                self.image_syn.copy_(self.normalization.clip(self.image_syn))
         for name, tensor in self.learned.items():
             if not tensor.isfinite().all():
                 self.refuse(f"{name} is not finite after the step", run)
@@ -184,11 +211,18 @@ class LoopState:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{name}.{key}"] = value.clone()
         tensors |= {f"{_METHOD}{name}": tensor for name, tensor in method_state.items()}
-        header = {"iteration": self.iteration, "identity": self.identity, "changes": self.changes}
+        header = {
+            "iteration": self.iteration,
+            "identity": self.identity,
+            "changes": self.changes,
+            "tiles": self.tiles,
+        }
+        if self.plateau is not None:
+            header["plateau"] = self.plateau.state()
         return Snapshot(tensors, header | self.meter.read())
 
-    def restore(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """Continue from a checkpoint; return what it holds of the method on this rank."""
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a checkpoint."""
         tensors, header = snapshot
         kept = {"average_image": self.average_image} if self.average_image is not None else {}
         if self.positive is not None and "syn_lr_rho" not in tensors:
@@ -214,10 +248,9 @@ class LoopState:
             )
         self.iteration = header["iteration"]
         self.changes = header.get("changes", [])
+        if self.plateau is not None:
+            self.plateau.restore(header.get("plateau", {}))
         self.meter.restore(header)
-        return {
-            name: value.to(self.image_syn.device) for name, value in _of_this_rank(snapshot).items()
-        }
 
     def result(
         self, data: ImageData, relabel: Callable[[Tensor], Tensor | None] | None = None
@@ -235,6 +268,7 @@ class LoopState:
             data.class_names,
             self.identity.get("data"),
             Provenance.of_run(self.identity, self.options, data.name),
+            self.tiles,
         )
 
     def viewed(self, snapshot: Snapshot) -> dict[str, Tensor]:
@@ -271,18 +305,6 @@ def _has_setting(description: Any, name: str) -> bool:
     return any(_has_setting(part, name) for part in description.values())
 
 
-def _of_this_rank(snapshot: Snapshot) -> dict[str, Tensor]:
-    """What a checkpoint holds of the method on this rank; its networks differ from rank to rank."""
-    tensors, header = snapshot
-    of_all = _below(_METHOD, tensors)
-    if of_all and header["ranks"] != num_ranks():
-        raise ValueError(
-            f"the checkpoint holds what the method carries on {header['ranks']} ranks, so can be "
-            f"continued by as many alone, got {num_ranks()}"
-        )
-    return _below(f"{rank()}.", of_all)
-
-
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, under the rest of the names."""
     return {
@@ -293,8 +315,10 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _make_optimizer(name: str, tensor: Tensor, settings: LoopSettings) -> torch.optim.Optimizer:
-    if name == "image_syn" and settings.optimizer_img == "adam":
-        return torch.optim.Adam([tensor], settings.lr_img)
+    decay = settings.weight_decay_img if name == "image_syn" else 0.0
+    if name == "image_syn" and settings.optimizer_img != "sgd":
+        kind = torch.optim.Adam if settings.optimizer_img == "adam" else torch.optim.AdamW
+        return kind([tensor], settings.lr_img, weight_decay=decay)
     lr = {
         "image_syn": settings.lr_img,
         "syn_lr": settings.lr_lr,
@@ -302,7 +326,7 @@ def _make_optimizer(name: str, tensor: Tensor, settings: LoopSettings) -> torch.
         "syn_lr_rho": settings.lr_lr * (2 * math.log(2) / settings.lr_teacher) ** 2,
         "label_logits": settings.lr_y,
     }
-    return torch.optim.SGD([tensor], lr[name], momentum=_MOMENTUM[name])
+    return torch.optim.SGD([tensor], lr[name], momentum=_MOMENTUM[name], weight_decay=decay)
 
 
 def _rho(positive: PositiveStepSize, value: Tensor) -> Tensor:

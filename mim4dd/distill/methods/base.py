@@ -175,6 +175,15 @@ class BaseMethod(ABC):
     ) -> Objective:
         """The loss of one outer step, differentiable in images, soft labels and step size."""
 
+    @property
+    def tiles(self) -> int:
+        """Networks are trained on the tiles² parts of every image, enlarged; 1: on images as is.
+
+        :func:`mim4dd.distill.training.tiles.decode` makes the parts: of the set in evaluation and
+        for add-ons. Within :meth:`loss` that is the method's own to do.
+        """
+        return 1
+
     def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
         """Where the set starts, for methods that choose it; None leaves that to the loop.
 

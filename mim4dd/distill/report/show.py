@@ -210,7 +210,7 @@ def draw_features(
     iteration: int | None = None,
 ) -> Drawn:
     """Draw real and synthetic samples in the plane, and how alike their classes are."""
-    synthetic = run.load_set(iteration)[0].to(str(data.image_test.device))
+    synthetic = run.load_set(iteration)[0].to(str(data.image_test.device)).decoded()
     synthetic.require_data(data)
     names, classes = synthetic.class_names, synthetic.class_syn
     network = trained.network

@@ -25,6 +25,7 @@ def export_set(synthetic: "SyntheticSet", folder: Path) -> None:
     names = _folder_names(synthetic.class_names)
     with replacing_folder(folder) as new:
         synthetic.save(new / SET_FILE)
+        synthetic = synthetic.decoded()
         parts = {
             "images": _plain(synthetic.image_syn),
             "labels": _plain(synthetic.label_syn),

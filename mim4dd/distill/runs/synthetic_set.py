@@ -16,6 +16,7 @@ from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
 from mim4dd.distill.runs.export import export_set
 from mim4dd.distill.runs.provenance import Provenance
+from mim4dd.distill.training.tiles import decode
 
 __all__ = ["SyntheticSet"]
 
@@ -39,6 +40,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         class_names: Names of the C classes.
         made_of: What ``describe_data`` says of the real data; None where it is not known.
         provenance: How the set came to be.
+        tiles: Networks are trained on the tiles² parts of every image: see :meth:`decoded`.
 
     Example:
         >>> import torch
@@ -62,6 +64,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         class_names: Iterable[str],
         made_of: Mapping[str, Any] | None = None,
         provenance: Provenance | None = None,
+        tiles: int = 1,
     ) -> None:
         self.image_syn = image_syn
         self.label_syn = label_syn
@@ -71,6 +74,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         self.class_names = tuple(class_names)
         self.made_of = made_of
         self.provenance = Provenance() if provenance is None else provenance
+        self.tiles = tiles
 
     def __len__(self) -> int:
         return len(self.image_syn)
@@ -87,6 +91,8 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         data = f"{known.data} (ZCA)" if self.zca else known.data
         facts = {"method": known.method, "data": data, "mim4dd": known.version}
         told = [f"{name} {value}" for name, value in facts.items() if value]
+        if self.tiles > 1:
+            told.append(f"{self.tiles} × {self.tiles} tiles, to train on decoded()")
         told.append("soft labels" if self.label_syn.dim() == 2 else "hard labels")
         told.append(f"syn_lr {self.syn_lr.item():.4g}")
         lines = [
@@ -128,6 +134,25 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         of_data: Mapping[str, Any] = (self.made_of or {}).get("normalization", {})
         return of_data["kind"] == "zca" if of_data else None
 
+    def decoded(self) -> "SyntheticSet":
+        """The set that networks are trained on: every part of an image, enlarged, as an image.
+
+        The set itself where its images are not tiled. NCFM's are.
+        """
+        if self.tiles == 1:
+            return self
+        parts = self.tiles**2
+        return SyntheticSet(
+            decode(self.image_syn, self.tiles),
+            self.label_syn.repeat_interleave(parts, dim=0),
+            self.class_syn.repeat_interleave(parts),
+            self.syn_lr,
+            decode(self.pixels, self.tiles),
+            self.class_names,
+            self.made_of,
+            self.provenance,
+        )
+
     def to(self, device: torch.device | str) -> "SyntheticSet":
         """The same set on another device."""
         return SyntheticSet(
@@ -139,6 +164,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             self.class_names,
             self.made_of,
             self.provenance,
+            self.tiles,
         )
 
     def save(self, path: str | Path) -> None:
@@ -154,6 +180,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             "class_names": list(self.class_names),
             "made_of": self.made_of,
             "provenance": self.provenance.to_json(),
+            "tiles": self.tiles,
         }
         save_tensors(Path(path), tensors, {"format": _FORMAT, **header})
 
@@ -163,7 +190,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         - ``images/<class>/<index>.png``: as torchvision's ``ImageFolder`` and Hugging Face's
           ``imagefolder`` read them. They are to look at: pixels beyond 0 to 1 are clipped, the rest
           is rounded to bytes. Only of images of one or three channels.
-        - ``set.safetensors``: what :meth:`save` writes.
+        - ``set.safetensors``: what :meth:`save` writes. All else is of the :meth:`decoded` set.
         - ``set.pt``: ``images``, ``labels`` and ``syn_lr`` in a dictionary, for ``torch.load``.
         - ``ddranking/``: ``images.pt``, ``labels.pt`` and ``lr.pt``, as DD-Ranking's evaluators
           take them; soft labels as logits. Not of rows.
@@ -193,6 +220,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             class_names=header["class_names"],
             made_of=header.get("made_of"),
             provenance=Provenance.of_json(header.get("provenance", {})),
+            tiles=header.get("tiles", 1),
         )
 
     @staticmethod
@@ -228,6 +256,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             made_of["class_names"],
             made_of,
             Provenance.of_run(identity, options),
+            header.get("tiles", 1),
         )
 
     def with_accuracy(
