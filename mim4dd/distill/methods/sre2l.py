@@ -8,11 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mim4dd._checks import check_positive
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.identity.data import describe_data
-from mim4dd.distill.identity.describe import differences, named_differences
-from mim4dd.distill.methods.augmentation_settings import AugmentationSettings
 from mim4dd.distill.methods.base import (
     BaseMethod,
     Ingredients,
@@ -27,41 +23,32 @@ from mim4dd.distill.methods.side_by_side import (
     stack_networks,
     unchanged,
 )
-from mim4dd.distill.methods.teachers import Teachers
+from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
+from mim4dd.distill.methods.teachers import require_data_of_teachers
 from mim4dd.distill.networks import networks_with
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.features import reading_inputs
-from mim4dd.distill.training.passes import in_passes
 
 __all__ = ["SRe2L", "SRe2LSettings"]
 
 
 @dataclass(frozen=True)
-class SRe2LSettings(NetworksSettings, AugmentationSettings):
-    """How SRe2L trains its teachers, and what it recovers from them.
+class SRe2LSettings(NetworksSettings, SqueezeSettings):
+    """What SRe2L recovers from its teachers.
 
     Args:
-        squeeze_epochs: Epochs of a teacher on the real data.
-        squeeze_lr: Step size of a teacher; after half of its steps a tenth of it.
-        squeeze_batch: Real images per step of a teacher.
         r_bn: Weight of the BatchNorm statistics beside the cross entropy.
         first_bn_multiplier: How often the first BatchNorm layer counts.
         jitter: Pixels that the images are rolled by, at most, down and to the right.
     """
 
-    squeeze_epochs: int = 20
-    squeeze_lr: float = 0.1
-    squeeze_batch: int = 128
     r_bn: float = 0.05
     first_bn_multiplier: float = 10.0
     jitter: int = 4
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""
-        self.require_at_least(
-            squeeze_epochs=1, squeeze_batch=1, r_bn=0, first_bn_multiplier=0, jitter=0
-        )
-        check_positive("squeeze_lr", self.squeeze_lr)
+        self.require_at_least(r_bn=0, first_bn_multiplier=0, jitter=0)
 
 
 @method("sre2l", title="SRe2L", settings=SRe2LSettings)
@@ -107,14 +94,7 @@ class SRe2L(BaseMethod):
         self.data = data
         self.settings = settings
         self.augment = augmentation(settings.dsa_strategy)
-        self.teachers = Teachers(
-            networks,
-            seed=seed,
-            epochs=settings.squeeze_epochs,
-            lr=settings.squeeze_lr,
-            batch=settings.squeeze_batch,
-            augment=self.augment,
-        )
+        self.teachers = settings.teachers(networks, seed)
 
     @classmethod
     def make(cls, ingredients: Ingredients, settings: SRe2LSettings) -> "SRe2L":
@@ -148,21 +128,11 @@ class SRe2L(BaseMethod):
 
     def relabel(self, image_syn: Tensor) -> Tensor:
         """What the teachers take the images for, in the mean. (n, C)"""
-        teachers = self.teachers.trained_on(self.data)
-        with torch.no_grad():
-            of_teachers = [
-                torch.cat([teacher(part).softmax(1) for part in in_passes(image_syn)])
-                for teacher in teachers
-            ]
-            return torch.stack(of_teachers).mean(0)
+        return self.teachers.mean_softmax(image_syn, self.data)
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teachers are not of ``data``."""
-        found = differences(describe_data(self.data), describe_data(data))
-        if found:
-            raise ValueError(
-                f"data must be what the teachers are trained on, got {named_differences(found)}"
-            )
+        require_data_of_teachers(self.data, data)
 
     def require_per_class(self, counts: Sequence[int]) -> None:
         """Raise ValueError unless every class has as many images."""

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.identity.describe import describe_object
+from mim4dd.distill.identity.data import describe_data
+from mim4dd.distill.identity.describe import describe_object, differences, named_differences
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.network import train_network
+from mim4dd.distill.training.passes import in_passes
 
-__all__ = ["Teachers"]
+__all__ = ["Teachers", "require_data_of_teachers", "require_pictures"]
 
 
 class Teachers:
@@ -57,6 +59,16 @@ class Teachers:
                     self._train(index, network, data, progress.update)
             self.trained = True
         return self.networks
+
+    def mean_softmax(self, images: Tensor, data: ImageData) -> Tensor:
+        """What the networks, trained on ``data``, take images for, in the mean. (n, C)"""
+        networks = self.trained_on(data)
+        with torch.no_grad():
+            of_networks = [
+                torch.cat([network(part).softmax(1) for part in in_passes(images)])
+                for network in networks
+            ]
+            return torch.stack(of_networks).mean(0)
 
     def identity(self) -> dict[str, Any]:
         """How they are trained, whether they are already or not."""
@@ -113,3 +125,19 @@ class Teachers:
         network.eval()
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
             raise FloatingPointError(f"teacher {index} diverged: lower its step size {self.lr}")
+
+
+def require_data_of_teachers(trained_on: ImageData, data: ImageData) -> None:
+    """Raise ValueError unless ``data`` is what a method's teachers are trained on."""
+    found = differences(describe_data(trained_on), describe_data(data))
+    if found:
+        raise ValueError(
+            f"data must be what the teachers are trained on, got {named_differences(found)}"
+        )
+
+
+def require_pictures(method: str, data: ImageData) -> None:
+    """Raise ValueError unless ``data`` are images that may be scaled."""
+    if not data.has_images or data.zca:
+        kind = "images whitened by ZCA" if data.has_images else "rows"
+        raise ValueError(f"method {method!r} scales images, {data.name} holds {kind}")
