@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mim4dd._layout import is_channels_last, planes
 
-__all__ = ["Augmentation", "augmentation"]
+__all__ = ["Augmentation", "ComposedAugmentation", "augmentation"]
 
 
 class Augmentation:
@@ -62,11 +62,39 @@ class Augmentation:
                 f"augmentation takes images (B, C, H, W), got {tuple(images.shape)}; "
                 'set the strategies of experts, students and evaluation to "none" for rows'
             )
-        draw = torch.randint(len(self.families), (), generator=generator, device=generator.device)
+        families = self._drawn(generator)
         draws = _Draws(images, generator, self.siamese)
-        for transform in FAMILIES[self.families[int(draw)]]:
-            images = transform(images, draws)
+        for family in families:
+            for transform in FAMILIES[family]:
+                images = transform(images, draws)
         return planes(images) if is_channels_last(images) else images.contiguous()
+
+    def _drawn(self, generator: torch.Generator) -> list[str]:
+        """The families that a batch is transformed by, in their order."""
+        draw = torch.randint(len(self.families), (), generator=generator, device=generator.device)
+        return [self.families[int(draw)]]
+
+
+class ComposedAugmentation(Augmentation):
+    """Augment a batch by all families of the strategy, one after another in its order.
+
+    Args and errors as of :class:`Augmentation`.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.training.augment import ComposedAugmentation
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> augment = ComposedAugmentation("color_crop_cutout", siamese=True)
+        >>> augment(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 32, 32])
+
+    References:
+        Kim et al. Dataset Condensation via Efficient Synthetic-Data Parameterization (IDC).
+        arXiv:2205.14959, and its code.
+    """
+
+    def _drawn(self, generator: torch.Generator) -> list[str]:
+        return self.families
 
 
 def augmentation(strategy: str) -> Augmentation | None:
