@@ -12,6 +12,7 @@ _DM = "Zhao, Bilen, arXiv:2110.04181, Table 1"
 _DC = "Zhao et al., arXiv:2006.05929; readme of VICO-UoE/DatasetCondensation at 53f63a6, Table 1"
 _DSA = "Zhao, Bilen, arXiv:2102.08259; readme of VICO-UoE/DatasetCondensation at 53f63a6, Table 2"
 _MTT = "Cazenavette et al., arXiv:2203.11932, Table 1"
+_NCFM = "Wang et al., arXiv:2502.20653, ConvNet-3; by its own evaluation (docs/methods.md)"
 _NONE = "none that could be checked"
 
 # Percent, by data, method and images per class.
@@ -23,6 +24,7 @@ _PUBLISHED: Mapping[tuple[str, str], tuple[str, dict[int, float]]] = {
     ("cifar10", "dc"): (_DC, {1: 28.3, 10: 44.9, 50: 53.9}),
     ("cifar10", "dsa"): (_DSA, {1: 28.8, 10: 52.1, 50: 60.6}),
     ("cifar10", "mtt"): (_MTT, {1: 46.3, 10: 65.3, 50: 71.6}),
+    ("cifar10", "ncfm"): (_NCFM, {1: 49.5, 10: 71.8, 50: 77.4}),
 }
 _WEIGHTS = (0.0, 0.1)
 
@@ -32,7 +34,7 @@ _RECIPES: Mapping[tuple[str, str], dict[str, Any]] = {
     ("mnist", "dc"): {"eval_dsa_strategy": "crop_scale_rotate"},
     ("cifar10", "dc"): {"eval_dsa_strategy": "none", "eval_epochs": 300},
 }
-_NETWORKS = {"dm": 5, "dc": 20, "dsa": 20, "mtt": 5}  # that judge a set; of 5 sets each
+_NETWORKS = {"dm": 5, "dc": 20, "dsa": 20, "mtt": 5, "ncfm": 5}  # that judge a set; of 5 sets each
 
 # On a core of a Zen 3 a network takes a minute for 100 epochs of 10 images per class: judging would
 # take longer than distilling.
@@ -45,6 +47,14 @@ _SMALL_NETWORKS: Mapping[int, dict[str, Any]] = {
 # times larger go as far, where few are taken.
 _DM_STEPS = {"iterations": 150, "batch_real": 64}
 _FEW_EXPERTS = {"num_experts": 5, "train_epochs": 6}
+# Some networks, few epochs, a sample of every class; AdamW's steps are as much longer as fewer.
+_NCFM_STEPS = {
+    "num_pairs": 3,
+    "squeeze_epochs": 6,
+    "batch_real": 64,
+    "num_frequencies": 1024,
+    "lr_img": 0.1,
+}
 _SMALL: Mapping[str, dict[int, dict[str, Any]]] = {
     "dm": {1: _DM_STEPS, 10: {**_DM_STEPS, "lr_img": 10.0}, 50: {**_DM_STEPS, "lr_img": 50.0}},
     "dc": {1: {"iterations": 300}, 10: {"iterations": 200}, 50: {"iterations": 100}},
@@ -53,6 +63,11 @@ _SMALL: Mapping[str, dict[int, dict[str, Any]]] = {
         1: {"iterations": 500, **_FEW_EXPERTS},
         10: {"iterations": 500, "max_start_epoch": 4, **_FEW_EXPERTS},
         50: {"iterations": 300, "max_start_epoch": 4, **_FEW_EXPERTS},
+    },
+    "ncfm": {
+        1: {"iterations": 300, **_NCFM_STEPS},
+        10: {"iterations": 200, **_NCFM_STEPS},
+        50: {"iterations": 100, **_NCFM_STEPS},
     },
 }
 
