@@ -89,16 +89,18 @@ def frozen_copy(network):
     return copy.deepcopy(network).requires_grad_(False)
 
 
-def test_the_loss_is_the_definition():
+@pytest.mark.parametrize(("seed", "pair"), [(3, 0), (5, 1)])
+def test_the_loss_is_the_definition(seed, pair):
     """Σ_c 300 D(real_c, decoded_c) at a blend of weights, + CE of the trained network."""
     data = doubled(make_data())
     method = NCFM(maker(data), data, 5, SETTINGS)
     image_syn, label_syn = method.initial(RealData(data, stream()), 2).image_syn, None
     image_syn = image_syn.clone().requires_grad_()
-    outcome = method.loss(image_syn, label_syn, torch.tensor(0.1), RealData(data, stream()))
+    draws = [RealData(data, torch.Generator().manual_seed(seed)) for _ in range(2)]
+    outcome = method.loss(image_syn, label_syn, torch.tensor(0.1), draws[0])
 
-    real = RealData(data, stream())
-    pair = real.integer(2)
+    real = draws[1]
+    assert real.integer(2) == pair
     share = torch.rand((), generator=real.generator).item()
     network = method.teachers.networks[pair]
     vector = nn.utils.parameters_to_vector
