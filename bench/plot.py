@@ -6,17 +6,21 @@ import textwrap
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from rows import FLOORS, OURS, Row
 
-_TAB10 = matplotlib.colormaps["tab10"].colors  # its eighth is grey, which is the floors'
-_PALETTE = [*_TAB10[:7], *_TAB10[8:], *matplotlib.colormaps["Set2"].colors]
+from mim4dd.distill.pictures.style import DPI, PALETTE, styled
+
+_GREYS = {"#94a4a2", "#717581"}  # too near to the floors'
+_COLORS = [to_rgb(color) for color in PALETTE if color not in _GREYS]
+_PALETTE = [*_COLORS, *(tuple(0.55 * part for part in color) for color in _COLORS)]
 _BAR_INCHES = 0.14
 
 
+@styled
 def save_plot(path: Path, rows: list[Row]) -> None:
     """Two panels for the longest sweep of N, where there is one, above one panel of bars per op."""
     colors = _colors(rows)
@@ -34,7 +38,7 @@ def save_plot(path: Path, rows: list[Row]) -> None:
         panels = next(places).subplots(len(ops), 1, squeeze=False, height_ratios=heights)
         for axis, op in zip(panels[:, 0], ops, strict=True):
             _draw_bars(axis, own[op], colors)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def _colors(rows: list[Row]) -> dict[str, object]:

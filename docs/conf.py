@@ -44,7 +44,9 @@ napoleon_use_ivar = True
 
 # A name that is linked to must be on some page. PyTorch's are on its own site.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(torch|multiprocessing|pathlib|collections|functools)\b.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|multiprocessing|pathlib|collections|functools|matplotlib)\b.*")
+]
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = "https://github.com/mim4dd/mim4dd/blob/main/"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parent.parent / "docs"
-GUIDES = ["choose-a-loss", "unroll-memory", "faq"]
+GUIDES = ["choose-a-loss", "unroll-memory", "faq", "paper"]
 PUBLIC = [
     "mim4dd",
     "mim4dd.adapters",
@@ -20,6 +20,7 @@ PUBLIC = [
     "mim4dd.distill.loop",
     "mim4dd.distill.methods",
     "mim4dd.distill.networks",
+    "mim4dd.distill.pictures",
     "mim4dd.distill.runs",
 ]
 # Registries, and what they hold: docs/extend.md and docs/methods.md tell of them.

@@ -64,6 +64,18 @@ def test_show_draws_everything_and_prints_where(runs, capsys):
             assert bright == 255
 
 
+def test_files_for_a_paper_and_an_animation_are_printed(runs, capsys):
+    assert call("show", str(runs[0]), "--no-features", "--paper", "--gif") == 0
+    pictures = runs[0] / "pictures"
+    files = [f"{name}.{kind}" for name in FILES[:3] for kind in ("png", "pdf", "svg")]
+    assert capsys.readouterr().out.splitlines() == [
+        str(pictures / name) for name in [*files, "evolution.gif"]
+    ]
+    with Image.open(pictures / "evolution.gif") as gif:
+        assert gif.n_frames == 2  # as it began, and the result
+    assert "--gif is of runs" in call("show", str(runs[0] / "synthetic.safetensors"), "--gif")
+
+
 def test_what_cannot_be_drawn_is_said(runs, capsys):
     shutil.move("experts", "elsewhere")
     (runs[0] / "initial.safetensors").unlink()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import with_options
+from mim4dd.cli.options import PAPER_HELP, with_options
 from mim4dd.distill.config.commands import CompareConfig
 
 __all__ = ["compare"]
@@ -23,6 +23,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help=PAPER_HELP)] = False,
     install_seconds: Annotated[
         float | None, typer.Option(help="What installing took, for the summary.", hidden=True)
     ] = None,
@@ -34,7 +35,7 @@ def compare(
     from mim4dd.distill.commands.compare import compare as run_comparison
     from mim4dd.distill.commands.compare import comparison_table
 
-    summary = run_comparison(config, out, install_seconds, workers=workers)
+    summary = run_comparison(config, out, install_seconds, workers=workers, paper=paper)
     typer.echo(comparison_table(summary))
     for picture in summary["pictures"]:
         typer.echo(picture)

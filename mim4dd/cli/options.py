@@ -14,8 +14,16 @@ from mim4dd.distill.config.file import read_options
 from mim4dd.distill.registry import import_plugin
 from mim4dd.distill.settings import Option
 
-__all__ = ["add_command", "flag", "flags_on_command_line", "given_options", "with_options"]
+__all__ = [
+    "PAPER_HELP",
+    "add_command",
+    "flag",
+    "flags_on_command_line",
+    "given_options",
+    "with_options",
+]
 
+PAPER_HELP = "Draw at the size of a paper, without titles, and write PDF and SVG beside PNG."
 _CONFIG = "config_file"  # as "config" is what a command gets
 _GIVEN = "mim4dd.given_options"
 _WIDEST = 100  # columns of a help

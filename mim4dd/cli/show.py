@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mim4dd.cli.options import flag
+from mim4dd.cli.options import PAPER_HELP, flag
 
 __all__ = ["show"]
 
@@ -36,6 +36,14 @@ def show(
         typer.Option(help="Comma-separated submodules to look at; by default the network's."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute the features.")] = "cpu",
+    paper: Annotated[bool, typer.Option("--paper", help=PAPER_HELP)] = False,
+    gif: Annotated[
+        bool,
+        typer.Option(
+            "--gif",
+            help="Also an animation of the images: distill --keep-every keeps more of its frames.",
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with everything in one file.")
     ] = None,
@@ -48,6 +56,7 @@ def show(
     from mim4dd.distill.report.html import ReportedRun, write_report
     from mim4dd.distill.report.show import (
         Picture,
+        draw_evolution,
         draw_run,
         draw_run_features,
         draw_set,
@@ -65,11 +74,12 @@ def show(
         "iteration": iteration,
         "layers": layers,
         "features": features or None,
+        "gif": gif or None,
     }
     if sets:
         _require_none(of_runs, sets[0])
     for path in sets:
-        for line in draw_set(path).lines:
+        for line in draw_set(path, paper=paper).lines:
             typer.echo(line)
     runs = [path for path in runs if path not in sets]
     chosen = None if layers is None else [layer.strip() for layer in layers.split(",")]
@@ -78,9 +88,13 @@ def show(
         run = RunDirectory(path)
         # A run of Python's has no configuration, unless its program wrote one.
         config = run.read_config() if run.config.exists() else {}
-        drawn = draw_run(run, config.get("data", name), iteration)
+        data_name = config.get("data", name)
+        drawn = draw_run(run, data_name, iteration, paper=paper)
         if features is not False:
-            drawn.extend(draw_run_features(run, device, chosen, features is True, iteration))
+            train = features is True
+            drawn.extend(draw_run_features(run, device, chosen, train, iteration, paper=paper))
+        if gif:
+            drawn.extend(draw_evolution(run, data_name))
         for line in drawn.lines:
             typer.echo(line)
         if tensorboard is not None:
@@ -89,8 +103,9 @@ def show(
     shared = []
     if len(shown) > 1:
         num_classes = len(shown[0].run.load_set()[0].class_names)
-        save_curves(out, {each.name: each.run.read_metrics() for each in shown}, num_classes)
-        typer.echo(str(out))
+        curves = {each.name: each.run.read_metrics() for each in shown}
+        for written in save_curves(out, curves, num_classes, paper=paper):
+            typer.echo(str(written))
         shared.append(Picture(out, "Curves"))
     if html is not None:
         write_report(html, shown, shared)

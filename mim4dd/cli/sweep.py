@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mim4dd.cli.options import given_options, with_options
+from mim4dd.cli.options import PAPER_HELP, given_options, with_options
 from mim4dd.distill.config.commands import SweepConfig
 
 __all__ = ["sweep"]
@@ -49,6 +49,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Distillations by each setting.")] = 5,
     workers: Annotated[int, typer.Option(help="Processes that work at the same time.")] = 1,
     out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/sweep"),
+    paper: Annotated[bool, typer.Option("--paper", help=PAPER_HELP)] = False,
 ) -> None:
     """Distil with many values of options and several seeds: accuracy and cost of every setting.
 
@@ -62,7 +63,9 @@ def sweep(
         from mim4dd.distill.sweep.space import parse_space
 
         space = parse_space(vary)
-        study = run_search(given, space, out, trials=search, seeds=seeds, workers=workers)
+        study = run_search(
+            given, space, out, trials=search, seeds=seeds, workers=workers, paper=paper
+        )
     else:
         from mim4dd.distill.sweep.grid import parse_vary
         from mim4dd.distill.sweep.run import sweep as run_sweep
@@ -75,6 +78,7 @@ def sweep(
             against=against,
             seeds=seeds,
             workers=workers,
+            paper=paper,
         )
     typer.echo(study.table)
     for path in study.paths:

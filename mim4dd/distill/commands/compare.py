@@ -40,6 +40,7 @@ def compare(
     install_seconds: float | None = None,
     *,
     workers: int | None = None,
+    paper: bool = False,
 ) -> dict[str, Any]:
     """Distil by a method alone and with MIM4DD, and judge both beside the baselines.
 
@@ -52,6 +53,7 @@ def compare(
         install_seconds: What installing took, for the summary.
         workers: Processes that work at the same time. By default one where the networks are large
             enough for all threads, or the user set their number, else one for each thread.
+        paper: Draw at the size of a paper, as PDF and SVG beside PNG.
 
     Returns:
         The summary, as the file holds it.
@@ -65,11 +67,15 @@ def compare(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     with stopping_at_once(lambda: f"stopped; the same command continues {out}"):
-        return _compare(config, out, install_seconds, workers)
+        return _compare(config, out, install_seconds, workers, paper)
 
 
 def _compare(
-    config: CompareConfig, out: Path, install_seconds: float | None, workers: int | None
+    config: CompareConfig,
+    out: Path,
+    install_seconds: float | None,
+    workers: int | None,
+    paper: bool,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     folder = config.experts or str(out / "experts")
@@ -94,7 +100,7 @@ def _compare(
             workers=workers_at(config, data, config.batch_train, workers),
         )
         expert_seconds = experts.seconds
-    done = _distil_and_judge(config, data, runs, workers, out / "pictures")
+    done = _distil_and_judge(config, data, runs, workers, out / "pictures", paper)
     accuracies = done.accuracies
     summary = {
         "dataset": data.name,
@@ -143,7 +149,12 @@ class _Done(NamedTuple):
 
 
 def _distil_and_judge(
-    config: CompareConfig, data: ImageData, runs: _Runs, workers: int | None, folder: Path
+    config: CompareConfig,
+    data: ImageData,
+    runs: _Runs,
+    workers: int | None,
+    folder: Path,
+    paper: bool,
 ) -> _Done:
     """Pictures take seconds of one core: they are drawn while the workers are at work."""
     num_syn = sum(class_counts(config.per_class, data.num_classes))
@@ -154,10 +165,10 @@ def _distil_and_judge(
             [each for group in runs.values() for each in group],
             data,
             workers_at(config, data, num_syn, workers),
-            lambda run: drawn.append(drawing.submit(draw_run, run, data.name)),
+            lambda run: drawn.append(drawing.submit(draw_run, run, data.name, paper=paper)),
         )
         sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
-        pictures = drawing.submit(_draw, config, data, sets, runs, folder)
+        pictures = drawing.submit(_draw, config, data, sets, runs, folder, paper)
         accuracies, seconds = judge_all(
             config, data, sets, workers_at(config, data, config.eval_batch, workers)
         )
@@ -236,6 +247,7 @@ def _draw(
     sets: dict[str, list[SyntheticSet]],
     runs: _Runs,
     folder: Path,
+    paper: bool,
 ) -> list[Path]:
     """Draw what each set looks like and all curves over each other."""
     images, labels = data.sample(config.per_class, torch.Generator().manual_seed(config.eval_seed))
@@ -246,9 +258,9 @@ def _draw(
         grids[name] = (title, first.pixels, first.class_syn)
     paths = []
     for name, (title, pixels, shown_labels) in grids.items() if data.has_images else ():
-        paths.append(folder / f"{name}.png")
         caption = f"{data.name}, ipc {config.ipc_title}: {title}"
-        save_grid(paths[-1], pixels, shown_labels, data.class_names, caption)
+        path = folder / f"{name}.png"
+        paths += save_grid(path, pixels, shown_labels, data.class_names, caption, paper=paper)
     curves = {
         f"{titles[name]}, {run.path.name}" if config.num_distill > 1 else titles[name]: (
             run.read_metrics()
@@ -256,9 +268,7 @@ def _draw(
         for name, group in runs.items()
         for _, run in group
     }
-    paths.append(folder / "curves.png")
-    save_curves(paths[-1], curves, data.num_classes)
-    return paths
+    return paths + save_curves(folder / "curves.png", curves, data.num_classes, paper=paper)
 
 
 def accuracy_table(accuracies: Mapping[str, Mapping[str, Any]]) -> str:

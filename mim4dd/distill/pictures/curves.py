@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mim4dd.distill.pictures.style import GREY, PALETTE, save_figure, styled
+from mim4dd.distill.pictures.style import (
+    GREY,
+    PALETTE,
+    add_title,
+    new_figure,
+    save_figure,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,13 +38,15 @@ _PANEL_INCHES = (3.9, 2.9)
 _LOG_SPAN = 50  # losses that fall further than by this factor get a logarithmic axis
 
 
-def save_curves(path: Path, runs: Mapping[str, Rows], num_classes: int) -> None:
-    """Draw the curves of :func:`draw_curves` into a PNG file."""
-    save_figure(path, draw_curves(runs, num_classes))
+def save_curves(
+    path: Path, runs: Mapping[str, Rows], num_classes: int, *, paper: bool = False
+) -> list[Path]:
+    """Draw the curves of :func:`draw_curves` into files, as :func:`save_figure` does."""
+    return save_figure(path, draw_curves(runs, num_classes, paper=paper), paper=paper)
 
 
 @styled
-def draw_curves(runs: Mapping[str, Rows], num_classes: int) -> "Figure":
+def draw_curves(runs: Mapping[str, Rows], num_classes: int, *, paper: bool = False) -> "Figure":
     """Draw losses, MI bounds, step size, accuracy and all other metrics of runs over each other.
 
     Accuracy comes with a band of one standard deviation over its networks. One run alone has the
@@ -46,6 +55,7 @@ def draw_curves(runs: Mapping[str, Rows], num_classes: int) -> "Figure":
     Args:
         runs: Rows of metrics, each with its ``iteration``, by the name of the run.
         num_classes: C, for the line at log C that the MI bound cannot pass.
+        paper: Draw at the size of a page of a paper, without a title.
 
     Raises:
         ValueError: If no row holds a metric.
@@ -56,15 +66,13 @@ def draw_curves(runs: Mapping[str, Rows], num_classes: int) -> "Figure":
         >>> [axis.get_title() for axis in draw_curves({"run": rows}, num_classes=10).axes]
         ['loss']
     """
-    from matplotlib.figure import Figure
-
     panels = _panels(runs)
     if not panels:
         raise ValueError(f"runs must hold at least one metric, got none in {', '.join(runs)}")
-    columns = _columns(len(panels))
+    columns = _columns(len(panels), most=3 if paper else 4)
     rows_of_panels = math.ceil(len(panels) / columns)
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * columns, height * rows_of_panels), layout="constrained")
+    figure = new_figure(width * columns, height * rows_of_panels, paper=paper)
     axes = figure.subplots(rows_of_panels, columns, squeeze=False).flatten()
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -80,17 +88,20 @@ def draw_curves(runs: Mapping[str, Rows], num_classes: int) -> "Figure":
             _scale(axis, [row[panel.key] for rows in runs.values() for row in rows
                           if row.get(panel.key) is not None])  # fmt: skip
         axis.set_xlabel("iteration")
-        axis.set_title(panel.title)
+        axis.set_title(textwrap.fill(panel.title, 24) if paper else panel.title)
         axis.grid(alpha=0.25)
-    _name_runs(figure, list(runs), columns * width)
+    if len(runs) == 1:
+        add_title(figure, next(iter(runs)), paper=paper)
+    else:
+        _name_runs(figure, list(runs))
     return figure
 
 
-def _columns(num_panels: int) -> int:
-    """Three or four, whichever leaves fewer places free."""
+def _columns(num_panels: int, most: int) -> int:
+    """Three, or ``most``, whichever leaves fewer places free."""
     if num_panels == 4:
         return 2
-    return min(num_panels, min((3, 4), key=lambda columns: -num_panels % columns))
+    return min(num_panels, min((3, most), key=lambda columns: -num_panels % columns))
 
 
 class _Panel(NamedTuple):
@@ -182,7 +193,8 @@ def _draw_layers(axis: Any, rows: Rows, layers: Sequence[str]) -> None:
         color = colormaps["viridis"](0.8 * number / (len(layers) - 1))
         _draw_curve(axis, rows, key, color, "-")
         axis.lines[-1].set_label(f"layer {key.partition('/')[2]}")
-    axis.legend(ncols=max(1, len(layers) // 4), loc="lower right")
+    # Beside the panel, where it covers no curve.
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _scale(axis: Any, values: Sequence[float]) -> None:
@@ -206,20 +218,17 @@ def _draw_ceiling(axis: Any, ceiling: float) -> None:
         xycoords=("axes fraction", "data"),
         xytext=(0, 2),
         textcoords="offset points",
-        fontsize=8,
+        fontsize="small",
         color=GREY,
     )
     axis.margins(y=0.12)
 
 
-def _name_runs(figure: Any, names: Sequence[str], inches: float) -> None:
-    """One legend for all panels, below them; the name of a single run stands above them."""
+def _name_runs(figure: Any, names: Sequence[str]) -> None:
+    """One legend for all panels, below them."""
     from matplotlib.lines import Line2D
 
-    if len(names) == 1:
-        figure.suptitle(textwrap.fill(names[0], int(11 * inches)), fontsize=11)
-        return
-    room = int(14 * inches)
+    room = int(14 * figure.get_figwidth())
     wrapped = [textwrap.fill(name, room - 8, break_on_hyphens=False) for name in names]
     looks = [_look(number) for number in range(len(names))]
     columns = max(1, min(len(names), room // (max(map(len, wrapped)) + 8)))

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from mim4dd._checks import check_rank
 from mim4dd.distill.pictures.choice import choose
-from mim4dd.distill.pictures.style import PALETTE, add_caption, add_title, shorten, styled
+from mim4dd.distill.pictures.style import (
+    PALETTE,
+    add_caption,
+    add_title,
+    new_figure,
+    shorten,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +26,6 @@ _MAX_CLASSES = len(PALETTE)
 _MAX_REAL = 60
 _MAX_SYN = 20
 _PERPLEXITY = 30.0
-_SYNTHETIC: dict[str, Any] = {"s": 110, "edgecolors": "black", "linewidths": 1.2}
 
 
 class _Map(NamedTuple):
@@ -36,6 +42,8 @@ def draw_embedding(
     label_real: Tensor,
     class_names: Sequence[str],
     title: str,
+    *,
+    paper: bool = False,
 ) -> "Figure":
     """Draw real and synthetic samples in the plane, by PCA and by t-SNE, a row for every layer.
 
@@ -48,16 +56,15 @@ def draw_embedding(
         label_real: Classes of the real samples. (m,)
         class_names: Names of the C classes; the first ten are shown.
         title: Stands above all.
+        paper: Draw at the size of a page of a paper, without a title.
 
     Raises:
         ValueError: If features are not finite, or too few samples or features for a map.
     """
-    from matplotlib.figure import Figure
-
     chosen_syn = choose(class_syn, class_names, _MAX_CLASSES, _MAX_SYN)
     chosen_real = choose(label_real, class_names, _MAX_CLASSES, _MAX_REAL)
     rows_syn, rows_real = torch.cat(chosen_syn.by_class), torch.cat(chosen_real.by_class)
-    figure = Figure(figsize=(9.6, 4.4 * len(features) + 0.9), layout="constrained")
+    figure = new_figure(9.6, 4.4 * len(features) + 0.9, paper=paper)
     axes = figure.subplots(len(features), 2, squeeze=False)
     for pair, (layer, (features_syn, features_real)) in zip(axes, features.items(), strict=True):
         _check_features(layer, features_syn, features_real)
@@ -66,11 +73,12 @@ def draw_embedding(
             features_syn.detach().double().cpu()[rows_syn],
         )
         for axis, found in zip(pair, maps, strict=True):
-            _draw_map(axis, found, label_real.cpu()[rows_real], class_syn.cpu()[rows_syn])
-            _name_classes(axis, found.syn, class_syn.cpu()[rows_syn], class_names)
+            look = _synthetic(paper)
+            _draw_map(axis, found, label_real.cpu()[rows_real], class_syn.cpu()[rows_syn], look)
+            _name_classes(axis, found.syn, class_syn.cpu()[rows_syn], class_names, look)
             axis.set_title(f"{layer}, {found.title}" if len(features) > 1 else found.title)
     _add_legend(figure, [shorten(name, 20) for name in class_names[:_MAX_CLASSES]])
-    add_title(figure, title)
+    add_title(figure, title, paper=paper)
     notes = ["PCA is fitted to the real samples; in t-SNE only neighbourhoods have a meaning."]
     sides = {"real": chosen_real.left_out, "synthetic": chosen_syn.left_out}
     if len(set(sides.values())) == 1:
@@ -117,12 +125,21 @@ def _maps(real: Tensor, syn: Tensor) -> list[_Map]:
     ]
 
 
-def _draw_map(axis: Any, found: _Map, label_real: Tensor, class_syn: Tensor) -> None:
+def _synthetic(paper: bool) -> dict[str, Any]:
+    """How a synthetic sample looks: large enough for a digit inside."""
+    size, edge = (50, 0.8) if paper else (110, 1.2)
+    return {"s": size, "edgecolors": "black", "linewidths": edge}
+
+
+def _draw_map(
+    axis: Any, found: _Map, label_real: Tensor, class_syn: Tensor, look: dict[str, Any]
+) -> None:
     def colors(labels: Tensor) -> list[str]:
         return [PALETTE[label] for label in labels.tolist()]
 
-    axis.scatter(*found.real.T, c=colors(label_real), s=9, alpha=0.6, linewidths=0)
-    axis.scatter(*found.syn.T, c=colors(class_syn), **_SYNTHETIC)
+    size = look["s"] / 12
+    axis.scatter(*found.real.T, c=colors(label_real), s=size, alpha=0.6, linewidths=0)
+    axis.scatter(*found.syn.T, c=colors(class_syn), **look)
     axis.set_xlabel(found.axes[0])
     axis.set_ylabel(found.axes[1])
     axis.set_xticks([])
@@ -131,7 +148,13 @@ def _draw_map(axis: Any, found: _Map, label_real: Tensor, class_syn: Tensor) -> 
     axis.spines[:].set_color("0.8")
 
 
-def _name_classes(axis: Any, places: Tensor, class_syn: Tensor, class_names: Sequence[str]) -> None:
+def _name_classes(
+    axis: Any,
+    places: Tensor,
+    class_syn: Tensor,
+    class_names: Sequence[str],
+    look: dict[str, Any],
+) -> None:
     """A name at a synthetic sample of each class: ten colours alone are hard to match."""
     from matplotlib.patheffects import withStroke
 
@@ -140,7 +163,7 @@ def _name_classes(axis: Any, places: Tensor, class_syn: Tensor, class_names: Seq
         own = places[class_syn == label]
         # The sample in the middle, so that the name stands at one.
         place = own[(own - own.median(0).values).norm(dim=1).argmin()].tolist()
-        axis.scatter(*place, c=PALETTE[label], **_SYNTHETIC)  # once more, above its neighbours
+        axis.scatter(*place, c=PALETTE[label], **look)  # once more, above its neighbours
         inside = len(name) <= 2
         text = axis.annotate(
             name,
@@ -149,7 +172,7 @@ def _name_classes(axis: Any, places: Tensor, class_syn: Tensor, class_names: Seq
             textcoords="offset points",
             ha="center",
             va="center_baseline" if inside else "bottom",
-            fontsize=7.5,
+            fontsize="small",
             fontweight="bold",
             color=_readable_on(PALETTE[label]) if inside else "black",
         )

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from mim4dd._checks import check_rank
 from mim4dd.distill.pictures.choice import choose
-from mim4dd.distill.pictures.style import add_caption, add_title, save_figure, shorten, styled
+from mim4dd.distill.pictures.style import (
+    PAGE_INCHES,
+    add_caption,
+    add_title,
+    save_figure,
+    shorten,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,14 +35,22 @@ def save_grid(
     labels: Tensor,  # (n,)
     class_names: Sequence[str],
     title: str,
-) -> None:
-    """Draw one set of images by :func:`draw_grid` into a PNG file."""
-    save_figure(path, draw_grid({"": pixels}, labels, class_names, title))
+    *,
+    paper: bool = False,
+) -> list[Path]:
+    """Draw one set of images by :func:`draw_grid` into files, as :func:`save_figure` does."""
+    figure = draw_grid({"": pixels}, labels, class_names, title, paper=paper)
+    return save_figure(path, figure, paper=paper)
 
 
 @styled
 def draw_grid(
-    panels: Mapping[str, Tensor], labels: Tensor, class_names: Sequence[str], title: str
+    panels: Mapping[str, Tensor],
+    labels: Tensor,
+    class_names: Sequence[str],
+    title: str,
+    *,
+    paper: bool = False,
 ) -> "Figure":
     """Draw sets of images side by side: a row for every class, or a cell at one image per class.
 
@@ -47,6 +62,7 @@ def draw_grid(
         labels: Class of every image, the same in every set. (n,)
         class_names: Names of the C classes.
         title: Stands above all.
+        paper: Draw at the size of a page of a paper, without a title.
 
     Raises:
         ValueError: If the sets are not equally many images of one size, or labels do not fit.
@@ -72,15 +88,14 @@ def draw_grid(
     )
     height, width = next(iter(panels.values())).shape[2:]
     layout = _Layout(chosen.by_class, single, columns, height, width)
-    cell = min(
-        _MAX_CELL_INCHES,
-        _INCHES / (layout.columns * len(panels)),
-        _INCHES / (layout.rows * layout.aspect),
-    )
-    figure = _figure(
-        max(4.5, cell * layout.columns * len(panels) + 1.2),
-        cell * layout.rows * layout.aspect + 0.9,
-    )
+    across = layout.columns * len(panels)
+    down = layout.rows * layout.aspect
+    if paper:
+        cell = min(_MAX_CELL_INCHES / 2, (PAGE_INCHES - 0.6) / across, 1.5 * PAGE_INCHES / down)
+        figure = _figure(max(2.4, cell * across + 0.6), cell * down + 0.4)
+    else:
+        cell = min(_MAX_CELL_INCHES, _INCHES / across, _INCHES / down)
+        figure = _figure(max(4.5, cell * across + 1.2), cell * down + 0.9)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, (axis, (name, pixels)) in enumerate(zip(axes, panels.items(), strict=True)):
         axis.imshow(layout.mosaic(pixels), interpolation="nearest")
@@ -89,10 +104,10 @@ def draw_grid(
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
         if single:
-            layout.name_cells(axis, class_names, cell)
+            layout.name_cells(axis, class_names, cell, 6.5 if paper or cell <= 0.6 else 8)
         elif number == 0:
             layout.name_rows(axis, class_names)
-    add_title(figure, title)
+    add_title(figure, title, paper=paper)
     add_caption(figure, " ".join(filter(None, [chosen.left_out, _clipped(panels)])))
     return figure
 
@@ -179,9 +194,8 @@ class _Layout:
                 there[..., 3] = 1
         return canvas.numpy()
 
-    def name_cells(self, axis: Any, class_names: Sequence[str], cell: float) -> None:
-        """Write a class above its image."""
-        size = 8 if cell > 0.6 else 6.5
+    def name_cells(self, axis: Any, class_names: Sequence[str], cell: float, size: float) -> None:
+        """Write a class above its image, as much of it as ``cell`` inches hold."""
         room = int(cell * 72 / (0.6 * size))
         for label in range(len(self.by_class)):
             top, left = self.place(label, 0)

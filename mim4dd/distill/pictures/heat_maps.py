@@ -8,7 +8,14 @@ from torch import Tensor
 
 from mim4dd._checks import check_rank
 from mim4dd.distill.pictures.choice import Choice, choose
-from mim4dd.distill.pictures.style import add_caption, add_title, name_columns, shorten, styled
+from mim4dd.distill.pictures.style import (
+    add_caption,
+    add_title,
+    name_columns,
+    new_figure,
+    shorten,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +30,12 @@ _NAMED_CLASSES = 20  # more names on an axis would touch each other
 
 @styled
 def draw_rows(
-    panels: Mapping[str, Tensor], labels: Tensor, class_names: Sequence[str], title: str
+    panels: Mapping[str, Tensor],
+    labels: Tensor,
+    class_names: Sequence[str],
+    title: str,
+    *,
+    paper: bool = False,
 ) -> "Figure":
     """Draw sets of rows side by side as heat maps, ordered by class.
 
@@ -32,6 +44,7 @@ def draw_rows(
         labels: Class of every row, the same in every set. (n,)
         class_names: Names of the C classes.
         title: Stands above all.
+        paper: Draw at the size of a page of a paper, without a title.
 
     Raises:
         ValueError: If rows and labels do not fit.
@@ -46,7 +59,7 @@ def draw_rows(
     order = torch.cat(chosen.by_class)
     shown = {name: rows.detach().cpu()[order] for name, rows in panels.items()}
     largest = max(float(rows.abs().max()) for rows in shown.values())
-    figure, axes = _panels(len(panels), len(order))
+    figure, axes = _panels(len(panels), len(order), paper=paper)
     for number, (axis, (name, rows)) in enumerate(zip(axes, shown.items(), strict=True)):
         image = axis.imshow(rows.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
         axis.set_title(name)
@@ -54,14 +67,19 @@ def draw_rows(
         axis.xaxis.get_major_locator().set_params(integer=True)
         _mark_classes(axis, chosen.by_class, class_names, "black", named=number == 0)
     figure.colorbar(image, ax=list(axes), aspect=40, label="value, in deviations of the data")
-    add_title(figure, title)
+    add_title(figure, title, paper=paper)
     add_caption(figure, chosen.left_out)
     return figure
 
 
 @styled
 def draw_soft_labels(
-    probabilities: Tensor, labels: Tensor, class_names: Sequence[str], title: str
+    probabilities: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    title: str,
+    *,
+    paper: bool = False,
 ) -> "Figure":
     """Draw learned soft labels as a heat map: a row per sample, a column per class.
 
@@ -70,6 +88,7 @@ def draw_soft_labels(
         labels: The class that every sample was made for. (n,)
         class_names: Names of the C classes.
         title: Stands above all.
+        paper: Draw at the size of a page of a paper, without a title.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -81,7 +100,8 @@ def draw_soft_labels(
         )
     chosen = _choose(labels, class_names)
     shown = probabilities.detach().cpu()[torch.cat(chosen.by_class)]
-    figure, (axis,) = _panels(1, len(shown), 5.0 if len(class_names) <= _NAMED_CLASSES else 7.0)
+    width = 5.0 if len(class_names) <= _NAMED_CLASSES else 7.0
+    figure, (axis,) = _panels(1, len(shown), width, paper=paper)
     image = axis.imshow(
         shown.numpy(), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest"
     )
@@ -92,7 +112,7 @@ def draw_soft_labels(
         name_columns(axis, class_names)
     figure.colorbar(image, ax=axis, aspect=40, label="probability")
     own = probabilities.detach().cpu().gather(1, labels.cpu()[:, None]).double().mean().item()
-    add_title(figure, title)
+    add_title(figure, title, paper=paper)
     add_caption(figure, f"Mean probability of the own class: {own:.2f}. {chosen.left_out}".strip())
     return figure
 
@@ -103,11 +123,9 @@ def _choose(labels: Tensor, class_names: Sequence[str]) -> Choice:
     )
 
 
-def _panels(count: int, num_rows: int, width: float = 4.2) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
+def _panels(count: int, num_rows: int, width: float = 4.2, *, paper: bool) -> tuple[Any, Any]:
     height = min(_MAX_INCHES, max(2.2, 0.36 * num_rows)) + 1.4
-    figure = Figure(figsize=(1.6 + width * count, height), layout="constrained")
+    figure = new_figure(1.6 + width * count, height, paper=paper)
     return figure, figure.subplots(1, count, squeeze=False, sharey=True)[0]
 
 

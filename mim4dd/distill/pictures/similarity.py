@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim4dd._checks import check_rank
-from mim4dd.distill.pictures.style import add_caption, add_title, name_columns, shorten, styled
+from mim4dd.distill.pictures.style import (
+    add_caption,
+    add_title,
+    name_columns,
+    new_figure,
+    shorten,
+    styled,
+)
 from mim4dd.distill.training.class_means import class_means
 
 if TYPE_CHECKING:
@@ -58,7 +65,11 @@ def class_similarity(
 
 @styled
 def draw_similarity(
-    similarities: Mapping[str, Tensor], class_names: Sequence[str], title: str
+    similarities: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    title: str,
+    *,
+    paper: bool = False,
 ) -> "Figure":
     """Draw the similarity between classes as a heat map for every layer.
 
@@ -66,18 +77,16 @@ def draw_similarity(
         similarities: What :func:`class_similarity` gave, (C, C), by the name of the layer.
         class_names: Names of the C classes.
         title: Stands above all.
+        paper: Draw at the size of a page of a paper, without a title and without numbers.
     """
-    from matplotlib.figure import Figure
-
-    numbered = len(class_names) <= _NAMED_CLASSES
+    named = len(class_names) <= _NAMED_CLASSES
     columns = min(2, len(similarities))
     rows = math.ceil(len(similarities) / columns)
-    size = max(4.4, 0.42 * len(class_names)) if numbered else 5.2
+    size = max(4.4, 0.42 * len(class_names)) if named else 5.2
     # Long names take room on both sides.
-    names = 0.07 * min(16, max(map(len, class_names))) if numbered else 0.0
-    figure = Figure(
-        figsize=((size + names + 0.9) * columns, (size + names + 0.7) * rows + 0.6),
-        layout="constrained",
+    names = 0.07 * min(16, max(map(len, class_names))) if named else 0.0
+    figure = new_figure(
+        (size + names + 0.9) * columns, (size + names + 0.7) * rows + 0.6, paper=paper
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(similarities) :]:
@@ -90,10 +99,11 @@ def draw_similarity(
         axis.set_ylabel("synthetic class")
         axis.spines[:].set_visible(False)
         figure.colorbar(image, ax=axis, shrink=0.8)
-        if numbered:
+        if named and not paper:  # where a cell is too small for a number that can be read
             _write_numbers(axis, image, similarity.cpu())
+        if named:
             _name_classes(axis, class_names)
-    add_title(figure, title)
+    add_title(figure, title, paper=paper)
     add_caption(
         figure,
         "Mean cosine similarity between the features of synthetic samples (rows) and of real test "

@@ -20,6 +20,7 @@ from mim4dd.distill.pictures import (
     draw_rows,
     draw_similarity,
     draw_soft_labels,
+    save_evolution,
     save_figure,
 )
 from mim4dd.distill.report.trained_features import (
@@ -35,6 +36,7 @@ from mim4dd.distill.runs.foreign import own_file
 __all__ = [
     "Drawn",
     "Picture",
+    "draw_evolution",
     "draw_features",
     "draw_run",
     "draw_run_features",
@@ -53,14 +55,16 @@ class Picture:
 
 @dataclass
 class Drawn:
-    """Pictures of a run, and a line for each that could not be drawn."""
+    """Pictures of a run, the files that were written, and a line for each that could not be."""
 
+    paper: bool = False
     pictures: list[Picture] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, path: Path, title: str, figure: Any) -> None:
         """Write a figure and keep where."""
-        save_figure(path, figure)
+        self.written += save_figure(path, figure, paper=self.paper)
         self.pictures.append(Picture(path, title))
 
     def leave_out(self, path: Path, why: object) -> None:
@@ -70,21 +74,25 @@ class Drawn:
     def extend(self, other: "Drawn") -> None:
         """Take over the pictures of another part of the run."""
         self.pictures += other.pictures
+        self.written += other.written
         self.left_out += other.left_out
 
     @property
     def lines(self) -> list[str]:
         """What a command prints: a path or a reason a line."""
-        return [str(picture.path) for picture in self.pictures] + self.left_out
+        return [*map(str, self.written), *self.left_out]
 
 
-def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) -> Drawn:
+def draw_run(
+    run: RunDirectory, data_name: str, iteration: int | None = None, *, paper: bool = False
+) -> Drawn:
     """Draw what the files of a run hold: its samples before and after, soft labels and curves.
 
     Args:
         run: A run, finished or not.
         data_name: What to call the data.
         iteration: Which of its checkpoints to draw; by default the last state that it has.
+        paper: Draw at the size of a paper, as PDF and SVG beside PNG.
 
     Raises:
         ValueError: If the run has no such checkpoint or no metrics.
@@ -95,7 +103,8 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
     labels, names = final.class_syn, final.class_names
     name, after = _name(final, data_name), f"after {_count(reached, 'iteration')}"
     draw = draw_grid if final.has_images else draw_rows
-    drawn = _draw_samples(final, run.pictures / "synthetic.png", f"{name}, {after}")
+    drawn = Drawn(paper)
+    _draw_samples(drawn, final, run.pictures / "synthetic.png", f"{name}, {after}")
     before_after = run.pictures / "before_after.png"
     try:
         initial = SyntheticSet.load(run.initial)
@@ -103,15 +112,39 @@ def draw_run(run: RunDirectory, data_name: str, iteration: int | None = None) ->
         drawn.leave_out(before_after, error)
     else:
         panels = {"initial": _shown(initial), after: _shown(final)}
-        drawn.add(before_after, "Before and after", draw(panels, labels, names, name))
-    drawn.extend(_draw_labels(final, run.pictures / "soft_labels.png", name, f" {after}"))
-    figure = draw_curves({readable(run.path.resolve().name): rows}, len(names))
+        drawn.add(before_after, "Before and after", draw(panels, labels, names, name, paper=paper))
+    _draw_labels(drawn, final, run.pictures / "soft_labels.png", name, f" {after}")
+    figure = draw_curves({readable(run.path.resolve().name): rows}, len(names), paper=paper)
     drawn.add(run.pictures / "curves.png", "Curves", figure)
     return drawn
 
 
-def draw_set(path: Path) -> Drawn:
+def draw_evolution(run: RunDirectory, data_name: str) -> Drawn:
+    """Write an animation of a run's images over the iterations of which it kept the set."""
+    path, drawn = run.pictures / "evolution.gif", Drawn()
+    final, reached = run.load_set()
+    if not final.has_images:
+        drawn.leave_out(path, "the samples are no images")
+        return drawn
+    kept = {iteration: run.load_set(iteration)[0] for iteration in
+            {*run.kept_sets(), *run.iterations()} - {0}}  # fmt: skip
+    sets = {**kept, reached: final}
+    if run.initial.exists():
+        sets[0] = SyntheticSet.load(run.initial)
+    if len(sets) < 2:
+        drawn.leave_out(path, "the run has its set of one iteration alone")
+        return drawn
+    pixels = {iteration: each.pixels for iteration, each in sets.items()}
+    title = _name(final, data_name)
+    save_evolution(path, pixels, final.class_syn, final.class_names, title)
+    drawn.written.append(path)
+    return drawn
+
+
+def draw_set(path: Path, *, paper: bool = False) -> Drawn:
     """Draw what a file of :meth:`SyntheticSet.save` holds, or an export, beside it.
+
+    ``paper`` draws at the size of a paper, as PDF and SVG beside PNG.
 
     Raises:
         ValueError: If there is no such file, or it is another project's.
@@ -125,9 +158,9 @@ def draw_set(path: Path) -> Drawn:
     synthetic = SyntheticSet.load(file)
     stem = path.with_name(path.name if path.is_dir() else path.stem)
     name = _name(synthetic, synthetic.provenance.data or stem.name)
-    drawn = _draw_samples(synthetic, stem.with_name(f"{stem.name}.png"), name)
-    labels = stem.with_name(f"{stem.name}_soft_labels.png")
-    drawn.extend(_draw_labels(synthetic, labels, name))
+    drawn = Drawn(paper)
+    _draw_samples(drawn, synthetic, stem.with_name(f"{stem.name}.png"), name)
+    _draw_labels(drawn, synthetic, stem.with_name(f"{stem.name}_soft_labels.png"), name)
     return drawn
 
 
@@ -139,26 +172,28 @@ def _name(synthetic: SyntheticSet, data_name: str) -> str:
     return f"{readable(data_name)}, {count} per class"
 
 
-def _draw_samples(synthetic: SyntheticSet, path: Path, title: str) -> Drawn:
+def _draw_samples(drawn: Drawn, synthetic: SyntheticSet, path: Path, title: str) -> None:
     draw = draw_grid if synthetic.has_images else draw_rows
-    kind, drawn = "images" if synthetic.has_images else "rows", Drawn()
-    panels = {"": _shown(synthetic)}
-    drawn.add(
-        path,
-        f"Synthetic {kind}",
-        draw(panels, synthetic.class_syn, synthetic.class_names, title),
-    )
-    return drawn
+    kind, panels = "images" if synthetic.has_images else "rows", {"": _shown(synthetic)}
+    labels, names = synthetic.class_syn, synthetic.class_names
+    figure = draw(panels, labels, names, title, paper=drawn.paper)
+    drawn.add(path, f"Synthetic {kind}", figure)
 
 
-def _draw_labels(synthetic: SyntheticSet, path: Path, name: str, after: str = "") -> Drawn:
+def _draw_labels(
+    drawn: Drawn, synthetic: SyntheticSet, path: Path, name: str, after: str = ""
+) -> None:
     """Soft labels, where there are such."""
-    drawn, labels = Drawn(), synthetic.label_syn
-    if labels.dim() == 2:
-        title = f"{name}: soft labels{after}"
-        figure = draw_soft_labels(labels, synthetic.class_syn, synthetic.class_names, title)
-        drawn.add(path, "Soft labels", figure)
-    return drawn
+    soft = synthetic.label_syn
+    if soft.dim() == 2:
+        title, labels, names = (
+            f"{name}: soft labels{after}",
+            synthetic.class_syn,
+            synthetic.class_names,
+        )
+        drawn.add(
+            path, "Soft labels", draw_soft_labels(soft, labels, names, title, paper=drawn.paper)
+        )
 
 
 def draw_run_features(
@@ -167,6 +202,8 @@ def draw_run_features(
     layers: Sequence[str] | None,
     train: bool,
     iteration: int | None = None,
+    *,
+    paper: bool = False,
 ) -> Drawn:
     """Draw what a network trained on real data makes of a run's samples.
 
@@ -177,6 +214,7 @@ def draw_run_features(
         train: Train a network where the run's experts are not there, instead of leaving the
             pictures out.
         iteration: Which of its checkpoints to draw; by default the last state that it has.
+        paper: Draw at the size of a paper, as PDF and SVG beside PNG.
 
     Raises:
         ValueError: If ``layers`` names no submodules; with ``train`` also if the data is not there.
@@ -193,7 +231,7 @@ def draw_run_features(
             return _without_features(run, error)
         data = load_data_of(config, run.path)
         trained = train_on_real(config, data)
-    return draw_features(run, data, trained, layers, iteration)
+    return draw_features(run, data, trained, layers, iteration, paper=paper)
 
 
 def _without_features(run: RunDirectory, why: object) -> Drawn:
@@ -208,6 +246,8 @@ def draw_features(
     trained: TrainedNetwork,
     layers: Sequence[str] | None,
     iteration: int | None = None,
+    *,
+    paper: bool = False,
 ) -> Drawn:
     """Draw real and synthetic samples in the plane, and how alike their classes are."""
     synthetic = run.load_set(iteration)[0].to(str(data.image_test.device)).decoded()
@@ -226,16 +266,18 @@ def draw_features(
     # One map says most where it is of the last layer; asked for by name, every layer has one.
     mapped = {layer: (syn[layer], real[layer]) for layer in (every if layers else every[-1:])}
     about = f"{data.name}, features of {trained.origin}"
-    drawn = Drawn()
+    drawn = Drawn(paper)
     drawn.add(
         run.pictures / "embedding.png",
         "Real and synthetic samples in feature space",
-        draw_embedding(mapped, classes, labels, names, f"{about}, {', '.join(mapped)}"),
+        draw_embedding(
+            mapped, classes, labels, names, f"{about}, {', '.join(mapped)}", paper=paper
+        ),
     )
     drawn.add(
         run.pictures / "similarity.png",
         "Similarity between classes",
-        draw_similarity(similarities, names, about),
+        draw_similarity(similarities, names, about, paper=paper),
     )
     return drawn
 

@@ -28,11 +28,13 @@ __all__ = [
     "base_of",
     "make_grid",
     "make_setting",
+    "named",
     "option_name",
     "parse_value",
     "parse_vary",
     "require_effect",
     "shown",
+    "titled",
 ]
 
 # What the sweep has otherwise than a single distillation, whatever the presets say.
@@ -79,6 +81,16 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def named(name: str) -> str:
+    """What a picture or a table of a paper calls an option."""
+    return "images per class" if name == "ipc" else name.replace("_", " ")
+
+
+def titled(name: str, value: Any) -> str:
+    """What a picture or a table of a paper calls a value: of a method, as in the literature."""
+    return METHODS[value].title if name == "method" and value in METHODS else shown(value)
 
 
 def option_name(text: str) -> str:

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.pictures.style import save_figure
+from mim4dd.distill.pictures.by_ipc import draw_accuracy_by_ipc
+from mim4dd.distill.pictures.style import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    add_title,
+    new_figure,
+    save_figure,
+    styled,
+)
 from mim4dd.distill.spread import Spread
-from mim4dd.distill.sweep.grid import shown
+from mim4dd.distill.sweep.grid import named, titled
 from mim4dd.distill.sweep.job import Result
-from mim4dd.distill.sweep.scale import COLORS, GREY, MARKERS, Scale
+from mim4dd.distill.sweep.scale import Scale
 from mim4dd.distill.sweep.table import Row
 
 __all__ = ["draw_sweep"]
@@ -23,21 +32,26 @@ def draw_sweep(
     folder: Path,
     *,
     cpu: bool,
+    paper: bool = False,
 ) -> list[Path]:
     """Draw one picture per option that varies, and one of MI bounds; return their paths.
 
     ``cpu`` shows CPU time as the cost: the clock also runs for other processes of the machine.
+    ``paper`` makes PDF and SVG beside PNG, all at the size of a page of a paper.
     """
     paths = []
     for name in varying(rows):
         scale = Scale(list(dict.fromkeys(row.options[name] for row in rows)))
         lines = _lines(name, rows, scale)
         if lines:
-            paths.append(folder / f"{name}.png")
-            _draw_option(paths[-1], name, lines, scale, title, cpu)
+            figure = _draw_option(name, lines, scale, title, cpu, paper=paper)
+            paths += save_figure(folder / f"{name}.png", figure, paper=paper)
+        if lines and name == "ipc":
+            figure = _draw_by_ipc(lines, title, paper)
+            paths += save_figure(folder / "accuracy_by_ipc.png", figure, paper=paper)
     if any(result.mi_lower_bound is not None for result in results.values()):
-        paths.append(folder / "mi_bound.png")
-        _draw_bounds(paths[-1], rows, results, title)
+        figure = _draw_bounds(rows, results, title, paper=paper)
+        paths += save_figure(folder / "mi_bound.png", figure, paper=paper)
     return paths
 
 
@@ -46,12 +60,27 @@ def varying(rows: Sequence[Row]) -> list[str]:
     return [name for name in rows[0].options if len({row.options[name] for row in rows}) > 1]
 
 
-def _draw_option(
-    path: Path, name: str, lines: Mapping[str, Sequence[Row]], scale: Scale, title: str, cpu: bool
-) -> None:
-    from matplotlib.figure import Figure
+def _draw_by_ipc(lines: Mapping[str, Sequence[Row]], title: str, paper: bool) -> Any:
+    """The accuracies of all lines, and of the first's random real images."""
+    curves = {
+        label or "distilled": {row.options["ipc"]: row.accuracy for row in line}
+        for label, line in lines.items()
+    }
+    real = {row.options["ipc"]: row.random_real for line in lines.values() for row in line}
+    return draw_accuracy_by_ipc(curves, title, random_real=real, paper=paper)
 
-    figure = Figure(figsize=(12.6, 3.9), layout="constrained")
+
+@styled
+def _draw_option(
+    name: str,
+    lines: Mapping[str, Sequence[Row]],
+    scale: Scale,
+    title: str,
+    cpu: bool,
+    *,
+    paper: bool,
+) -> Any:
+    figure = new_figure(12.6, 4.2, paper=paper)
     accuracy, seconds, memory = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_random_real(accuracy, lines.values(), scale, name)
     _draw_lines(accuracy, lines, scale, name, lambda row: row.accuracy, 100)
@@ -62,20 +91,31 @@ def _draw_option(
     number = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     averaged = f"mean ± std of {number} distillations" if counts[-1] > 1 else "one distillation"
     accuracy.set_ylabel("test accuracy [%]")
-    accuracy.set_title(f"accuracy, {averaged}", fontsize=10)
-    seconds.set_title(f"{'CPU ' if cpu else ''}seconds per distillation", fontsize=10)
-    memory.set_title("peak memory [MiB]", fontsize=10)
+    # A paper's caption says of how many, for which a small panel has no room.
+    accuracy.set_title("accuracy" if paper else f"accuracy, {averaged}")
+    seconds.set_title(("CPU " if cpu else "") + ("s" if paper else "seconds per distillation"))
+    memory.set_title("peak memory [MiB]")
     for axis in (accuracy, seconds, memory):
         scale.apply(axis, name)
         axis.grid(alpha=0.3)
     for axis in (seconds, memory):  # from 0, so that a small difference looks small
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-    if accuracy.get_legend_handles_labels()[1]:
-        accuracy.legend(fontsize=8)
+    _add_legend(figure, accuracy)
     if len(lines) == 1 and "" not in lines:
         title += f"; the others at {next(iter(lines))}"
-    figure.suptitle(title, fontsize=10)
-    save_figure(path, figure)
+    add_title(figure, title, paper=paper)
+    return figure
+
+
+def _add_legend(figure: Any, axis: Any) -> None:
+    """Below all panels, where it covers no data, in as many columns as there is room for."""
+    handles, labels = axis.get_legend_handles_labels()
+    if labels:
+        room = int(13 * figure.get_figwidth())
+        columns = max(1, min(len(labels), room // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        lines = math.ceil(len(labels) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 1))
 
 
 def _lines(name: str, rows: Sequence[Row], scale: Scale) -> dict[str, list[Row]]:
@@ -83,13 +123,18 @@ def _lines(name: str, rows: Sequence[Row], scale: Scale) -> dict[str, list[Row]]
     others = [other for other in varying(rows) if other != name]
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        label = ", ".join(f"{other}={shown(row.options[other])}" for other in others)
+        label = ", ".join(_labelled(other, row.options[other]) for other in others)
         lines.setdefault(label, []).append(row)
     # A setting beside the grid, such as the base, makes no line.
     lines = {label: line for label, line in lines.items() if len(line) > 1}
     for line in lines.values():
         line.sort(key=lambda row: scale.position(row.options[name]))
     return lines
+
+
+def _labelled(name: str, value: Any) -> str:
+    """An option and its value in a legend; the name of a method says that it is one."""
+    return titled(name, value) if name == "method" else f"{named(name)} {titled(name, value)}"
 
 
 def _draw_lines(
@@ -100,7 +145,7 @@ def _draw_lines(
     spread: Callable[[Row], Spread],
     factor: float = 1.0,
 ) -> None:
-    many = len(lines) > len(COLORS)
+    many = len(lines) > len(PALETTE)
     # Side by side above the name of a category, where nothing else tells points apart.
     spacing = 0.5 / len(lines) if scale.kind == "category" else 0.0
     for number, (label, line) in enumerate(lines.items()):
@@ -121,13 +166,13 @@ def _draw_lines(
             x,
             y,
             error,
-            color=GREY if many else COLORS[number],
+            color=GREY if many else PALETTE[number],
             marker=MARKERS[number % len(MARKERS)],
             linestyle="none" if scale.kind == "category" else "-",
             linewidth=1.2,
             markersize=5,
             capsize=3,
-            label=label if 1 < len(lines) <= len(COLORS) else None,
+            label=label if 1 < len(lines) <= len(PALETTE) else None,
         )
 
 
@@ -150,7 +195,7 @@ def _draw_random_real(axis: Any, lines: Any, scale: Scale, name: str) -> None:
         drawn.add(points)
         x, y, error = zip(*points, strict=True)
         if scale.kind == "category":
-            style = {"linestyle": "none", "marker": "_", "markersize": 24}
+            style = {"linestyle": "none", "marker": "_", "markersize": 14}
             axis.errorbar(x, y, error, color=GREY, label=label, **style)
             continue
         axis.plot(x, y, color=GREY, linestyle="--", linewidth=1.2, label=label)
@@ -169,7 +214,7 @@ def _draw_failures(axis: Any, lines: Any, scale: Scale, name: str) -> None:
             list(failed),
             [0.03] * len(failed),
             transform=axis.get_xaxis_transform(),
-            color="#D55E00",
+            color=PALETTE[2],
             marker="x",
             markersize=8,
             markeredgewidth=2,
@@ -179,32 +224,38 @@ def _draw_failures(axis: Any, lines: Any, scale: Scale, name: str) -> None:
         )
 
 
+@styled
 def _draw_bounds(
-    path: Path, rows: Sequence[Row], results: Mapping[tuple[str, int], Result], title: str
-) -> None:
+    rows: Sequence[Row], results: Mapping[tuple[str, int], Result], title: str, *, paper: bool
+) -> Any:
     """Every distillation: its MI bound and its accuracy."""
-    from matplotlib.figure import Figure
-
     done = {
         key: result
         for key, result in results.items()
         if result.mi_lower_bound is not None and result.failure is None
     }
-    # A colour for every setting, or where there are many for every value of the first option.
-    names = varying(rows)[:1] if len(rows) > len(COLORS) else []
+    # A colour for every setting, or where there are many for every value of the first option. What
+    # different critics estimate are different bounds: nothing else may share their colours.
+    names = varying(rows)[:1] if len(rows) > len(PALETTE) else []
+    names = ["critic"] if "critic" in varying(rows) else names
     options = {row.setting: row.options for row in rows}
     groups: dict[str, list[Result]] = {}
     for (setting, _), result in done.items():
-        label = "".join(f"{name}={shown(options[setting][name])}" for name in names) or setting
+        label = "".join(_labelled(name, options[setting][name]) for name in names) or setting
         groups.setdefault(label, []).append(result)
-    figure = Figure(figsize=(6.2, 4.4), layout="constrained")
+    told = f"{len(done)} distillations"
+    if names == ["critic"]:
+        groups = {f"{label}{_correlation(group)}": group for label, group in groups.items()}
+    else:
+        told += _correlation(list(done.values()))
+    figure = new_figure(3.25, 2.9, paper=paper) if paper else new_figure(6.2, 4.7, paper=paper)
     axis = figure.subplots()
-    many = len(groups) > len(COLORS)
+    many = len(groups) > len(PALETTE)
     for number, (label, group) in enumerate(groups.items()):
         axis.plot(
             [result.mi_lower_bound or 0.0 for result in group],
             [100 * result.mean for result in group],
-            color=COLORS[0] if many else COLORS[number],
+            color=PALETTE[0] if many else PALETTE[number],
             marker=MARKERS[number % len(MARKERS)],
             linestyle="none",
             alpha=0.8,
@@ -213,12 +264,11 @@ def _draw_bounds(
     _draw_ceilings(axis, done.values())
     axis.set_xlabel("MI lower bound, end of distillation [nats]")
     axis.set_ylabel("test accuracy [%]")
-    axis.set_title(_correlation(list(done.values())), fontsize=10)
+    axis.set_title(told)
     axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    save_figure(path, figure)
+    _add_legend(figure, axis)
+    add_title(figure, title, paper=paper)
+    return figure
 
 
 def _draw_ceilings(axis: Any, results: Any) -> None:
@@ -231,7 +281,7 @@ def _draw_ceilings(axis: Any, results: Any) -> None:
             xycoords=axis.get_xaxis_transform(),
             rotation=90,
             ha="right",
-            fontsize=8,
+            fontsize="small",
             color=GREY,
         )
 
@@ -239,8 +289,6 @@ def _draw_ceilings(axis: Any, results: Any) -> None:
 def _correlation(results: Sequence[Result]) -> str:
     bounds = [result.mi_lower_bound or 0.0 for result in results]
     accuracies = [result.mean for result in results]
-    text = f"{len(results)} distillations"
     if len(results) < 3 or len(set(bounds)) == 1 or len(set(accuracies)) == 1:
-        return text
-    linear = statistics.correlation(bounds, accuracies)
-    return f"{text}, Pearson r = {linear:.2f}"
+        return ""
+    return f", Pearson r = {statistics.correlation(bounds, accuracies):.2f}"

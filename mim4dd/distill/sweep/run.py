@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.sweep.grid import Setting, base_of, make_grid, parse_vary, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
@@ -17,6 +18,7 @@ from mim4dd.distill.sweep.jobs import (
     run_jobs,
     train_needed_experts,
 )
+from mim4dd.distill.sweep.latex import latex_table
 from mim4dd.distill.sweep.plots import draw_sweep
 from mim4dd.distill.sweep.table import Row, markdown_table, summarize, write_tables
 
@@ -41,6 +43,7 @@ def sweep(
     against: str | None = None,
     seeds: int = 5,
     workers: int = 1,
+    paper: bool = False,
 ) -> Study:
     """Distil by every setting of a grid with several seeds, judge all, and tabulate and draw it.
 
@@ -56,6 +59,7 @@ def sweep(
             instead of over the base.
         seeds: Distillations by each setting, with different seeds.
         workers: Processes that work at the same time.
+        paper: Draw at the size of a paper, as PDF and SVG beside PNG.
 
     Raises:
         ValueError: If an option cannot be used, or ``out`` holds a sweep around another base.
@@ -99,6 +103,8 @@ def judge_settings(
     seeds: int,
     workers: int,
     references: Mapping[str, str],
+    *,
+    paper: bool = False,
 ) -> Study:
     """Distil and judge settings, one of them the base; ``references`` say what gains are over."""
     for name, value in (("seeds", seeds), ("workers", workers)):
@@ -129,7 +135,8 @@ def judge_settings(
         )
         for setting in settings
     ]
-    paths = write_tables(rows, settings, results, out)
+    paths = [*write_tables(rows, settings, results, out), out / "table.tex"]
+    write_text(paths[-1], latex_table(rows))
     title, cpu = f"{base.data}, ipc {base.ipc_title}", torch.device(base.device).type == "cpu"
-    paths += draw_sweep(rows, results, title, out / "plots", cpu=cpu)
+    paths += draw_sweep(rows, results, title, out / "plots", cpu=cpu, paper=paper)
     return Study(rows, markdown_table(rows), paths)

@@ -1,20 +1,11 @@
-"""How the pictures of a sweep look: the axis of an option, and colours."""
+"""The axis of an option in the pictures of a sweep."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from mim4dd.distill.sweep.grid import shown
+from mim4dd.distill.sweep.grid import named, titled
 
-__all__ = ["COLORS", "GREY", "MARKERS", "Scale"]
-
-# Okabe and Ito's colours, which colour-blind people tell apart, and two of Tol's; markers say it
-# again.
-COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A",
-    "#882255", "#999933",
-)  # fmt: skip
-MARKERS = "os^DvPX*<>"
-GREY = "0.45"
+__all__ = ["Scale"]
 
 
 class Scale:
@@ -41,9 +32,11 @@ class Scale:
         elif self.kind != "category":
             axis.set_xscale(self.kind)
         ticks = [self.position(value) for value in self.values]
-        labels = [shown(value) for value in self.values]
-        long = max(map(len, labels)) > 8 or sum(map(len, labels)) > 25
+        labels = [titled(name, value) for value in self.values]
+        # A narrow figure has room for fewer characters beside each other.
+        room = min(25, 2 * axis.get_figure().get_figwidth())
+        long = max(map(len, labels)) > 8 or sum(map(len, labels)) > room
         axis.set_xticks(ticks, labels, rotation=30 if long else 0, ha="right" if long else "center")
         axis.set_xticks([], minor=True)
         axis.margins(x=0.08)
-        axis.set_xlabel(name)
+        axis.set_xlabel(named(name))

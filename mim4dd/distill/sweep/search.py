@@ -38,6 +38,7 @@ def search(
     trials: int,
     seeds: int = 5,
     workers: int = 1,
+    paper: bool = False,
 ) -> Study:
     """Search for the setting with the best accuracy on held-out training images.
 
@@ -56,6 +57,7 @@ def search(
         trials: Settings to try.
         seeds: Distillations by each setting, with different seeds.
         workers: Processes that work at the same time.
+        paper: Draw at the size of a paper, as PDF and SVG beside PNG.
 
     Returns:
         The base and the best setting, judged by the test images.
@@ -81,16 +83,17 @@ def search(
         raise FloatingPointError(f"all {len(tried)} settings tried diverged; narrow the ranges")
     table, picture = out / "trials.csv", out / "plots" / "search.png"
     _write_trials(table, tried)
-    draw_search(picture, tried, space, f"{base.config.data}, ipc {base.config.ipc_title}")
+    title = f"{base.config.data}, ipc {base.config.ipc_title}"
+    pictures = draw_search(picture, tried, space, title, paper=paper)
     settings = list({setting.name: setting for setting in (base, best.setting)}.values())
     references = dict.fromkeys((setting.name for setting in settings), base.name)
-    study = judge_settings(settings, out, seeds, workers, references)
+    study = judge_settings(settings, out, seeds, workers, references, paper=paper)
     note = (
         f"- Best of {len(tried)} by held-out training images, on which it reached "
         f"{100 * (best.accuracy or 0.0):.1f} %: {best.setting.name}. "
         "The table is of the test images."
     )
-    return Study(study.rows, f"{study.table}\n{note}", [table, picture, *study.paths])
+    return Study(study.rows, f"{study.table}\n{note}", [table, *pictures, *study.paths])
 
 
 def _try_settings(

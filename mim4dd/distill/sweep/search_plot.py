@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim4dd.distill.pictures.style import save_figure
-from mim4dd.distill.sweep.scale import COLORS, GREY, Scale
+from mim4dd.distill.pictures.style import (
+    GREY,
+    PALETTE,
+    add_title,
+    new_figure,
+    save_figure,
+    styled,
+)
+from mim4dd.distill.sweep.grid import named
+from mim4dd.distill.sweep.scale import Scale
 from mim4dd.distill.sweep.space import Range, Space, Trial
 
 __all__ = ["draw_search"]
@@ -15,14 +23,19 @@ __all__ = ["draw_search"]
 _MAX_COLUMNS = 3
 
 
-def draw_search(path: Path, tried: Sequence[Trial], space: Space, title: str) -> None:
+def draw_search(
+    path: Path, tried: Sequence[Trial], space: Space, title: str, *, paper: bool = False
+) -> list[Path]:
     """Draw the accuracies on held-out training images by trial, and against every option."""
-    from matplotlib.figure import Figure
+    return save_figure(path, _draw(tried, space, title, paper=paper), paper=paper)
 
+
+@styled
+def _draw(tried: Sequence[Trial], space: Space, title: str, *, paper: bool) -> Any:
     panels = 1 + len(space)
     columns = min(_MAX_COLUMNS, panels)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.3), layout="constrained")
+    figure = new_figure(4.2 * columns, 3.4 * rows + 0.6, paper=paper)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[panels:]:
         axis.set_axis_off()
@@ -35,8 +48,10 @@ def draw_search(path: Path, tried: Sequence[Trial], space: Space, title: str) ->
         axis.grid(alpha=0.3)
     if len(done) > 1:
         figure.colorbar(points, ax=list(axes[1:panels]), label="trial", shrink=0.8)
-    figure.suptitle(f"{title}: {len(tried)} settings, {len(tried) - len(done)} diverged")
-    save_figure(path, figure)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    counted = f"{title}: {len(tried)} settings, {len(tried) - len(done)} diverged"
+    add_title(figure, counted, paper=paper)
+    return figure
 
 
 def _draw_history(axis: Any, done: Sequence[Trial]) -> None:
@@ -48,9 +63,8 @@ def _draw_history(axis: Any, done: Sequence[Trial]) -> None:
         linewidth=1, label="mean ± std over seeds",
     )  # fmt: skip
     best = list(itertools.accumulate(accuracies, max))
-    axis.step(numbers, best, where="post", color=COLORS[1], label="best so far")
+    axis.step(numbers, best, where="post", color=PALETTE[1], label="best so far")
     axis.set_xlabel("trial")
-    axis.legend(fontsize=8)
 
 
 def _draw_option(axis: Any, name: str, values: Range | list[Any], done: Sequence[Trial]) -> Any:
@@ -68,7 +82,7 @@ def _draw_option(axis: Any, name: str, values: Range | list[Any], done: Sequence
     )
     if isinstance(values, Range):
         axis.set_xscale("log" if values.log else "linear")
-        axis.set_xlabel(name)
+        axis.set_xlabel(named(name))
     else:
         Scale(values).apply(axis, name)
     return points
