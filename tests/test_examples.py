@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mim4dd.distill.methods import METHODS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What the two numbers of each must be.
 SHOWN = {
@@ -15,8 +17,14 @@ SHOWN = {
 }
 
 
+# One program for all methods, which the last test runs.
+METHODS_EXAMPLE = "distill_digits.py"
+TINY = {"width": 8, "depth": 1, "iterations": 20, "eval_epochs": 30, "eval_every": 0, "weight": 0.0}
+UNROLLED = {"syn_steps": 3, "max_start_epoch": 1, "expert_epochs": 1}
+
+
 def test_every_example_is_tried():
-    assert {each.name for each in EXAMPLES.glob("*.py")} == set(SHOWN)
+    assert {each.name for each in EXAMPLES.glob("*.py")} == {*SHOWN, METHODS_EXAMPLE}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -24,3 +32,20 @@ def test_an_example_shows_what_it_says(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)  # by name, so that processes which it starts find it
     example = importlib.import_module(name.removesuffix(".py"))
     assert SHOWN[name](*example.main())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_distils_digits(method, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module(METHODS_EXAMPLE.removesuffix(".py"))
+    assert f" {method}" in example.__doc__.replace(",", "").replace(".", "")
+    options, training = {**TINY, "iterations": 20 if method == "dm" else 2}, {}
+    if METHODS[method].needs_experts:
+        options |= UNROLLED
+        training = {"num_experts": 1, "train_epochs": 3, "width": 8, "depth": 1}
+    random_real, distilled = example.main(method, options, training, seeds=1)
+    assert "whole training set" in capsys.readouterr().out
+    assert 0.2 < random_real < 1
+    assert 0.2 < distilled < 1  # two iterations of most methods: chance is 0.1
+    if method == "dm":
+        assert distilled > random_real + 0.1
