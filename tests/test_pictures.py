@@ -267,7 +267,9 @@ def test_a_users_own_style_changes_nothing(tmp_path):
 
     images = torch.rand(3, 1, 4, 4)
     save_grid(tmp_path / "plain.png", images, torch.arange(3), NAMES, "title")
+    backend = dict.__getitem__(matplotlib.rcParams, "backend")  # without choosing one
     with matplotlib.rc_context({"font.size": 30, "figure.facecolor": "black"}):
         save_grid(tmp_path / "styled.png", images, torch.arange(3), NAMES, "title")
         assert matplotlib.rcParams["font.size"] == 30
+    assert dict.__getitem__(matplotlib.rcParams, "backend") == backend
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()

@@ -93,8 +93,10 @@ def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
         import matplotlib
 
         # Not the user's own style on top: a picture must not depend on who draws it.
-        style = _STYLE | (_PAPER if kwargs.get("paper") else {})
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style, "backend": "agg"}):
+        style = {**matplotlib.rcParamsDefault, **_STYLE, **(_PAPER if kwargs.get("paper") else {})}
+        # Figures here need none, and what a context sets of it outlasts the context.
+        del style["backend"]
+        with matplotlib.rc_context(style):
             return draw(*args, **kwargs)
 
     return run
