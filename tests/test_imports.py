@@ -91,3 +91,30 @@ def test_every_room_is_named():
         "doctor"
     }  # it looks at the package from outside
     assert {room for room in rooms if room[0] != "_"} == set(levels())
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ARROWS, FLOORS = re.findall(r"^```text\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_diagram_has_the_arrows_of_the_code():
+    found = {room: set() for room in levels()}
+    for name, path in MODULES.items():
+        if (room := room_of(name)) in found:
+            found[room] |= {room_of(module) for module in imported(path)} & found.keys() - {room}
+    drawn = {}
+    for line in ARROWS.splitlines():
+        room, rooms = line.split("──>")
+        drawn[room.strip()] = set(rooms.strip().split(", ")) - {"nothing"}
+    assert drawn == found
+    for place, (room, rooms) in enumerate(drawn.items()):
+        assert rooms <= set(list(drawn)[place:]), f"{room} stands below what it imports"
+
+
+def test_the_floors_are_those_of_the_line():
+    drawn = [re.split(r"\s{3}", re.split(r"\s{4,}", line)[0]) for line in FLOORS.splitlines()]
+    level = levels("face")
+    by_floor = {}
+    for room, place in level.items():
+        by_floor.setdefault(place, set()).add(room)
+    assert [set(rooms) for rooms in drawn] == [by_floor[place] for place in sorted(by_floor)[::-1]]
