@@ -120,6 +120,22 @@ def test_the_command_prints_table_and_paths(study, monkeypatch, capfd):
     ]
 
 
+def test_the_command_draws_for_a_paper(study, monkeypatch, capfd):
+    _, out = study
+    vary = "--vary weight=0,0.1 --vary lr_img=1e38 --one-at-a-time --seeds 2 --paper"
+    monkeypatch.setattr(sys, "argv", f"mim4dd sweep {OPTIONS} {vary} --out {out}".split())
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    lines = capfd.readouterr().out.splitlines()
+    for kind in ("png", "pdf", "svg"):
+        assert str(out / "plots" / f"weight.{kind}") in lines
+        assert (out / "plots" / f"weight.{kind}").stat().st_size > 0
+    table = (out / "table.tex").read_text()
+    assert r"\begin{tabular}{llcc}" in table
+    assert table.count(r"\pm") >= 2
+
+
 def test_finished_runs_are_kept_and_more_may_be_asked_for(study):
     study, out = study
     kept = {path: os.stat(path).st_mtime_ns for path in out.glob("**/*.safetensors")}

@@ -161,6 +161,6 @@ def save_figure(path: Path, figure: Any, *, paper: bool = False) -> list[Path]:
     for kind in ("png", "pdf", "svg") if paper else ("png",):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=_METADATA[kind])
-        paths.append(path.with_suffix(f".{kind}"))
+        paths.append(path if kind == "png" else path.with_suffix(f".{kind}"))
         write_atomically(paths[-1], buffer.getvalue())
     return paths

@@ -72,7 +72,8 @@ def sweep(
         -0.02
     """
     settings = make_grid(given, varied, one_at_a_time)
-    return judge_settings(settings, out, seeds, workers, _references(settings, against))
+    references = _references(settings, against)
+    return judge_settings(settings, out, seeds, workers, references, paper=paper)
 
 
 def _references(settings: Sequence[Setting], against: str | None) -> dict[str, str]:
