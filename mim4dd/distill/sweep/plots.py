@@ -22,7 +22,7 @@ from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.scale import Scale
 from mim4dd.distill.sweep.table import Row
 
-__all__ = ["draw_sweep"]
+__all__ = ["draw_sweep", "varying"]
 
 
 def draw_sweep(

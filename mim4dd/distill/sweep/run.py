@@ -19,7 +19,7 @@ from mim4dd.distill.sweep.jobs import (
     train_needed_experts,
 )
 from mim4dd.distill.sweep.latex import latex_table
-from mim4dd.distill.sweep.plots import draw_sweep
+from mim4dd.distill.sweep.plots import draw_sweep, varying
 from mim4dd.distill.sweep.table import Row, markdown_table, summarize, write_tables
 
 __all__ = ["Study", "judge_settings", "sweep"]
@@ -138,6 +138,7 @@ def judge_settings(
     ]
     paths = [*write_tables(rows, settings, results, out), out / "table.tex"]
     write_text(paths[-1], latex_table(rows))
-    title, cpu = f"{base.data}, ipc {base.ipc_title}", torch.device(base.device).type == "cpu"
+    cpu = torch.device(base.device).type == "cpu"
+    title = base.data if "ipc" in varying(rows) else f"{base.data}, ipc {base.ipc_title}"
     paths += draw_sweep(rows, results, title, out / "plots", cpu=cpu, paper=paper)
     return Study(rows, markdown_table(rows), paths)
