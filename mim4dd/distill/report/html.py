@@ -18,6 +18,7 @@ from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
 from mim4dd.distill.evaluation.recipe import percent
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.files.atomic import open_tensors, read_header, readable, write_text
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.report.show import Drawn, Picture
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runs.metrics import final_bound
@@ -140,7 +141,10 @@ def summary(run: RunDirectory) -> dict[str, str]:
 
 
 def _about(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {config[key]}" for key in ("method", "data", "ipc") if key in config)
+    shown = dict(config)
+    if (name := config.get("method")) in METHODS:
+        shown["method"] = METHODS[name].title
+    return ", ".join(f"{key} {shown[key]}" for key in ("method", "data", "ipc") if key in shown)
 
 
 def _rows(columns: Mapping[str, Mapping[str, Any]], mark: bool = False) -> list[_Row]:
