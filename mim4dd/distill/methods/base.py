@@ -177,10 +177,10 @@ class BaseMethod(ABC):
 
     @property
     def tiles(self) -> int:
-        """Networks are trained on the tiles² parts of every image, enlarged; 1: on images as is.
+        """How many parts of an image stand beside each other, and above each other; by default 1.
 
-        :func:`mim4dd.distill.training.tiles.decode` makes the parts: of the set in evaluation and
-        for add-ons. Within :meth:`loss` that is the method's own to do.
+        Networks are trained on the parts, enlarged by ``mim4dd.distill.training.tiles.decode``. It
+        is called for evaluation and for add-ons. :meth:`loss` has to call it by itself.
         """
         return 1
 
