@@ -79,7 +79,7 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
         self._entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> Kind:
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:  # a file may hold anything
             self._complete()
             check_choice(self.option, name, tuple(self))
         return self._entries[name]

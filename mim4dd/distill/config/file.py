@@ -6,6 +6,7 @@ from typing import Any
 from mim4dd.distill.config.commands import Config, TaskSettings
 from mim4dd.distill.data import DATA_SETS, ImageData
 from mim4dd.distill.files.atomic import read_json
+from mim4dd.distill.files.regular import naming
 from mim4dd.distill.files.yaml import is_yaml, read_yaml
 
 __all__ = ["load_data_of", "names_data", "read_config", "read_options"]
@@ -17,7 +18,8 @@ def read_config(path: str | Path, kind: type[Config]) -> Config:
     Raises:
         ValueError: If the file is not readable, names an unknown option or holds a bad value.
     """
-    return kind.of(**kind.read(read_options(Path(path)), str(path)))
+    with naming(path):
+        return kind.of(**kind.read(read_options(Path(path)), str(path)))
 
 
 def read_options(path: Path) -> dict[str, Any]:

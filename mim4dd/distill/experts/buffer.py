@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.files.atomic import open_tensors, read_header, save_tensors
+from mim4dd.distill.files.fields import require_each, require_fields
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import describe_network, differences, named_differences
 
@@ -145,6 +146,11 @@ class ExpertBuffer:
         self.headers = [_read_header(path) for path in paths]
         self._slices = [open_tensors(path).get_slice("trajectory") for path in paths]
         shapes = {tuple(part.get_shape()) for part in self._slices}
+        for path, part in zip(paths, self._slices, strict=True):
+            if len(part.get_shape()) != 2 or not part.get_shape()[0]:
+                raise ValueError(
+                    f"{path} must hold a trajectory (epochs + 1, P), got {part.get_shape()}"
+                )
         if len(shapes) > 1:
             raise ValueError(f"experts in {folder} must be alike, got shapes {sorted(shapes)}")
         of_parameters = {tuple(map(tuple, header["shapes"])) for header in self.headers}
@@ -230,8 +236,14 @@ def _expert_paths(folder: Path) -> list[Path]:
 
 def _read_header(path: Path) -> dict[str, Any]:
     with open_tensors(path) as file:
-        header = read_header(file)
+        header = read_header(file, path)
         names = file.keys()  # a file of safetensors is no mapping
         if header.get("format") != _FORMAT or "trajectory" not in names:
             raise ValueError(f"{path} does not hold an expert trajectory of mim4dd")
+        hints = {"seconds": float | None, "accuracy": float | None, "task": dict | None}
+        source = f"the header of {path}"
+        require_fields(header, source, network=str, data=str, shapes=list, **hints)
+        require_each(header["shapes"], source, list)
+        for shape in header["shapes"]:
+            require_each(shape, source, int)
         return header

@@ -26,6 +26,7 @@ from mim4dd.distill.experts.buffer import (
 )
 from mim4dd.distill.experts.check import check_expert
 from mim4dd.distill.files.atomic import load_tensors, replacing
+from mim4dd.distill.files.tensor_files import load_torch_file
 from mim4dd.distill.runtime.progress import progress_bar
 
 __all__ = [
@@ -39,8 +40,6 @@ Trajectory = Sequence[Sequence[Tensor]]
 
 # MTT's save_interval.
 _PER_FILE = 10
-
-_ZIP = b"PK\x03\x04"
 
 
 def replay_buffer_paths(folder: str | Path) -> list[Path]:
@@ -67,15 +66,7 @@ def read_replay_buffer(path: str | Path) -> list[Trajectory]:
         ValueError: If it is truncated, or holds anything but lists, or tuples, of lists of lists of
             tensors; no code in it is run.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        zipped = file.read(len(_ZIP)) == _ZIP  # else of torch before 1.6, and cannot be mapped
-    try:
-        trajectories = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # whatever a parser stumbles over in a file that may be anything
-        raise ValueError(
-            f"{path} is truncated, or holds something else than tensors, which is not read: {error}"
-        ) from error
+    trajectories = load_torch_file(Path(path), mapped=True)
     for place, tensor in _leaves(trajectories, str(path)):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{place} must be a tensor, got {type(tensor).__name__}")

@@ -15,12 +15,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mim4dd.distill.files.regular import read_bytes, require_regular
 from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
 __all__ = [
     "link",
     "load_tensors",
     "open_tensors",
+    "parse_json",
     "read_header",
     "read_json",
     "readable",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HEADER = "mim4dd"
+_SHOWN = 300  # characters of another library's message
 
 
 @contextmanager
@@ -155,13 +158,37 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file is not there or does not hold one.
     """
     try:
-        value = json.loads(path.read_bytes())
+        content = read_bytes(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    return parse_json(content, str(path))
+
+
+def parse_json(text: bytes | str, source: str) -> dict[str, Any]:
+    """A JSON object, of text that stands in ``source``.
+
+    Raises:
+        ValueError: If the text is something else.
+    """
+    try:
+        value = json.loads(text, parse_int=_parse_int)
+        # Half a character, which JSON can escape, could be written nowhere; but names of files may
+        # have bytes that are no text.
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
+    except (ValueError, RecursionError) as error:  # also of brackets within brackets
+        raise ValueError(f"{source} is not readable as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+        raise ValueError(f"{source} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _parse_int(text: str) -> int:
+    """A whole number, if it is one that a float could be: others would fail where they are used."""
+    value = int(text)
+    try:
+        float(value)
+    except OverflowError as error:
+        raise ValueError(f"a number of {len(text)} digits") from error
     return value
 
 
@@ -188,7 +215,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with open_tensors(path) as file:
         names = file.keys()  # a file of safetensors is no mapping
-        return {name: file.get_tensor(name) for name in names}, read_header(file)
+        return {name: file.get_tensor(name) for name in names}, read_header(file, path)
 
 
 def open_tensors(path: Path) -> Any:
@@ -198,13 +225,19 @@ def open_tensors(path: Path) -> Any:
         ValueError: If the file is not there, truncated or not a safetensors file.
     """
     try:
+        require_regular(path)
         return safetensors.safe_open(str(path), framework="pt")
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+        said = str(error)[:_SHOWN]  # which may be all of the header
+        raise ValueError(f"{path} is truncated or not a safetensors file: {said}") from error
 
 
-def read_header(file: Any) -> dict[str, Any]:
-    """The header of a file from :func:`open_tensors`; empty where another program wrote it."""
-    return dict(json.loads((file.metadata() or {}).get(_HEADER, "{}")))
+def read_header(file: Any, path: Path) -> dict[str, Any]:
+    """The header of a file from :func:`open_tensors`; empty where another program wrote it.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    return parse_json((file.metadata() or {}).get(_HEADER, "{}"), f"the header of {path}")

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim4dd.distill.files.opcodes import require_plain_opcodes
+from mim4dd.distill.files.regular import naming, read_bytes
+
 __all__ = ["load_plain_pickle"]
 
 
@@ -31,22 +34,25 @@ class _Bytes:
 class _Array:
     """Stand-in for numpy.ndarray, filled in by its state."""
 
-    tensor: Tensor
-
     def __setstate__(self, state: Any) -> None:
         _version, shape, kind, column_major, content = state
-        if isinstance(content, str):  # Python 2's strings of bytes
-            content = content.encode("latin1")
         sizes_fit = all(type(size) is int and size > 0 for size in shape)
         if type(kind) is not _Bytes or not sizes_fit:
             raise pickle.UnpicklingError("arrays must be of bytes and not empty")
         if len(content) != math.prod(shape):
             raise pickle.UnpicklingError(f"{len(content)} bytes do not fill {tuple(shape)}")
+        # No copy yet: a pickle may have a thousand arrays of the same bytes.
+        self.shape, self.column_major, self.content = tuple(shape), column_major, content
+
+    def tensor(self) -> Tensor:
+        """The bytes, in memory of their own."""
+        content, shape = self.content, self.shape
+        if isinstance(content, str):  # Python 2's strings of bytes
+            content = content.encode("latin1")
         flat = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        if column_major:
-            self.tensor = flat.view(*reversed(shape)).permute(*reversed(range(len(shape))))
-        else:
-            self.tensor = flat.view(*shape)
+        if self.column_major:
+            return flat.view(*reversed(shape)).permute(*reversed(range(len(shape))))
+        return flat.view(*shape)
 
 
 def _reconstruct(*_arguments: Any) -> _Array:
@@ -103,19 +109,25 @@ def load_plain_pickle(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is truncated, or holds or asks for anything else.
     """
+    content = read_bytes(path)
     try:
+        require_plain_opcodes(io.BytesIO(content), len(content), longest=len(content))
         # latin1 reads the strings of Python 2, text and bytes alike.
-        value = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # pickle's documentation: a broken one may raise any
         raise ValueError(f"{path} is truncated or not a plain pickle: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a dictionary, got {type(value).__name__}")
-    return {_as_text(key): _plain(item) for key, item in value.items()}
+    arrays = [item for item in value.values() if isinstance(item, _Array)]
+    if sum(len(array.content) for array in arrays) > len(content):
+        raise ValueError(f"{path} must hold an array in one place, it has one in several")
+    with naming(path):  # what text is not of bytes
+        return {_as_text(key): _plain(item) for key, item in value.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, _Array):
-        return value.tensor
+        return value.tensor()
     return [_as_text(item) for item in value] if isinstance(value, list) else _as_text(value)
 
 

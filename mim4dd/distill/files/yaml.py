@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd._extras import import_extra
+from mim4dd.distill.files.regular import read_text
 
 __all__ = ["is_yaml", "read_yaml"]
 
@@ -27,14 +28,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     yaml = import_extra("yaml")
 
     class Loader(yaml.SafeLoader):  # type: ignore[name-defined]  # known as it runs
-        pass
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            # Lists of one list, many times over, would make a small file long.
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases, as *name, are not read: write the value out")
+            return super().compose_node(parent, index)
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
     try:
-        value = yaml.load(path.read_text("utf-8"), Loader)
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    try:
+        value = yaml.load(text, Loader)
+    # PyYAML raises any error on a value that is not of the kind that its tag names.
+    except Exception as error:
         raise ValueError(
             f"{path} is not readable as YAML: {' '.join(str(error).split())}"
         ) from error

@@ -17,7 +17,7 @@ from mim4dd import __version__
 from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
 from mim4dd.distill.evaluation.recipe import percent
 from mim4dd.distill.experts.train import ExpertBuffer
-from mim4dd.distill.files.atomic import open_tensors, read_header, readable, write_text
+from mim4dd.distill.files.atomic import readable, write_text
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.report.show import Drawn, Picture
 from mim4dd.distill.runs import RunDirectory
@@ -131,11 +131,10 @@ def summary(run: RunDirectory) -> dict[str, str]:
     if seconds := [row["seconds"] for row in rows if "seconds" in row]:
         entries["time per iteration"] = f"{statistics.median(seconds):.3g} s, the median"
     if run.checkpoint.exists():
-        with open_tensors(run.checkpoint) as file:
-            header = read_header(file)
-        if "seconds" in header:
+        header = run.read_checkpoint_header()
+        if header.get("seconds") is not None:
             entries["time"] = f"{header['seconds']:.1f} s"
-        if "peak_bytes" in header:
+        if header.get("peak_bytes") is not None:
             entries["peak memory"] = f"{header['peak_bytes'] / 2**20:.0f} MiB"
     return entries
 

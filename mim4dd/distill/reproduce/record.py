@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.regular import naming
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.reproduce.rows import PublishedRow
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting
@@ -17,7 +20,17 @@ __all__ = ["distillation", "means", "options_of_row", "read_record", "write_reco
 # Where things lie or are computed, which is nothing of the row.
 _PLACES = frozenset({"data_path", "device", "experts", "seed"})
 _OF_EXPERTS = ("num_experts", "train_epochs")
-_NEEDED = frozenset({"data", "method", "ipc", "weight", "iterations", "accuracy", "distillations"})
+_FIELDS: Mapping[str, Any] = {
+    **dict.fromkeys(("data", "method", "note"), str),
+    **dict.fromkeys(("ipc", "iterations", "experts"), int),
+    **dict.fromkeys(("accuracy", "random_real", "differs", "options"), dict),
+    **dict.fromkeys(("seconds_per_iteration", "cpu_seconds_per_iteration"), float | None),
+    **dict.fromkeys(("peak_mib", "published"), float | None),
+    "weight": float,
+    "distillations": list,
+}
+_SUMMARY = {"mean": float | None, "std": float | None, "n": int}
+_DISTILLATION = {"seed": int, "accuracy": list, "random_real": list, "failure": str | None}
 
 
 def options_of_row(setting: Setting) -> dict[str, Any]:
@@ -43,9 +56,26 @@ def read_record(path: Path) -> dict[str, Any]:
         ValueError: If it is not there or holds something else.
     """
     values = read_json(path)
-    if missing := sorted(_NEEDED - values.keys()):
-        raise ValueError(f"{path} must hold a row of docs/reproduce, it lacks {', '.join(missing)}")
+    with naming(path):
+        _require_all(values, f"{path} must hold a row of docs/reproduce", _FIELDS)
+        METHODS[values["method"]]
+        for name in ("accuracy", "random_real"):
+            _require_all(values[name], f"{name} must be a mean", _SUMMARY)
+        for name, each in values["differs"].items():
+            _require_all(each, f"{name} must differ", {"here": Any, "published": Any})
+        for each in values["distillations"]:
+            _require_all(each, "distillations must be such", _DISTILLATION)
+            for name in ("accuracy", "random_real"):
+                require_each(each[name], f"distillations: {name}", float)
     return values
+
+
+def _require_all(values: Any, rule: str, hints: Mapping[str, Any]) -> None:
+    """Require a mapping of these fields, all of them there."""
+    require_fields(values, rule)
+    if missing := sorted(hints.keys() - values.keys()):
+        raise ValueError(f"{rule}, it lacks {', '.join(missing)}")
+    require_fields(values, rule, **{name: each for name, each in hints.items() if each is not Any})
 
 
 def write_record(

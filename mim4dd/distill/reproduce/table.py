@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.files.regular import read_text
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.reproduce.known import ROWS
 from mim4dd.distill.reproduce.record import means, read_record
@@ -31,7 +32,7 @@ def write_table(folder: Path) -> Path:
         ValueError: If a file of the folder holds no row.
     """
     page = folder / "README.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    text = read_text(page) if page.exists() else ""
     before, begin, rest = text.partition(_BEGIN)
     after = rest.partition(_END)[2] if begin else "\n"
     order = {row.name: place for place, row in enumerate(ROWS)}

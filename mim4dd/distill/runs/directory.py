@@ -1,8 +1,10 @@
 """The directory of one distillation run: configuration, metrics, checkpoints, result."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ from torch import Tensor
 from mim4dd.distill.files.atomic import (
     link,
     load_tensors,
+    open_tensors,
+    parse_json,
+    read_header,
     read_json,
     save_tensors,
     write_atomically,
     write_json,
 )
+from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.regular import naming, read_bytes
 from mim4dd.distill.runs.synthetic_set import SyntheticSet
 
 __all__ = ["RunDirectory", "SyntheticSet"]
@@ -146,7 +153,8 @@ class RunDirectory:
                 )
         tensors, header = self.load_checkpoint(iteration)
         options = self.read_config() if self.config.exists() else None
-        return SyntheticSet.of_checkpoint(tensors, header, options), header["iteration"]
+        with naming(self.path):
+            return SyntheticSet.of_checkpoint(tensors, header, options), header["iteration"]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics."""
@@ -156,15 +164,20 @@ class RunDirectory:
             file.write((json.dumps(row) + "\n").encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows; a last line cut off by a crash is left out."""
+        """All rows; a last line cut off by a crash is left out.
+
+        Raises:
+            ValueError: If another line holds no numbers by name, its iteration among them.
+        """
         if not self.metrics.exists():
             return []
-        rows = []
-        for line in self.metrics.read_bytes().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+        *lines, last = read_bytes(self.metrics).split(b"\n")
+        rows = [
+            _row(line, f"{self.metrics}, line {number}") for number, line in enumerate(lines, 1)
+        ]
+        if last:
+            with suppress(ValueError):
+                rows.append(_row(last, str(self.metrics)))
         return rows
 
     def rows_written(self) -> int:
@@ -233,7 +246,7 @@ class RunDirectory:
         Raises:
             ValueError: If there is none of that iteration, or the file is truncated.
         """
-        last = load_tensors(self.checkpoint)
+        last = _load_checkpoint(self.checkpoint)
         if iteration is None or last[1]["iteration"] == iteration:
             return last
         if iteration not in self.kept_iterations():
@@ -241,12 +254,45 @@ class RunDirectory:
                 f"iteration must be one that {self.path} has a checkpoint of, "
                 f"{', '.join(map(str, self.iterations()))}, got {iteration}"
             )
-        return load_tensors(self._kept(iteration))
+        return _load_checkpoint(self._kept(iteration))
+
+    def read_checkpoint_header(self) -> dict[str, Any]:
+        """The header of the last checkpoint, without its tensors.
+
+        Raises:
+            ValueError: If there is none, or the file is truncated.
+        """
+        with open_tensors(self.checkpoint) as file:
+            header = read_header(file, self.checkpoint)
+        _require_header(header, self.checkpoint)
+        return header
 
     def _kept(self, iteration: int) -> Path:
         return self.older_checkpoints / f"{iteration:08d}.safetensors"
 
 
 def _iterations_in(folder: Path) -> list[int]:
-    """By what the files of a folder are named, in order."""
-    return sorted(int(path.stem) for path in folder.glob("[0-9]*.safetensors"))
+    """By what the files of a folder are named, in order; other files count nowhere."""
+    stems = [path.stem for path in folder.glob("[0-9]*.safetensors")]
+    return sorted(int(stem) for stem in stems if re.fullmatch("[0-9]{8,18}", stem))
+
+
+def _load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, header = load_tensors(path)
+    _require_header(header, path)
+    return tensors, header
+
+
+def _require_header(header: Mapping[str, Any], path: Path) -> None:
+    hints: dict[str, Any] = {"identity": dict | None, "changes": list | None, "ranks": int | None}
+    hints |= dict.fromkeys(("seconds", "cpu_seconds", "peak_bytes"), float | None)
+    require_fields(header, f"the header of {path}", iteration=int, **hints)
+
+
+def _row(line: bytes, source: str) -> dict[str, Any]:
+    row = parse_json(line, source)
+    require_fields(row, source, iteration=int)
+    # The deviation of one network is none.
+    require_each({name: row[name] for name in row if name != "accuracy_std"}, source, float)
+    require_fields(row, source, accuracy_std=float | None)
+    return row

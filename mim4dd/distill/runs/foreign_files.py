@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.normalization import Normalization, fixed_normalization
+from mim4dd.distill.files.tensor_files import load_torch_file
 
 __all__ = ["NAMES_OF_DATA", "ForeignSet", "images_paths", "open_foreign"]
 
@@ -180,15 +181,7 @@ _STAND_INS: list[Any] = [
 
 def _load(path: Path) -> Any:
     """What a file of torch.save holds, as far as that is tensors, numbers and containers."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser stumbles over in a file that may be anything
-        raise ValueError(
-            f"{path} is truncated, or holds something else than tensors, which is not read: {error}"
-        ) from error
+    return load_torch_file(path, stand_ins=_STAND_INS)
 
 
 def _images(value: Any, name: str) -> Tensor:

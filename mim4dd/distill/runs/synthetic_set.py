@@ -12,16 +12,26 @@ from torch.utils.data import Dataset
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.normalization import Normalization, fixed_normalization
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
+from mim4dd.distill.files.fields import require_fields
+from mim4dd.distill.files.regular import naming
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
 from mim4dd.distill.runs.export import export_set
 from mim4dd.distill.runs.provenance import Provenance
+from mim4dd.distill.runs.whole import (
+    read_tiles,
+    require_description,
+    require_provenance,
+    require_set,
+    require_tensors,
+)
 from mim4dd.distill.training.tiles import decode
 
 __all__ = ["SyntheticSet"]
 
 _FORMAT = "mim4dd.synthetic.3"
 _WITHOUT_PROVENANCE = "mim4dd.synthetic.2"  # of mim4dd 0.2, otherwise the same
+_TENSORS = ("image_syn", "label_syn", "class_syn", "syn_lr", "pixels")
 _MOST_NAMED = 3
 
 
@@ -215,12 +225,19 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(
                 f"{path} does not hold a synthetic set of mim4dd that this version can read"
             )
+        with naming(path):
+            require_tensors(tensors, _TENSORS)
+            require_fields(header, "the header", class_names=list)
+            require_set(**tensors, class_names=header["class_names"])
+            require_description(header.get("made_of"))
+            require_provenance(header.get("provenance", {}))
+            tiles = read_tiles(header, tensors["image_syn"])
         return SyntheticSet(
             **tensors,
             class_names=header["class_names"],
             made_of=header.get("made_of"),
             provenance=Provenance.of_json(header.get("provenance", {})),
-            tiles=header.get("tiles", 1),
+            tiles=tiles,
         )
 
     @staticmethod
@@ -246,17 +263,28 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
                 "the checkpoint was written by an older mim4dd, which did not note what a set is "
                 "of: it can only be continued there"
             )
+        if missing := sorted({"image_syn", "class_syn", "syn_lr", "pixels"} - tensors.keys()):
+            raise ValueError(f"the checkpoint must hold a set, it lacks {', '.join(missing)}")
+        require_description(made_of)
         classes, logits = tensors["class_syn"], tensors.get("label_logits")
+        if logits is not None and (logits.dim() != 2 or not logits.is_floating_point()):
+            raise ValueError(
+                f"label_logits must be (n, C), got {tuple(logits.shape)} of {logits.dtype}"
+            )
+        parts = {
+            "image_syn": tensors.get("average_image", tensors["image_syn"]),
+            "label_syn": classes if logits is None else logits.softmax(1),
+            "class_syn": classes,
+            "syn_lr": tensors["syn_lr"],
+            "pixels": tensors["pixels"],
+        }
+        require_set(**parts, class_names=made_of["class_names"])
         return SyntheticSet(
-            tensors.get("average_image", tensors["image_syn"]),
-            classes if logits is None else logits.softmax(1),
-            classes,
-            tensors["syn_lr"],
-            tensors["pixels"],
-            made_of["class_names"],
-            made_of,
-            Provenance.of_run(identity, options),
-            header.get("tiles", 1),
+            **parts,
+            class_names=made_of["class_names"],
+            made_of=made_of,
+            provenance=Provenance.of_run(identity, options),
+            tiles=read_tiles(header, tensors["image_syn"]),
         )
 
     def with_accuracy(

@@ -24,8 +24,8 @@ class Meter:
         self._before: Mapping[str, float] = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
 
     def restore(self, reading: Mapping[str, float]) -> None:
-        """Continue from what :meth:`read` gave; other entries are left aside."""
-        self._before = reading
+        """Continue from what :meth:`read` gave; other entries are left aside, missing ones 0."""
+        self._before = {name: reading.get(name) or 0 for name in self._before}
 
     def read(self) -> dict[str, float]:
         """``seconds``, ``cpu_seconds`` of all threads, and ``peak_bytes``."""

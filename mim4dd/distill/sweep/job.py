@@ -13,6 +13,7 @@ from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate
 from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.files.fields import require_each, require_fields
 from mim4dd.distill.job import judge, note_accuracy, run_distillation
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runs.metrics import final_means
@@ -78,6 +79,14 @@ class Result:
         known = {known.name for known in fields(Result)}
         if set(values) - known or not isinstance(values.get("accuracy"), list):
             raise ValueError(f"{path} does not hold the result of a distillation")
+        hints: dict[str, Any] = {"num_classes": int | None, "metrics": dict | None}
+        hints |= dict.fromkeys(("seconds", "cpu_seconds", "peak_bytes"), float | None)
+        hints["failure"] = str | None
+        require_fields(values, str(path), seed=int, **hints)
+        require_each(values["accuracy"], str(path), float)
+        require_each(values.get("metrics") or {}, str(path), float)
+        if not values["accuracy"] and not values.get("failure"):
+            raise ValueError(f"{path} must hold accuracies or a failure, got neither")
         return Result(**(values | {"accuracy": tuple(values["accuracy"])}))
 
 
@@ -117,7 +126,8 @@ def _one_by_one(job: Job, judge_by: Callable[[Evaluation], Accuracy]) -> Accurac
     """Judge by one network after another, and note each, so that a stop costs one at most."""
     note = job.path / "networks.json"
     # NaN of a network that diverged has no place in JSON.
-    noted: list[float | None] = read_json(note)["accuracy"] if note.exists() else []
+    noted: list[float | None] = read_json(note).get("accuracy", []) if note.exists() else []
+    require_each(noted, str(note), float | None)
     for index in range(len(noted), job.config.num_eval):
         seed = job.config.eval_seed + index
         (value,) = judge_by(replace(job.config, num_eval=1, eval_seed=seed)).values

@@ -10,6 +10,8 @@ from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig, TaskSet
 from mim4dd.distill.evaluation.recipe import Evaluation
 from mim4dd.distill.experts.train import ExpertBuffer, train_experts
 from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.regular import naming
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import differences, named_differences
 from mim4dd.distill.methods import METHODS
@@ -49,10 +51,12 @@ def claim(out: Path, base: Setting) -> None:
         write_json(note, values)
     noted = read_json(note)
     kinds: dict[str, type[TaskSettings]] = {"base": DistillConfig, "experts": ExpertsConfig}
-    stored = {
-        group: kind.complete(kind.read(noted.get(group, {}), str(note)))
-        for group, kind in kinds.items()
-    }
+    with naming(note):
+        require_fields(noted, str(note), base=dict, experts=dict)
+        stored = {
+            group: kind.complete(kind.read(noted[group], str(note)))
+            for group, kind in kinds.items()
+        }
     stored["experts"] = _of_experts(stored["experts"])
     found = differences(stored, values)
     if found:
@@ -73,6 +77,7 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
     """
     note = out / "sources.json"
     stored = read_json(note) if note.exists() else {}
+    require_each(stored, str(note), dict)
     sources = {}
     for config in (setting.config for setting in settings):
         options = {name: getattr(config, name) for name in _DATA}

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
-from mim4dd.distill.data.readers.downloaded import first_present, read_bytes, require_file
+from mim4dd.distill.data.readers.downloaded import first_present, require_file
 from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 from mim4dd.distill.files.plain_pickle import load_plain_pickle
+from mim4dd.distill.files.regular import read_bytes
 
 __all__ = ["load_cifar10", "load_cifar100"]
 

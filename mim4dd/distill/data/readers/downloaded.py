@@ -6,10 +6,14 @@ torch, and would replace the one that the extension was built against.
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["first_present", "missing_file", "read_bytes", "require_file"]
+from mim4dd.distill.files.regular import read_bytes, require_regular
+
+__all__ = ["first_present", "missing_file", "read_unpacked", "require_file"]
+
+_MOST_UNPACKED = 1032  # bytes of one, as the format of deflate has it
 
 
 def missing_file(path: Path, what: str, url: str, alternatives: Sequence[Path] = ()) -> ValueError:
@@ -54,16 +58,25 @@ def first_present(paths: list[Path], what: str, url: str) -> Path:
     raise missing_file(paths[0], what, url, paths[1:])
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a file holds, unpacked where its name ends in .gz.
+def read_unpacked(path: Path, header_size: int, size: Callable[[bytes], int]) -> bytes:
+    """What a file holds, unpacked where its name ends in .gz; a byte more than it should at most.
+
+    Args:
+        path: The file.
+        header_size: How many of the first bytes say how long it is.
+        size: How long it is, by these bytes or as many as there are; ValueError refuses them.
 
     Raises:
         ValueError: If it cannot be unpacked.
     """
-    content = path.read_bytes()
     if path.suffix != ".gz":
-        return content
+        return read_bytes(path)
+    require_regular(path)
     try:
-        return gzip.decompress(content)
+        # A thousand times of a file may come out of it: no more is unpacked than is asked for.
+        most = _MOST_UNPACKED * path.stat().st_size
+        with gzip.open(path) as file:
+            header = file.read(header_size)
+            return header + file.read(min(max(0, size(header) - len(header)), most) + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or not a gzip file: {error}") from error

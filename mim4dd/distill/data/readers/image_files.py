@@ -1,5 +1,6 @@
 """Image files."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mim4dd.distill.files.regular import require_regular
 from mim4dd.distill.runtime.progress import progress_bar
 
 __all__ = ["has_images", "image_files", "is_stray", "read_image", "read_squares"]
@@ -15,6 +17,9 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", "
 # What systems and archivers leave beside images; other such names begin with a dot.
 _STRAY = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "lost+found"}
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+# What files of these suffixes are, and GIF, which some are in truth. Pillow knows others, one of
+# which, PostScript, is a program that it would run.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _Read = TypeVar("_Read")
 
@@ -23,16 +28,20 @@ def read_image(file: Path, use: Callable[[Any], _Read]) -> _Read:
     """What ``use`` makes of an opened image of 8 bits per channel.
 
     Raises:
-        ValueError: If the file is no image, or one of more bits.
+        ValueError: If the file is no image, one of more bits, or of more pixels than Pillow takes
+            without a warning, ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(file) as opened:
-            if opened.mode in _MODES:
-                return use(opened)
-            mode = opened.mode
-    except (UnidentifiedImageError, OSError) as error:
+        require_regular(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_FORMATS) as opened:
+                if opened.mode in _MODES:
+                    return use(opened)
+                mode = opened.mode
+    except Exception as error:  # a broken file may raise any, SyntaxError and struct.error included
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
     # Pillow would clip 16 bits to 8 without a word.
     raise ValueError(f"{file} must have 8 bits per channel, mode {', '.join(_MODES)}, got {mode}")

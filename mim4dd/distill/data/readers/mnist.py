@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
-from mim4dd.distill.data.readers.downloaded import first_present, read_bytes
+from mim4dd.distill.data.readers.downloaded import first_present, read_unpacked
 from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
@@ -65,14 +65,18 @@ def _read_parts(
 def _read_idx(path: Path, rank: int, name: str, url: str) -> Tensor:
     """The values of an idx file of unsigned bytes."""
     path = first_present([path, path.with_name(path.name + ".gz")], name, url + path.name + ".gz")
-    content = read_bytes(path)
     magic, sizes_end = bytes([0, 0, _UNSIGNED_BYTE, rank]), 4 + 4 * rank
-    if content[:4] != magic or len(content) < sizes_end:
-        raise ValueError(
-            f"{path} must be an idx file of {rank}-d bytes, beginning {magic.hex()}, "
-            f"got {content[:4].hex() or 'nothing'}"
-        )
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, sizes_end, 4)]
+
+    def sizes_in(header: bytes) -> list[int]:
+        if header[:4] != magic or len(header) < sizes_end:
+            raise ValueError(
+                f"{path} must be an idx file of {rank}-d bytes, beginning {magic.hex()}, "
+                f"got {header[:4].hex() or 'nothing'}"
+            )
+        return [int.from_bytes(header[at : at + 4], "big") for at in range(4, sizes_end, 4)]
+
+    content = read_unpacked(path, sizes_end, lambda header: sizes_end + math.prod(sizes_in(header)))
+    sizes = sizes_in(content)
     if len(content) - sizes_end != math.prod(sizes) or 0 in sizes:
         raise ValueError(
             f"{path} is truncated or foreign: its header says {sizes} values, "

@@ -5,6 +5,7 @@ from pathlib import Path
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.folder import from_folder
 from mim4dd.distill.data.registry import DATA_SETS
+from mim4dd.distill.files.regular import naming
 
 __all__ = ["load_data"]
 
@@ -47,12 +48,15 @@ def load_data(
             )
         data_set = DATA_SETS[source]
         if data_set.sized:
-            return data_set.make(Path(data_path), zca, image_size)
+            with naming(data_path):
+                return data_set.make(Path(data_path), zca, image_size)
         if image_size is not None:
             raise ValueError(f"image_size does not apply to {source}, got {image_size}")
-        return data_set.make(Path(data_path), zca)
+        with naming(data_path):
+            return data_set.make(Path(data_path), zca)
     if Path(source).is_dir():
-        return from_folder(source, image_size, zca, keep_bytes=keep_bytes)
+        with naming(source):
+            return from_folder(source, image_size, zca, keep_bytes=keep_bytes)
     raise ValueError(
         f"data must be one of {', '.join(DATA_SETS)}, or an existing folder of images, "
         f"got {source!r}"

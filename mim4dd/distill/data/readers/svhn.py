@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.readers.downloaded import require_file
+from mim4dd.distill.data.readers.mat_file import read_arrays
 from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
 
@@ -27,15 +28,15 @@ def load_svhn(data_path: Path, zca: bool) -> ImageData:
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) and the digits they show."""
-    from scipy.io import loadmat  # comes with scikit-learn
-
     try:
-        content = loadmat(path, variable_names=["X", "y"])
-        images, labels = torch.from_numpy(content["X"]), torch.from_numpy(content["y"])
-    except Exception as error:  # a broken file may raise any, TypeError and struct.error included
+        arrays = read_arrays(path)
+        if missing := sorted({"X", "y"} - arrays.keys()):
+            raise ValueError(f"it lacks {' and '.join(missing)}")
+    except ValueError as error:
         raise ValueError(
             f"{path} is truncated or not a MATLAB file of images X and labels y: {error}"
         ) from error
+    images, labels = arrays["X"], arrays["y"]
     if images.shape[:3] != (32, 32, 3) or images.dtype != torch.uint8:
         raise ValueError(
             f"{path} must hold X, bytes (32, 32, 3, N), got {images.dtype} {tuple(images.shape)}"

@@ -10,11 +10,13 @@ from mim4dd.distill.data.readers.downloaded import missing_file, require_file
 from mim4dd.distill.data.readers.image_files import has_images, image_files, read_squares
 from mim4dd.distill.data.registry import data_set
 from mim4dd.distill.data.standard import from_standard
+from mim4dd.distill.files.regular import read_text
 
 __all__ = ["load_tiny_imagenet"]
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _SIZE = 64
+_SHOWN = 200  # characters of a line
 
 
 @data_set("tiny_imagenet")
@@ -30,11 +32,9 @@ def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
     def path(*parts: str) -> Path:
         return require_file(root.joinpath(*parts), "tiny_imagenet", _URL)
 
-    classes = sorted(path("wnids.txt").read_text("utf-8").split())
+    classes = sorted(read_text(path("wnids.txt")).split())
     words = dict(
-        line.split("\t", 1)
-        for line in path("words.txt").read_text("utf-8").splitlines()
-        if "\t" in line
+        line.split("\t", 1) for line in read_text(path("words.txt")).splitlines() if "\t" in line
     )
     train = _read_sorted(root / "train", classes)
     if not has_images(root / "val" / "images") and any(map(has_images, (root / "val").glob("n*"))):
@@ -61,12 +61,14 @@ def _read_annotated(annotations: Path, classes: list[str]) -> tuple[Tensor, Tens
     """The images that the annotations name, one by line: file, class, bounding box."""
     number = {wnid: label for label, wnid in enumerate(classes)}
     files, labels = [], []
-    for line in annotations.read_text("utf-8").splitlines():
+    for line in read_text(annotations).splitlines():
         file, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
-        if wnid not in number:
+        # A path may lead anywhere, and a name may be longer than any file's.
+        if wnid not in number or file != Path(file).name or len(file) > _SHOWN:
             raise ValueError(
-                f"{annotations} must hold an image and a class of wnids.txt by line, got {line!r}"
+                f"{annotations} must hold an image and a class of wnids.txt by line, "
+                f"got {line[:_SHOWN]!r}"
             )
         files.append(require_file(annotations.parent / "images" / file, "tiny_imagenet", _URL))
         labels.append(number[wnid])

@@ -1,0 +1,1 @@
+"""Readers of files against files that somebody, or a disk, has changed."""

@@ -1,0 +1,86 @@
+"""Build the C++ half with AddressSanitizer and UndefinedBehaviorSanitizer, and run the op tests.
+
+    python tools/sanitize.py [--folder DIR] [--cpu NAME …] [pytest arguments]
+
+A copy of the sources is built in a folder of its own, by setup.py with other flags, so that the
+usual library stays as it is. The folder is kept; the next time only what changed is compiled. The
+first fault ends the process with its stack.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from check_aarch64 import copy_sources
+
+ROOT = Path(__file__).resolve().parent.parent
+# -O1 keeps stacks readable. Of torch's classes there is no type information to check vptr by.
+FLAGS = (
+    "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined "
+    "-fno-omit-frame-pointer -g1 -O1 -UNDEBUG"
+)
+OPTIONS = {
+    # Python and torch keep what they allocate; the soak judges leaks. An allocation that fails is
+    # for the caller to handle, as it is without a sanitizer.
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def runtimes(compiler: str) -> str:
+    """The sanitizers' libraries, which must be loaded before Python's own.
+
+    libstdc++ comes with them: AddressSanitizer looks for the function that throws as it starts.
+    """
+    found = []
+    for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
+        command = [compiler, f"-print-file-name={name}"]
+        path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        if not Path(path).is_absolute():
+            raise SystemExit(f"sanitize.py needs g++ with its sanitizers, {name} is not there")
+        found.append(str(Path(path).resolve()))
+    return " ".join(found)
+
+
+def build(tree: Path) -> None:
+    """Compile the copied tree; raises SystemExit with the compiler's status."""
+    flags = dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), FLAGS)
+    status = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env=os.environ | flags | {"MIM4DD_CUDA": "0"},
+    ).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def run_tests(tree: Path, arguments: list[str], cpu: str | None) -> int:
+    """Exit status of pytest, under the sanitizers, by one instruction set."""
+    preload = {"LD_PRELOAD": runtimes(os.environ.get("CXX", "g++")), "PYTHONPATH": str(tree)}
+    chosen = {} if cpu is None else {"MIM4DD_CPU": cpu}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=tree, env=os.environ | OPTIONS | preload | chosen).returncode
+
+
+def main() -> None:
+    """Copy, build, test by each instruction set that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/sanitize")
+    parser.add_argument("--cpu", nargs="*", default=[None], help="default: the widest of this CPU")
+    options, pytest = parser.parse_known_args()
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise SystemExit("sanitize.py needs g++: apt-get install g++")
+    tree = options.folder.resolve()
+    tree.mkdir(parents=True, exist_ok=True)
+    copy_sources(tree)
+    build(tree)
+    statuses = [run_tests(tree, pytest or ["@tests/ops.txt"], cpu) for cpu in options.cpu]
+    raise SystemExit(max(statuses))
+
+
+if __name__ == "__main__":
+    main()
