@@ -2,6 +2,7 @@
 # make reproduce ROWS=mnist-dm-ipc1-0 DATA_PATH=data BUDGET=small      rows of published tables
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make bench-ranks                     losses over processes: time, memory, bytes
+# make fuzz | soak | sanitize          changed files and any inputs; many calls; the C++ half checked
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
@@ -31,9 +32,9 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation lint bench bench-contrastive \
-	bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs gpu gpu-again \
-	gpu-rehearsal clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak sanitize lint bench \
+	bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs \
+	gpu gpu-again gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -132,6 +133,23 @@ lint: $(VENV)/.tested
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
+
+# Quarters of an hour each: changed files that readers must refuse or read right, and any inputs of
+# losses and unrolls beside float64, other ones in every run.
+FILES := 20000
+EXAMPLES := 5000
+fuzz: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/readers.py --cases $(FILES) --seed $$(date +%s)
+	MIM4DD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --quiet tests/test_properties_of_losses.py \
+		tests/test_properties_of_unrolls.py
+
+# What 100,000 losses and 500 unrolls leave behind.
+soak: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+# AddressSanitizer and UndefinedBehaviorSanitizer: g++ brings both.
+sanitize: $(VENV)/.tested
+	$(BIN)/python tools/sanitize.py
 
 # $(call measure,suites,name): results, table and picture under runs/bench
 define measure

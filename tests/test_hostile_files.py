@@ -251,6 +251,8 @@ def test_text_that_is_not_utf8_is_refused_by_name(read):
         (lambda tensors, header: header.pop("class_names"), "class_names must be of type list"),
         (lambda tensors, header: header.update(class_names=[1, 2, 3]), "must be of type str"),
         (lambda tensors, header: header["made_of"].update(normalization=[1]), "normalization"),
+        (lambda tensors, header: header.update(tiles=7), "divide the sides of images, got 7"),
+        (lambda tensors, header: header.update(tiles="2"), "tiles must be of type"),
         (lambda tensors, header: header["provenance"].update(extra=1), "must not hold extra"),
         (lambda tensors, header: header["provenance"].update(accuracies=[{}]), "network"),
     ],
