@@ -26,7 +26,7 @@ from mim4dd.distill.files.plain_pickle import load_plain_pickle
 from mim4dd.distill.files.tensor_files import load_torch_file
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
-PER_FORMAT = 12
+PER_FORMAT = 8
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_refused(name, kind, read):
     "line",
     ["data: [&a [1, 1], *a]", "ipc: !!int 0b", "ipc: !!float .", "method: !!set {a}", "0: 1",
      "ipc: !!timestamp x", "data: 0000-00-00", "data: !!python/object/apply:os.system ['true']",
-     "method: []", "method: {}", "network: [1]", "data: " + "[" * 5000],
+     "method: []", "method: {}", "network: [1]", "data: " + "[" * 2000],
 )  # fmt: skip
 def test_yaml_of_other_kinds_is_refused_by_name(line, read):
     pytest.importorskip("yaml")

@@ -62,7 +62,9 @@ def run_tests(tree: Path, arguments: list[str], cpu: str | None) -> int:
     """Exit status of pytest, under the sanitizers, by one instruction set."""
     preload = {"LD_PRELOAD": runtimes(os.environ.get("CXX", "g++")), "PYTHONPATH": str(tree)}
     chosen = {} if cpu is None else {"MIM4DD_CPU": cpu}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    # What a sanitizer says before it ends the process would be lost with what pytest captures.
+    options = ["-p", "no:cacheprovider", "--capture=sys"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(command, cwd=tree, env=os.environ | OPTIONS | preload | chosen).returncode
 
 
