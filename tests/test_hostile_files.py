@@ -21,6 +21,7 @@ from scipy.io import savemat
 
 from mim4dd.distill.data import load_data
 from mim4dd.distill.data.readers.mat_file import read_arrays
+from mim4dd.distill.experts.replay_buffer import read_replay_buffer
 from mim4dd.distill.files.atomic import load_tensors, read_json, save_tensors
 from mim4dd.distill.files.plain_pickle import load_plain_pickle
 from mim4dd.distill.files.tensor_files import load_torch_file
@@ -141,6 +142,14 @@ def test_a_torch_file_may_not_hold_more_than_it_is(tmp_path):
     tensors = [torch.zeros(3), torch.ones(2)]
     torch.save({"a": tensors, "b": (tensors[0],)}, path)
     assert torch.equal(load_torch_file(path)["a"][1], torch.ones(2))
+
+
+def test_a_parameter_has_one_place_among_experts(tmp_path):
+    path, tensors = tmp_path / "replay_buffer_0.pt", [torch.zeros(1000), torch.ones(1000)]
+    torch.save([[[tensors[epoch % 2]] for epoch in range(100)]], path)
+    assert path.stat().st_size < 40_000
+    with pytest.raises(ValueError, match=r"replay_buffer_0\.pt must hold every parameter once"):
+        read_replay_buffer(path)
 
 
 def test_a_text_without_end_in_a_torch_file_is_refused_at_once(tmp_path):

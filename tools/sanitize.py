@@ -17,10 +17,11 @@ from pathlib import Path
 from check_aarch64 import copy_sources
 
 ROOT = Path(__file__).resolve().parent.parent
-# -O1 keeps stacks readable. Of torch's classes there is no type information to check vptr by.
+# -O1 keeps stacks readable. Of torch's classes there is no type information to check vptr by. The
+# warnings are those that would be noise to whoever builds by another compiler: g++ has none.
 FLAGS = (
     "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined "
-    "-fno-omit-frame-pointer -g1 -O1 -UNDEBUG"
+    "-fno-omit-frame-pointer -g1 -O1 -UNDEBUG -Wconversion -Wshadow"
 )
 OPTIONS = {
     # Python and torch keep what they allocate; the soak judges leaks. An allocation that fails is

@@ -70,6 +70,11 @@ def read_replay_buffer(path: str | Path) -> list[Trajectory]:
     for place, tensor in _leaves(trajectories, str(path)):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{place} must be a tensor, got {type(tensor).__name__}")
+    # What shares memory in the file would not once it is converted.
+    own = [trajectory for trajectory in trajectories if not _is_one_epoch(trajectory)]
+    taken = sum(part.nbytes for timestamps in own for tensors in timestamps for part in tensors)
+    if taken > Path(path).stat().st_size:
+        raise ValueError(f"{path} must hold every parameter once, it has some in several places")
     return trajectories
 
 
@@ -201,6 +206,8 @@ def _check_files(paths: Sequence[Path], network: nn.Module, cast: bool) -> int:
 
 def _stack(timestamps: Trajectory, dtype: torch.dtype, place: str) -> Tensor:
     """A trajectory as one tensor (epochs + 1, P), refused where it cannot be of a training."""
+    if _is_one_epoch(timestamps):
+        timestamps = timestamps[:2]  # which is refused below, at no more memory
     rows = [
         torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]) for tensors in timestamps
     ]
@@ -215,6 +222,12 @@ def _stack(timestamps: Trajectory, dtype: torch.dtype, place: str) -> Tensor:
             "epochs are lost, and the experts must be trained again"
         )
     return trajectory
+
+
+def _is_one_epoch(timestamps: Trajectory) -> bool:
+    """Whether every epoch is the first one, in the same memory."""
+    places = [[tensor.data_ptr() for tensor in tensors] for tensors in timestamps]
+    return all(place == places[0] for place in places)
 
 
 def _split(trajectory: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
