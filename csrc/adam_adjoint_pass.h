@@ -17,13 +17,13 @@ struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
   Adam<V> adam;
   Switch<V> has_moment_adjoints;
 
-  explicit AdamAdjoint(const Adam<V>& adam) : adam(adam) {}
+  explicit AdamAdjoint(const Adam<V>& numbers) : adam(numbers) {}
 
-  MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = this->adjoint_of(in);
-    const V theta = in[kTheta], gradient = adam.decayed(in[kGradient], theta), mean = in[kMean],
-            square = in[kSquare];
-    const V lr = kPerParameter ? in[kLr] : shared;
+  MIM4DD_HOST_DEVICE void element(const V& shared, const V* from, V* to, double* sums) const {
+    const V adjoint = this->adjoint_of(from);
+    const V theta = from[kTheta], gradient = adam.decayed(from[kGradient], theta),
+            mean = from[kMean], square = from[kSquare];
+    const V lr = kPerParameter ? from[kLr] : shared;
     const V root = adam.root(square), denominator = root + adam.eps;
     const V scale = V(1) / (adam.correction1 * denominator), direction = mean * scale;
     const V of_direction = -lr * adjoint;
@@ -31,17 +31,17 @@ struct AdamAdjoint : AdjointPass<T, 9, kPerParameter ? 5 : 4, kPerParameter> {
     const V curvature = V(2) * denominator * root * adam.correction2;
     const V mean_term = of_direction * scale;
     const V square_term = root == V(0) ? V(0) : -of_direction * direction / curvature;
-    const V of_mean = has_moment_adjoints.choose(mean_term + in[kMeanAdjoint], mean_term);
-    const V of_square = has_moment_adjoints.choose(square_term + in[kSquareAdjoint], square_term);
+    const V of_mean = has_moment_adjoints.choose(mean_term + from[kMeanAdjoint], mean_term);
+    const V of_square = has_moment_adjoints.choose(square_term + from[kSquareAdjoint], square_term);
     const V cotangent =
         adam.one_minus_beta1 * of_mean + V(2) * adam.one_minus_beta2 * of_square * gradient;
     const V decayed = adam.decays_theta.choose(of_direction, cotangent);
-    out[kNewAdjoint] = adam.decays.choose(adjoint + adam.weight_decay * decayed, adjoint);
-    out[kNewMeanAdjoint] = adam.beta1 * of_mean;
-    out[kNewSquareAdjoint] = adam.beta2 * of_square;
-    out[kCotangent] = cotangent;
+    to[kNewAdjoint] = adam.decays.choose(adjoint + adam.weight_decay * decayed, adjoint);
+    to[kNewMeanAdjoint] = adam.beta1 * of_mean;
+    to[kNewSquareAdjoint] = adam.beta2 * of_square;
+    to[kCotangent] = cotangent;
     const V taken = adam.decays_theta.choose(direction + adam.weight_decay * theta, direction);
-    this->add_terms(adjoint, taken, out + kLrGradient, sums);
+    this->add_terms(adjoint, taken, to + kLrGradient, sums);
   }
 };
 

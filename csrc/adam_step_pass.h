@@ -18,24 +18,24 @@ struct Adam {
 
   Adam(
       int64_t step,
-      double beta1,
-      double beta2,
-      double eps,
-      double eps_root,
-      double weight_decay,
+      double beta_of_mean,
+      double beta_of_square,
+      double beside_root,
+      double below_root,
+      double decay,
       bool decoupled)
-      : beta1(static_cast<V>(beta1)),
-        beta2(static_cast<V>(beta2)),
-        one_minus_beta1(static_cast<V>(1 - beta1)),
-        one_minus_beta2(static_cast<V>(1 - beta2)),
-        correction1(static_cast<V>(1 - std::pow(beta1, static_cast<double>(step)))),
-        correction2(static_cast<V>(1 - std::pow(beta2, static_cast<double>(step)))),
-        eps(static_cast<V>(eps)),
-        eps_root(static_cast<V>(eps_root)),
-        weight_decay(static_cast<V>(weight_decay)),
-        decays(weight_decay != 0),
-        decays_gradient(weight_decay != 0 && !decoupled),
-        decays_theta(weight_decay != 0 && decoupled) {}
+      : beta1(static_cast<V>(beta_of_mean)),
+        beta2(static_cast<V>(beta_of_square)),
+        one_minus_beta1(static_cast<V>(1 - beta_of_mean)),
+        one_minus_beta2(static_cast<V>(1 - beta_of_square)),
+        correction1(static_cast<V>(1 - std::pow(beta_of_mean, static_cast<double>(step)))),
+        correction2(static_cast<V>(1 - std::pow(beta_of_square, static_cast<double>(step)))),
+        eps(static_cast<V>(beside_root)),
+        eps_root(static_cast<V>(below_root)),
+        weight_decay(static_cast<V>(decay)),
+        decays(decay != 0),
+        decays_gradient(decay != 0 && !decoupled),
+        decays_theta(decay != 0 && decoupled) {}
 
   MIM4DD_HOST_DEVICE V decayed(V gradient, V theta) const {
     return decays_gradient.choose(gradient + weight_decay * theta, gradient);
@@ -53,21 +53,21 @@ struct AdamStep : FlatPass<T, 5, 3, 0> {
   StepSize<T> step_size;
   Adam<V> adam;
 
-  AdamStep(StepSize<T> step_size, const Adam<V>& adam) : step_size(step_size), adam(adam) {}
+  AdamStep(StepSize<T> size, const Adam<V>& numbers) : step_size(size), adam(numbers) {}
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
-  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V lr = step_size.per_parameter.choose(in[kLr], shared);
-    const V gradient = adam.decayed(in[kGradient], in[kTheta]);
-    const V mean = adam.beta1 * in[kMean] + adam.one_minus_beta1 * gradient;
-    const V square = adam.beta2 * in[kSquare] + adam.one_minus_beta2 * gradient * gradient;
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* from, V* to, double*) const {
+    const V lr = step_size.per_parameter.choose(from[kLr], shared);
+    const V gradient = adam.decayed(from[kGradient], from[kTheta]);
+    const V mean = adam.beta1 * from[kMean] + adam.one_minus_beta1 * gradient;
+    const V square = adam.beta2 * from[kSquare] + adam.one_minus_beta2 * gradient * gradient;
     const V direction = mean / (adam.correction1 * (adam.root(square) + adam.eps));
     const V theta =
-        adam.decays_theta.choose(in[kTheta] * (V(1) - lr * adam.weight_decay), in[kTheta]);
-    out[kNewTheta] = theta - lr * direction;
-    out[kNewMean] = mean;
-    out[kNewSquare] = square;
+        adam.decays_theta.choose(from[kTheta] * (V(1) - lr * adam.weight_decay), from[kTheta]);
+    to[kNewTheta] = theta - lr * direction;
+    to[kNewMean] = mean;
+    to[kNewSquare] = square;
   }
 };
 

@@ -19,8 +19,8 @@ struct AdjointPass : FlatPass<T, inputs, outputs, 2> {
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
-  MIM4DD_HOST_DEVICE V adjoint_of(const V* in) const {
-    return has_product.choose(in[kAdjoint] + in[kProduct], in[kAdjoint]);
+  MIM4DD_HOST_DEVICE V adjoint_of(const V* from) const {
+    return has_product.choose(from[kAdjoint] + from[kProduct], from[kAdjoint]);
   }
 
   // `of_lr` is that of the parameter, where each has its own step size.

@@ -33,7 +33,7 @@ void write_positive_weights(const Problem<T>& problem, T* weights) {
 template <typename T>
 std::tuple<Tensor, Tensor>
 reduce(Reduction reduction, const T* losses, int64_t count, int64_t layers, int64_t n) {
-  const bool reduced = reduction != Reduction::kNone;
+  const bool reduced = reduction != Reduction::kEach;
   Tensor values = empty_tensor<T, 1>({reduced ? layers : 0});
   for (int64_t layer = 0; layer < layers && reduced; ++layer) {
     const T* loss = losses + layer * n;

@@ -16,7 +16,7 @@ namespace mim4dd {
 
 // The numbers of mim4dd/reference/_contrastive.py.
 enum class Kind : int64_t { kOut = 0, kIn = 1, kNce = 2 };
-enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+enum class Reduction : int64_t { kEach = 0, kMean = 1, kSum = 2 };
 
 // An enumerator from the number that an op was given; the last is the largest.
 template <typename Enum>

@@ -59,18 +59,18 @@ template <typename T>
 class PanelTile {
  public:
   PanelTile(
-      const Problem<T>& problem,
+      const Problem<T>& of,
       const PackedKeys<T>& keys,
       const Segment<T>& segment,
-      int64_t first,
-      int64_t last)
-      : problem(problem),
-        layer(problem.layers[segment.layer]),
-        first(first),
-        last(last),
+      int64_t begin,
+      int64_t end)
+      : problem(of),
+        layer(of.layers[segment.layer]),
+        first(begin),
+        last(end),
         keys_(keys),
         segment_(segment),
-        sums_(last - first) {}
+        sums_(end - begin) {}
 
   // Whether it serves, and is faster.
   static bool serves(const Problem<T>& problem, bool known) {

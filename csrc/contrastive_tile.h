@@ -61,19 +61,14 @@ class Tile {
   static constexpr int kLogits =
       1;  // and a copy of the logits for variant "in", the only one to need it
 
-  Tile(
-      const Problem<T>& problem,
-      const Segment<T>& segment,
-      int64_t first,
-      int64_t last,
-      int64_t width)
-      : problem(problem),
-        layer(problem.layers[segment.layer]),
-        first(first),
-        last(last),
+  Tile(const Problem<T>& of, const Segment<T>& segment, int64_t begin, int64_t end, int64_t width)
+      : problem(of),
+        layer(of.layers[segment.layer]),
+        first(begin),
+        last(end),
         segment_(segment),
         width_(width),
-        sums_(last - first) {}
+        sums_(end - begin) {}
 
   const Problem<T>& problem;
   const Layer<T>& layer;

@@ -68,7 +68,7 @@ struct StepSize {
   Switch<Arithmetic<T>> per_parameter;
 
   StepSize() = default;
-  StepSize(const T* lr, bool per_parameter) : lr(lr), per_parameter(per_parameter) {}
+  StepSize(const T* values, bool of_each) : lr(values), per_parameter(of_each) {}
 
   MIM4DD_HOST_DEVICE Arithmetic<T> load() const { return static_cast<Arithmetic<T>>(*lr); }
 };

@@ -129,11 +129,11 @@ struct PanelProducts {
         int64_t i,
         int64_t column,
         const T* panel,
-        bool add) const {
+        bool adds) const {
       const int64_t width = std::min(kColumns, out.columns - column);
       T* const to = out.row(i) + column;
       if (rest == 0 && width == kColumns) {
-        return tile<kA, kColumns, 1>(to, out.row_stride, left, panel, add, T(1));
+        return tile<kA, kColumns, 1>(to, out.row_stride, left, panel, adds, T(1));
       }
       // The last queries, which fill no panel, or columns.
       T values[kA * kColumns];
@@ -146,7 +146,7 @@ struct PanelProducts {
       for (int m = 0; m < kA; ++m) {
         T* const row = to + m * out.row_stride;
         for (int64_t c = 0; c < width; ++c) {
-          row[c] = values[m * kColumns + c] + (add ? row[c] : T(0));
+          row[c] = values[m * kColumns + c] + (adds ? row[c] : T(0));
         }
       }
     }

@@ -20,22 +20,22 @@ struct SgdAdjoint : AdjointPass<
   V momentum, weight_decay;
   Switch<V> decays, nesterov, has_velocity_adjoint;
 
-  MIM4DD_HOST_DEVICE void element(const V& shared, const V* in, V* out, double* sums) const {
-    const V adjoint = this->adjoint_of(in);
-    V direction = decays.choose(in[kGradient] + weight_decay * in[kTheta], in[kGradient]);
-    const V lr = kPerParameter ? in[kLr] : shared;
+  MIM4DD_HOST_DEVICE void element(const V& shared, const V* from, V* to, double* sums) const {
+    const V adjoint = this->adjoint_of(from);
+    V direction = decays.choose(from[kGradient] + weight_decay * from[kTheta], from[kGradient]);
+    const V lr = kPerParameter ? from[kLr] : shared;
     const V of_direction = -lr * adjoint;
     V cotangent = of_direction;
     if constexpr (kMomentum) {
-      direction = nesterov.choose(direction + momentum * in[kVelocity], in[kVelocity]);
+      direction = nesterov.choose(direction + momentum * from[kVelocity], from[kVelocity]);
       V of_velocity = nesterov.choose(momentum * of_direction, of_direction);
-      of_velocity = has_velocity_adjoint.choose(of_velocity + in[kVelocityAdjoint], of_velocity);
-      out[kNewVelocityAdjoint] = momentum * of_velocity;
+      of_velocity = has_velocity_adjoint.choose(of_velocity + from[kVelocityAdjoint], of_velocity);
+      to[kNewVelocityAdjoint] = momentum * of_velocity;
       cotangent = nesterov.choose(of_velocity + of_direction, of_velocity);
     }
-    out[kNewAdjoint] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
-    out[kCotangent] = cotangent;
-    this->add_terms(adjoint, direction, out + kLrGradient, sums);
+    to[kNewAdjoint] = decays.choose(adjoint + weight_decay * cotangent, adjoint);
+    to[kCotangent] = cotangent;
+    this->add_terms(adjoint, direction, to + kLrGradient, sums);
   }
 };
 

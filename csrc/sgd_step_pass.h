@@ -19,15 +19,15 @@ struct SgdStep : FlatPass<T, kMomentum ? 4 : 3, kMomentum ? 2 : 1, 0> {
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return step_size.load(); }
 
-  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* in, V* out, double*) const {
-    const V theta = in[kTheta], lr = step_size.per_parameter.choose(in[kLr], shared);
-    V direction = decays.choose(in[kGradient] + weight_decay * theta, in[kGradient]);
+  MIM4DD_HOST_DEVICE void element(const Row& shared, const V* from, V* to, double*) const {
+    const V theta = from[kTheta], lr = step_size.per_parameter.choose(from[kLr], shared);
+    V direction = decays.choose(from[kGradient] + weight_decay * theta, from[kGradient]);
     if constexpr (kMomentum) {
-      const V velocity = momentum * in[kVelocity] + direction;
-      out[kNewVelocity] = velocity;
+      const V velocity = momentum * from[kVelocity] + direction;
+      to[kNewVelocity] = velocity;
       direction = nesterov.choose(direction + momentum * velocity, velocity);
     }
-    out[kNewTheta] = theta - lr * direction;
+    to[kNewTheta] = theta - lr * direction;
   }
 };
 

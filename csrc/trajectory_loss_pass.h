@@ -17,8 +17,8 @@ struct TrajectoryLoss : FlatPass<T, 3, 0, 2> {
 
   MIM4DD_HOST_DEVICE Row load(int64_t) const { return {}; }
 
-  MIM4DD_HOST_DEVICE void element(const Row&, const V* in, V*, double* sums) const {
-    const double left = in[kEnd] - in[kTarget], gone = in[kStart] - in[kTarget];
+  MIM4DD_HOST_DEVICE void element(const Row&, const V* from, V*, double* sums) const {
+    const double left = from[kEnd] - from[kTarget], gone = from[kStart] - from[kTarget];
     sums[0] = left * left;
     sums[1] = gone * gone;
   }
@@ -48,13 +48,13 @@ struct TrajectoryGradient : FlatPass<T, kCount == 1 ? 2 : 3, kCount, 0> {
     return {static_cast<V>(end), static_cast<V>(-end * (numerator[row] / denominator[row]))};
   }
 
-  MIM4DD_HOST_DEVICE void element(const Row& row, const V* in, V* out, double*) const {
-    const V of_end = row.end * (in[kEnd] - in[kTarget]);
-    out[kOfEnd] = of_end;
+  MIM4DD_HOST_DEVICE void element(const Row& row, const V* from, V* to, double*) const {
+    const V of_end = row.end * (from[kEnd] - from[kTarget]);
+    to[kOfEnd] = of_end;
     if constexpr (kCount > 1) {
-      const V of_start = row.start * (in[kStart] - in[kTarget]);
-      out[kOfStart] = of_start;
-      if constexpr (kCount > 2) out[kOfTarget] = -(of_end + of_start);
+      const V of_start = row.start * (from[kStart] - from[kTarget]);
+      to[kOfStart] = of_start;
+      if constexpr (kCount > 2) to[kOfTarget] = -(of_end + of_start);
     }
   }
 };

@@ -1,5 +1,6 @@
 """Reading files that anybody may have made: what is no file is refused, by its name."""
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +9,14 @@ from pathlib import Path
 __all__ = ["naming", "read_bytes", "read_text", "require_regular"]
 
 
-def require_regular(path: Path) -> None:
+def require_regular(path: Path | str) -> None:
     """Raise ValueError unless ``path`` is a file: a pipe would block, and a device has no end.
 
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If there is something else.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} must be a regular file, got a folder, a pipe or a device")
 
 

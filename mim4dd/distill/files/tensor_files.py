@@ -24,6 +24,7 @@ _ZIP = b"PK\x03\x04"
 _LONGEST = 10_000
 # A magic number, a version, the machine, the objects, and which tensors' bytes follow.
 _PICKLES = 5
+_MOST_PLACES = 10_000_000  # of tensors and numbers; experts of a file have some ten thousand
 # The number by which files of torch before 1.6 begin, pickled. Without it torch would try an even
 # older format, for which it makes a temporary folder.
 _BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
@@ -39,7 +40,7 @@ def load_torch_file(path: Path, *, mapped: bool = False, stand_ins: Sequence[Any
 
     Raises:
         ValueError: If it is not there, is truncated, or holds anything else; if its tensors are
-            sparse or of more elements than memory, or one container has two places in it.
+            sparse or of more elements than memory, or lists lie in lists without end.
     """
     try:
         require_regular(path)
@@ -56,7 +57,7 @@ def load_torch_file(path: Path, *, mapped: bool = False, stand_ins: Sequence[Any
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=mapped and zipped
             )
-        _require_plain(content)
+        _require_plain(content, min(path.stat().st_size, _MOST_PLACES))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except Exception as error:  # whatever a parser stumbles over in a file that may be anything
@@ -76,7 +77,7 @@ def _look_through_zip(path: Path) -> None:
         if sum(member.file_size for member in members) > size:
             raise ValueError("its members overlap")
         for member in members:
-            if member.filename.endswith("data.pkl"):
+            if member.filename.lower().endswith("data.pkl"):  # as torch finds it
                 with archive.open(member) as file:
                     require_plain_opcodes(file, size, _LONGEST)  # type: ignore[arg-type]  # an IO
 
@@ -88,21 +89,22 @@ def _look_through_pickles(path: Path) -> None:
             require_plain_opcodes(file, path.stat().st_size, _LONGEST)
 
 
-def _require_plain(content: Any) -> None:
-    """Require tensors of no more elements than memory, in containers that each have one place."""
-    waiting, seen = [content], set()
+def _require_plain(content: Any, most: int) -> None:
+    """Require tensors of no more elements than memory, in at most so many places.
+
+    One list in many places of one list, and so on, would make a small file endless.
+    """
+    waiting = [content]
     while waiting:
-        value = waiting.pop()
+        value, most = waiting.pop(), most - 1
+        if most < 0:
+            raise ValueError("it has lists in more places than it has bytes")
         if isinstance(value, Tensor):
             _require_whole(value)
-            continue
-        if not isinstance(value, (list, tuple, dict)) or not value:
-            continue
-        # One list in many places would make a small file long.
-        if id(value) in seen:
-            raise ValueError(f"it has a {type(value).__name__} in two places")
-        seen.add(id(value))
-        waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
 
 
 def _require_whole(tensor: Tensor) -> None:
