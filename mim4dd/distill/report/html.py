@@ -141,7 +141,7 @@ def summary(run: RunDirectory) -> dict[str, str]:
 
 def _about(config: Mapping[str, Any]) -> str:
     shown = dict(config)
-    if (name := config.get("method")) in METHODS:
+    if (name := config.get("method", "")) in METHODS:
         shown["method"] = METHODS[name].title
     return ", ".join(f"{key} {shown[key]}" for key in ("method", "data", "ipc") if key in shown)
 
