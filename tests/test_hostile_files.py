@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -26,6 +27,7 @@ from mim4dd.distill.files.atomic import load_tensors, read_json, save_tensors
 from mim4dd.distill.files.plain_pickle import load_plain_pickle
 from mim4dd.distill.files.tensor_files import load_torch_file
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
+from mim4dd.distill.spread import Spread
 
 PER_FORMAT = 8
 
@@ -266,6 +268,12 @@ def test_text_that_is_not_utf8_is_refused_by_name(read):
         (lambda tensors, header: header.update(tiles="2"), "tiles must be of type"),
         (lambda tensors, header: header["provenance"].update(extra=1), "must not hold extra"),
         (lambda tensors, header: header["provenance"].update(accuracies=[{}]), "network"),
+        (
+            lambda tensors, header: header["provenance"]["accuracies"][0].update(
+                values=[2.0, 1e308]
+            ),
+            "must be from 0 to 1, got 2.0",
+        ),
     ],
 )
 def test_a_set_whose_parts_do_not_fit_is_refused(change, message, read):
@@ -331,3 +339,7 @@ def test_arrays_of_matlab_files_are_those_that_scipy_wrote(kind, packed, tmp_pat
     assert found.keys() == values.keys()
     for name, array in values.items():
         np.testing.assert_array_equal(found[name].numpy(), array)
+
+
+def test_the_spread_of_what_is_infinite_is_not_a_number():
+    assert Spread.of([math.inf, 0.5]).std != Spread.of([math.inf, 0.5]).std

@@ -36,8 +36,8 @@ class Spread:
         mean = statistics.fmean(values)
         if len(values) == 1:
             return Spread(mean, None, 1)
-        # Which statistics.stdev cannot take.
-        std = math.nan if math.isnan(mean) else statistics.stdev(values)
+        # Of NaN and infinity statistics.stdev knows nothing.
+        std = statistics.stdev(values) if math.isfinite(mean) else math.nan
         return Spread(mean, std, len(values))
 
     @staticmethod

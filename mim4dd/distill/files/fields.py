@@ -5,7 +5,7 @@ from typing import Any
 
 from mim4dd.distill.settings import check_type
 
-__all__ = ["require_each", "require_fields"]
+__all__ = ["require_accuracies", "require_each", "require_fields"]
 
 
 def require_fields(values: Any, source: str, /, **hints: Any) -> None:
@@ -36,3 +36,19 @@ def require_each(values: Any, source: str, hint: Any) -> None:
     check_type("it", values, list | tuple | dict, source)
     for place, value in values.items() if isinstance(values, Mapping) else enumerate(values):
         check_type(f"[{place!r}]", value, hint, source)
+
+
+def require_accuracies(values: Any, source: str) -> None:
+    """Require a list of fractions, or NaN, which a network that diverged has.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    Example:
+        >>> from mim4dd.distill.files.fields import require_accuracies
+        >>> require_accuracies([0.5, 1, float("nan")], "accuracy")
+    """
+    require_each(values, source, float)
+    for value in values:
+        if value < 0 or value > 1:
+            raise ValueError(f"{source}: accuracies must be from 0 to 1, got {value}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.files.atomic import read_json, write_json
-from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.fields import require_accuracies, require_fields
 from mim4dd.distill.files.regular import naming
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.reproduce.rows import PublishedRow
@@ -66,7 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
         for each in values["distillations"]:
             _require_all(each, "distillations must be such", _DISTILLATION)
             for name in ("accuracy", "random_real"):
-                require_each(each[name], f"distillations: {name}", float)
+                require_accuracies(each[name], f"distillations: {name}")
     return values
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mim4dd._checks import check_classes, check_floating, check_integer
-from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.fields import require_accuracies, require_each, require_fields
 
 __all__ = [
     "read_tiles",
@@ -118,6 +118,6 @@ def require_provenance(values: Any) -> None:
     require_each(accuracies, "provenance: accuracies", dict)
     for each in accuracies:
         require_fields(each, "accuracies", network=str, values=list, first_seed=int)
-        require_each(each["values"], "accuracies: values", float)
+        require_accuracies(each["values"], "accuracies: values")
         if not each["values"]:
             raise ValueError("accuracies: values must not be empty")

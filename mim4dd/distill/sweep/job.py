@@ -13,7 +13,7 @@ from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate
 from mim4dd.distill.files.atomic import read_json, write_json
-from mim4dd.distill.files.fields import require_each, require_fields
+from mim4dd.distill.files.fields import require_accuracies, require_each, require_fields
 from mim4dd.distill.job import judge, note_accuracy, run_distillation
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runs.metrics import final_means
@@ -83,7 +83,7 @@ class Result:
         hints |= dict.fromkeys(("seconds", "cpu_seconds", "peak_bytes"), float | None)
         hints["failure"] = str | None
         require_fields(values, str(path), seed=int, **hints)
-        require_each(values["accuracy"], str(path), float)
+        require_accuracies(values["accuracy"], str(path))
         require_each(values.get("metrics") or {}, str(path), float)
         if not values["accuracy"] and not values.get("failure"):
             raise ValueError(f"{path} must hold accuracies or a failure, got neither")
