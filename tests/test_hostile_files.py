@@ -22,6 +22,7 @@ from scipy.io import savemat
 
 from mim4dd.distill.data import load_data
 from mim4dd.distill.data.readers.mat_file import read_arrays
+from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.experts.replay_buffer import read_replay_buffer
 from mim4dd.distill.files.atomic import load_tensors, read_json, save_tensors
 from mim4dd.distill.files.plain_pickle import load_plain_pickle
@@ -343,3 +344,31 @@ def test_arrays_of_matlab_files_are_those_that_scipy_wrote(kind, packed, tmp_pat
 
 def test_the_spread_of_what_is_infinite_is_not_a_number():
     assert Spread.of([math.inf, 0.5]).std != Spread.of([math.inf, 0.5]).std
+
+
+@pytest.mark.parametrize("name", ["seconds", "accuracy", "task"])
+def test_experts_need_not_say_what_they_took(name, read):
+    folder, _ = read("experts")
+    for path in folder.glob("*.safetensors"):
+        tensors, header = load_tensors(path)
+        del header[name]
+        save_tensors(path, tensors, header)
+    assert ExpertBuffer(folder).seconds == (None if name == "seconds" else 3.0)
+
+
+@pytest.mark.parametrize("identity", [None, {}, {"settings": []}])
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_not_continued(identity, read):
+    folder, resume = read("resumed run")
+    path = RunDirectory(folder).checkpoint
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, header | {"identity": identity})
+    with pytest.raises(ValueError, match=str(folder)):
+        resume(folder)
+
+
+@pytest.mark.parametrize("wnid", ["../../n01", "/tmp", "n" * 300])
+def test_classes_are_names_and_no_paths(wnid, read):
+    folder, reader = read("tiny imagenet")
+    (folder / "tiny-imagenet-200/wnids.txt").write_text(f"n01\n{wnid}\n")
+    with pytest.raises(ValueError, match=r"wnids\.txt must hold WordNet ids, got"):
+        reader(folder)

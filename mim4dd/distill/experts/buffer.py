@@ -217,7 +217,7 @@ class ExpertBuffer:
     @property
     def seconds(self) -> float | None:
         """Seconds that training the experts took, added up over workers; None if not known."""
-        seconds = [header["seconds"] for header in self.headers]
+        seconds: list[Any] = [header.get("seconds") for header in self.headers]
         return None if None in seconds else sum(seconds)
 
     def segment(self, expert: int, start_epoch: int, epochs: int) -> tuple[Tensor, Tensor]:

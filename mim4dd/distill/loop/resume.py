@@ -89,7 +89,7 @@ def _require_nothing_to_lose(run: RunDirectory, from_iteration: int | None) -> N
 
 def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) -> Snapshot:
     tensors, header = snapshot
-    if "identity" not in header:
+    if not isinstance(header.get("identity"), dict):
         raise ValueError(
             f"{run.checkpoint} does not say what it is of: it was written before mim4dd noted "
             "that, so nothing could tell whether it is this run's; start anew in another directory"
@@ -132,7 +132,8 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
 def _with_later_settings(identity: dict[str, Any]) -> dict[str, Any]:
     """What an older mim4dd stored, with the settings of the loop that it did not have yet."""
     defaults = {field.name: field.default for field in fields(LoopSettings)}
-    return identity | {"settings": defaults | identity["settings"]}
+    settings = identity.get("settings")
+    return identity | {"settings": defaults | (settings if isinstance(settings, dict) else {})}
 
 
 def _may_change(difference: Difference) -> bool:

@@ -54,10 +54,10 @@ class Snapshot(NamedTuple):
             ValueError: If it is of more ranks than there are, or of fewer.
         """
         of_all = _below(_METHOD, self.tensors)
-        if of_all and self.header["ranks"] != num_ranks():
+        if of_all and self.header.get("ranks") != num_ranks():
             raise ValueError(
-                f"the checkpoint holds what the method carries on {self.header['ranks']} ranks, so "
-                f"can be continued by as many alone, got {num_ranks()}"
+                f"the checkpoint holds what the method carries on {self.header.get('ranks')} "
+                f"ranks, so can be continued by as many alone, got {num_ranks()}"
             )
         of_this = _below(f"{rank()}.", of_all)
         return {name: value.to(device) for name, value in of_this.items()}

@@ -1,5 +1,6 @@
 """Tiny-ImageNet, as its archive unpacks."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -33,6 +34,11 @@ def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
         return require_file(root.joinpath(*parts), "tiny_imagenet", _URL)
 
     classes = sorted(read_text(path("wnids.txt")).split())
+    for wnid in classes:
+        if not re.fullmatch(
+            r"\w{1,50}", wnid
+        ):  # it is a folder's name, and a path may lead anywhere
+            raise ValueError(f"{path('wnids.txt')} must hold WordNet ids, got {wnid[:_SHOWN]!r}")
     words = dict(
         line.split("\t", 1) for line in read_text(path("words.txt")).splitlines() if "\t" in line
     )
