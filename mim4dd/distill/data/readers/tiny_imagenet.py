@@ -35,9 +35,7 @@ def load_tiny_imagenet(data_path: Path, zca: bool) -> ImageData:
 
     classes = sorted(read_text(path("wnids.txt")).split())
     for wnid in classes:
-        if not re.fullmatch(
-            r"\w{1,50}", wnid
-        ):  # it is a folder's name, and a path may lead anywhere
+        if not re.fullmatch(r"\w{1,50}", wnid):  # a path may lead anywhere
             raise ValueError(f"{path('wnids.txt')} must hold WordNet ids, got {wnid[:_SHOWN]!r}")
     words = dict(
         line.split("\t", 1) for line in read_text(path("words.txt")).splitlines() if "\t" in line
