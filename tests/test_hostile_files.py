@@ -29,6 +29,7 @@ from mim4dd.distill.files.plain_pickle import load_plain_pickle
 from mim4dd.distill.files.tensor_files import load_torch_file
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.spread import Spread
+from mim4dd.distill.sweep.job import Result
 
 PER_FORMAT = 8
 
@@ -372,3 +373,10 @@ def test_classes_are_names_and_no_paths(wnid, read):
     (folder / "tiny-imagenet-200/wnids.txt").write_text(f"n01\n{wnid}\n")
     with pytest.raises(ValueError, match=r"wnids\.txt must hold WordNet ids, got"):
         reader(folder)
+
+
+def test_a_result_without_metrics_has_none(read):
+    folder, _ = read("sweep")
+    (folder / "result.json").write_text('{"seed": 0, "accuracy": [0.5], "metrics": null}')
+    result = Result.read(folder / "result.json")
+    assert (result.metrics, result.mi_lower_bound, result.num_classes) == ({}, None, 0)

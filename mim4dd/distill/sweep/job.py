@@ -87,7 +87,9 @@ class Result:
         require_each(values.get("metrics") or {}, str(path), float)
         if not values["accuracy"] and not values.get("failure"):
             raise ValueError(f"{path} must hold accuracies or a failure, got neither")
-        return Result(**(values | {"accuracy": tuple(values["accuracy"])}))
+        filled = {"num_classes": values.get("num_classes") or 0}
+        filled |= {"metrics": values.get("metrics") or {}, "accuracy": tuple(values["accuracy"])}
+        return Result(**values | filled)
 
 
 def run_job(job: Job) -> None:
