@@ -6,10 +6,10 @@ from tiny import make_data, make_network
 
 from mim4dd import MIM4DDLoss, flatten_parameters
 from mim4dd.distill.add_ons.mutual_information import MIM4DD, MIM4DDSettings, layer_features
-from mim4dd.distill.methods.base import ComparedNetwork, Objective, RealData
+from mim4dd.distill.methods.base import BaseMethod, ComparedNetwork, Objective, RealData
 
 
-class ToyMethod:
+class ToyMethod(BaseMethod):
     """A base method of a user's own: the parameters depend on the images."""
 
     def __init__(self, network):

@@ -38,9 +38,9 @@ class MIM4DDSettings(AddOnSettings):
         critic: "info_nce"; "nce", of the form that CRD and CMIM take; "l2", without negatives, to
             compare with.
         layer_decay: In that loss each layer counts this times the one after it.
-        layers: Comma-separated names of the submodules to compare; by default all blocks.
-        projection: Dimension of a frozen random projection of every layer; by default none.
-        num_keys: Real images in the contrastive batch, so the negatives of each class and its own.
+        layers: Names of the submodules to compare, joined by commas; else all.
+        projection: Dimension of a frozen random projection of every layer.
+        num_keys: Real images in the contrastive batch, of all classes.
     """
 
     temperature: float = 0.1

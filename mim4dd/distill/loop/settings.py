@@ -38,13 +38,13 @@ class LoopSettings(Settings):
         ipc: Synthetic images per class.
         ipc_by_class: Of each class in their order, as in 10,10,5, in place of ipc.
         iterations: Outer steps.
-        optimizer_img: Of images: "sgd" with momentum 0.5, as in MTT, "adam" or "adamw".
+        optimizer_img: Of the images; "sgd" has momentum 0.5, as in MTT.
         lr_img: Step size of the images' optimiser.
-        weight_decay_img: Weight decay of the images' optimiser, towards the mean image.
-        patience_img: After more iterations without a new least loss lr_img is halved; 0: never.
+        weight_decay_img: Weight decay of the images, towards the mean image.
+        patience_img: No new least loss for so long halves lr_img; 0: never.
         clip_img: Clip images to valid pixels after every step.
-        lr_lr: Step size of the learned step size's SGD, with momentum 0.5.
-        lr_y: Step size of the SGD of soft labels, with momentum 0.9 as in DATM.
+        lr_lr: Step size of the SGD of syn_lr, with momentum 0.5.
+        lr_y: Step size of the SGD of soft labels, with momentum 0.9.
         lr_teacher: Initial value of the learned step size syn_lr.
         positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, which lr_lr cannot drive
             below 0; at the start both learn alike.
