@@ -52,7 +52,12 @@ class TensorBoard:
 
     def _opened(self, iteration: int) -> Any:
         if self._writer is None:
+            # Names hold the second: a run that goes on within it would write over its own file.
+            number = len(list(self.folder.glob("events.*")))
             self._writer = self._make_writer(
-                str(self.folder), purge_step=iteration, flush_secs=_FLUSH_SECONDS
+                str(self.folder),
+                purge_step=iteration,
+                flush_secs=_FLUSH_SECONDS,
+                filename_suffix=f".{number:04}",
             )
         return self._writer
