@@ -37,10 +37,10 @@ def losses_of_part(pairs: Pairs, critic: Critic) -> OfPart:
     """The losses by this part's keys alone."""
     if critic.kind != Kind.NCE:
         return OfPart(*_forward(pairs, critic))
-    loss = pairs.logit_scale.new_zeros(len(pairs.query), len(pairs.labels))
-    for _, some in _binary_calls(pairs):
-        loss = loss + _forward(some, critic)[0]
     count = _num_positives(pairs)
+    loss = pairs.logit_scale.new_zeros(len(pairs.query), len(pairs.labels))
+    for _, some in _binary_calls(pairs, count > 0):
+        loss = loss + _forward(some, critic)[0]
     return OfPart(loss, torch.zeros_like(loss), torch.where(count > 0, 1 / count, 0).to(loss))
 
 
@@ -56,10 +56,10 @@ def gradients_of_part(
     # Parts are summed in float32 or wider, whatever the features are.
     dtype = pairs.logit_scale.dtype
     total: list[Tensor] = []
-    calls = _binary_calls(pairs) if critic.kind == Kind.NCE else ((1, pairs),)
-    for sign, some in calls:
+    binary, has_positive = critic.kind == Kind.NCE, of_part.positive_weight > 0
+    for sign, some in _binary_calls(pairs, has_positive) if binary else ((1, pairs),):
         weight = of_part.positive_weight
-        if critic.kind == Kind.NCE:  # it tells the op which queries have a loss in this call
+        if binary:  # it tells the op which queries have a loss in this call
             weight = (some.labels != IGNORE).to(dtype)
         kind, *options = critic
         upstream = of_part.lse, weight, on_loss, on_lse
@@ -84,18 +84,17 @@ def _forward(pairs: Pairs, critic: Critic) -> tuple[Tensor, Tensor, Tensor]:
     return loss, lse, positive_weight
 
 
-def _binary_calls(pairs: Pairs) -> Iterator[tuple[int, Pairs]]:
+def _binary_calls(pairs: Pairs, has_positive: Tensor) -> Iterator[tuple[int, Pairs]]:
     """Calls of the binary critic that share the queries, each with the sign of its logits.
 
     The op gives a query without a positive no loss, but it may have one in another part. All keys
     here are its negatives, and −log(1 − h(s + b)) = −log h(−s − b): they are the positives of −s.
     """
     takes_part = pairs.labels != IGNORE
-    some = _num_positives(pairs) > 0
     # Of most parts one call is enough: to look costs less than a pass over all pairs.
-    if (takes_part & some).any():
-        yield 1, pairs._replace(labels=pairs.labels.where(some, IGNORE))
-    none = takes_part & ~some
+    if (takes_part & has_positive).any():
+        yield 1, pairs._replace(labels=pairs.labels.where(has_positive, IGNORE))
+    none = takes_part & ~has_positive
     if none.any():
         assert pairs.key_labels is not None  # it has labels
         assert pairs.bias is not None  # evaluate() has refused the default
