@@ -23,7 +23,7 @@ from mim4dd.distill.methods.base import (
 )
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers, require_pictures
+from mim4dd.distill.methods.teachers import require_data_of_teachers, require_tileable
 from mim4dd.distill.training.augment import Augmentation, ComposedAugmentation
 from mim4dd.distill.training.features import embedding_read, last_linear
 from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_over_classes
@@ -172,12 +172,7 @@ class NCFM(BaseMethod):
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the networks are not of ``data``, or these cannot be tiled."""
-        require_pictures("ncfm", data)
-        if data.image_size % self.settings.tiles:
-            raise ValueError(
-                f"tiles must divide the size of the images, {data.image_size}, "
-                f"got {self.settings.tiles}"
-            )
+        require_tileable("ncfm", "tiles", self.settings.tiles, data)
         require_data_of_teachers(self.data, data)
 
     def state(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from mim4dd.distill.methods.base import BaseMethod, Ingredients, Initial, Object
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import unchanged
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers, require_pictures
+from mim4dd.distill.methods.teachers import require_data_of_teachers, require_tileable
 from mim4dd.distill.training.passes import in_passes
 from mim4dd.distill.training.tiles import mosaic
 
@@ -119,12 +119,7 @@ class RDED(BaseMethod):
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teacher is not of ``data``, or these are no images to crop."""
-        require_pictures("rded", data)
-        if data.image_size % self.settings.mosaic:
-            raise ValueError(
-                f"mosaic must divide the size of the images, {data.image_size}, "
-                f"got {self.settings.mosaic}"
-            )
+        require_tileable("rded", "mosaic", self.settings.mosaic, data)
         require_data_of_teachers(self.data, data)
 
     def require_per_class(self, counts: Sequence[int]) -> None:

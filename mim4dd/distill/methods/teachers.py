@@ -14,7 +14,7 @@ from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.network import train_network
 from mim4dd.distill.training.passes import in_passes
 
-__all__ = ["Teachers", "require_data_of_teachers", "require_pictures"]
+__all__ = ["Teachers", "require_data_of_teachers", "require_tileable"]
 
 
 class Teachers:
@@ -136,8 +136,12 @@ def require_data_of_teachers(trained_on: ImageData, data: ImageData) -> None:
         )
 
 
-def require_pictures(method: str, data: ImageData) -> None:
-    """Raise ValueError unless ``data`` are images that may be scaled."""
+def require_tileable(method: str, option: str, tiles: int, data: ImageData) -> None:
+    """Raise ValueError unless ``data`` are images that may be scaled to ``tiles`` on a side."""
     if not data.has_images or data.zca:
         kind = "images whitened by ZCA" if data.has_images else "rows"
         raise ValueError(f"method {method!r} scales images, {data.name} holds {kind}")
+    if data.image_size % tiles:
+        raise ValueError(
+            f"{option} must divide the size of the images, {data.image_size}, got {tiles}"
+        )
