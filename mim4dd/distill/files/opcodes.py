@@ -1,7 +1,7 @@
 """What a pickle would do, looked through before it is loaded."""
 
 import pickletools
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 __all__ = ["require_plain_opcodes"]
 
@@ -10,7 +10,7 @@ _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
 
 
-def require_plain_opcodes(file: BinaryIO, size: int, longest: int) -> None:
+def require_plain_opcodes(file: IO[bytes], size: int, longest: int) -> None:
     """Refuse a pickle that is small and would take much memory, or time.
 
     Python makes room for as many notes as the highest number of one. To hash a tuple of twice the

@@ -79,7 +79,7 @@ def _look_through_zip(path: Path) -> None:
         for member in members:
             if member.filename.lower().endswith("data.pkl"):  # as torch finds it
                 with archive.open(member) as file:
-                    require_plain_opcodes(file, size, _LONGEST)  # type: ignore[arg-type]  # an IO
+                    require_plain_opcodes(file, size, _LONGEST)
 
 
 def _look_through_pickles(path: Path) -> None:

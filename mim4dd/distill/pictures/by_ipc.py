@@ -69,9 +69,9 @@ def draw_accuracy_by_ipc(
 def _points(curve: Mapping[int, Spread]) -> list[tuple[int, float, float]]:
     """Images per class, mean and deviation in percent; without the sizes that all diverged."""
     return [
-        (ipc, 100 * curve[ipc].mean, 100 * (curve[ipc].std or 0.0))  # type: ignore[operator]
-        for ipc in sorted(curve)
-        if curve[ipc].mean is not None
+        (ipc, 100 * accuracy.mean, 100 * (accuracy.std or 0.0))
+        for ipc, accuracy in sorted(curve.items())
+        if accuracy.mean is not None
     ]
 
 

@@ -128,7 +128,7 @@ def _read_binary(path: Path, layout: _Binary) -> tuple[Tensor, Tensor]:
 def _read_names(path: Path, layout: _Python | _Binary) -> list[str]:
     """Names of the classes."""
     if isinstance(layout, _Binary):
-        return path.read_text(encoding="latin1").split()
+        return read_bytes(path).decode("latin1").split()
     names = load_plain_pickle(path).get(layout.names_key)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} must hold {layout.names_key!r}, a list of names")
