@@ -60,7 +60,9 @@ def test_from_experts_to_evaluation(with_experts):
 
     status, out, _ = mim4dd("evaluate run --num-eval 3")
     assert status == 0
-    lines = out.splitlines()
+    *lines, source, header, scores = out.splitlines()
+    assert source.startswith("DD-Ranking, by ")
+    assert (header.split(), scores.split()[:2]) == (["set", "network", "LRS"], ["run", "convnet"])
     assert [line.split("  ")[0] for line in lines] == [
         "run",
         "1 random real images per class",
@@ -358,6 +360,10 @@ def test_compare_leaves_a_summary_and_continues(mim4dd):
         assert 0 <= accuracy["mean"] <= 1
     counts = {name: (each["seeds"], each.get("networks")) for name, each in by_name.items()}
     assert counts == {"random_real": (2, None), "mtt": (2, 4), "mtt+mim4dd": (2, 4)}
+    scores = summary["label_robust_score"]
+    assert scores.keys() == {"mtt", "mtt+mim4dd"}
+    assert all(0 <= each["mean"] <= 1 for each in scores.values())
+    assert "LRS of MTT + MIM4DD" in out
     difference = by_name["mtt+mim4dd"]["mean"] - by_name["mtt"]["mean"]
     gain = summary["mim4dd_gain"]
     assert gain["mean"] == pytest.approx(difference)
@@ -475,6 +481,11 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
     status, out, err = mim4dd(f"evaluate {options}")
     assert status == 0, err
     header, *lines = out.splitlines()
+    lines, scores = lines[:4], lines[4:]
+    assert scores[0].startswith("DD-Ranking, by ")
+    assert [line.split()[:2] for line in scores[1:]] == [
+        ["set", "network"], *([name, on] for name in ("one", "two") for on in header.split()[-3:]),
+    ]  # fmt: skip
     assert header.split() == ["%,", "of", "2", "networks", "each", "mlp", "lenet", "convnet"]
     names = ["one", "two", "1 random real images per class", "whole training set"]
     assert [line.split("  ")[0] for line in lines] == names
@@ -492,7 +503,7 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
 
     status, out, err = mim4dd("evaluate one --coresets --num-eval 1 --eval-epochs 2")
     assert status == 0, err
-    names = [line.split("  ")[0] for line in out.splitlines()]
+    names = [line.split("  ")[0] for line in out.splitlines()[:6]]
     chosen = [f"1 real images per class by {name}" for name in ("herding", "k-centre", "EL2N")]
     assert names == ["one", "1 random real images per class", "whole training set", *chosen]
     status, _, err = mim4dd("evaluate one --coresets --fairness")
@@ -505,19 +516,21 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
     assert status == 0, err
     labels = [line.split()[2] for line in out.splitlines()[1:5]]
     assert labels == ["hard", "hard", "soft", "teacher"]
-    assert out.splitlines()[-1].startswith("teacher: such a network's labels of every augmented")
+    assert out.splitlines()[6].startswith("teacher: such a network's labels of every augmented")
+    assert out.splitlines()[-2].split() == ["set", "network", "LRS", "ARS"]
     status, _, err = mim4dd("evaluate one --regimes")
     assert (status, "--regimes is for the table of --fairness" in err) == (1, True)
 
     status, out, err = mim4dd("evaluate one --fairness --networks lenet,convnet --csv gains.csv")
     assert status == 0, err
-    assert [line.split()[:4] for line in out.splitlines()] == [
+    assert [line.split()[:4] for line in out.splitlines()[:5]] == [
         ["set", "network", "labels", "augmentation"],
         ["one", "lenet", "hard", "crop_scale_rotate"],
         ["one", "lenet", "hard", "none"],
         ["one", "convnet", "hard", "crop_scale_rotate"],
         ["one", "convnet", "hard", "none"],
     ]
+    assert [line.split()[1] for line in out.splitlines()[-2:]] == ["lenet", "convnet"]
     assert "% of 2 networks" in out.splitlines()[0]
     with open("gains.csv") as file:
         for row in csv.DictReader(file):
@@ -540,7 +553,8 @@ def test_soft_labels_are_evaluated_beside_soft_labels(with_experts):
     synthetic.save(run.synthetic)
     status, out, err = mim4dd("evaluate run --fairness")
     assert status == 0, err
-    _, *lines, note = out.splitlines()
+    _, *lines, note, _, scores, _ = out.splitlines()
+    assert scores.split() == ["set", "network", "LRS", "ARS"]
     assert [line.split()[2] for line in lines] == ["soft", "hard", "hard"]
     assert note.startswith("soft labels of random real images: of a network trained on the whole")
 

@@ -124,6 +124,8 @@ def evaluate(
         typer.echo(cross.gain_table(gains))
         if csv is not None:
             cross.save_gains(csv, gains)
+        if scored := cross.score_table(cross.cross_scores(judged, columns, gains, baselines)):
+            typer.echo(scored)
         return
     table = cross.cross_evaluate(judged, columns, baselines, coresets)
     if networks is None:
@@ -133,3 +135,5 @@ def evaluate(
         typer.echo(cross.cross_table(table))
     if csv is not None:
         cross.save_accuracies(csv, table)
+    if baselines and (scored := cross.score_table(cross.scores_of_table(judged, table))):
+        typer.echo(scored)

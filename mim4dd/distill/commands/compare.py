@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from mim4dd.distill.commands.compare_work import distill_all, judge_all, workers
 from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import class_counts
+from mim4dd.distill.evaluation.dd_ranking import score_hard_labels, score_source
 from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
@@ -124,6 +125,9 @@ def _compare(
                 }
             },
         },
+        "label_robust_score": {
+            name: _summary(score, config) for name, score in done.label_robust_scores.items()
+        },
         "mim4dd_gain": _gain(accuracies, config),
         "mi_lower_bound": {
             "nats": statistics.fmean(
@@ -144,6 +148,7 @@ class _Done(NamedTuple):
     """What the distilled sets are worth, and how they look."""
 
     accuracies: dict[str, Accuracy]
+    label_robust_scores: dict[str, Accuracy]  # of the methods whose sets have hard labels
     evaluate_seconds: float
     pictures: list[Path]
 
@@ -179,9 +184,22 @@ def _distil_and_judge(
             for (_, run), synthetic in zip(group, sets[name], strict=True):
                 of_set = Accuracy(tuple(islice(values, config.num_eval)))
                 note_accuracy(run, synthetic, config, of_set)
-        return _Done(accuracies, seconds, pictures.result())
+        scores = _label_robust_scores(accuracies, sets)
+        return _Done(accuracies, scores, seconds, pictures.result())
     finally:
         drawing.shutdown(cancel_futures=True)
+
+
+def _label_robust_scores(
+    accuracies: Mapping[str, Accuracy], sets: Mapping[str, Sequence[SyntheticSet]]
+) -> dict[str, Accuracy]:
+    """By the method; soft labels had random real images with soft ones to beat."""
+    full, random_real = accuracies["full"], accuracies["random_real"]
+    return {
+        name: score_hard_labels(full, accuracies[name], random_real)
+        for name, group in sets.items()
+        if not any(each.label_syn.is_floating_point() for each in group)
+    }
 
 
 def _runs(config: CompareConfig, out: Path, experts: str) -> _Runs:
@@ -304,6 +322,17 @@ def _gain_text(gain: Spread) -> str:
     )
 
 
+def _score_lines(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    scores = {
+        f"LRS of {titles[name]}": _spread(stats).text(100)
+        for name, stats in summary["label_robust_score"].items()
+    }
+    if not scores:
+        return []
+    width = max(map(len, scores))
+    return [score_source(), *(f"{name:<{width}}  {text}" for name, text in scores.items())]
+
+
 def comparison_table(summary: dict[str, Any]) -> str:
     """The summary for people."""
     ((ipc, by_name),) = summary["accuracy"]["ipc"].items()
@@ -318,6 +347,7 @@ def comparison_table(summary: dict[str, Any]) -> str:
             f"{summary['dataset']}: accuracy on held-out real images; ± over distillations, in "
             "brackets over networks",
             accuracy_table(accuracies),
+            *_score_lines(summary, titles),
             f"MIM4DD adds {_gain_text(_spread(gain))} to {titles[summary['method']]}",
             f"MI lower bound {bound['nats']:.2f} nats; between classes alone at most "
             f"log C = {bound['log_num_classes']:.2f}",

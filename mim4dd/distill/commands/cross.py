@@ -9,6 +9,12 @@ from typing import Any, NamedTuple
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
 from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation.dd_ranking import (
+    Scores,
+    score_gains,
+    score_hard_labels,
+    score_source,
+)
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
 from mim4dd.distill.evaluation.teacher import ByTeacher
@@ -24,6 +30,7 @@ __all__ = [
     "JudgedRun",
     "cross_evaluate",
     "cross_gains",
+    "cross_scores",
     "cross_table",
     "gain_table",
     "load_run",
@@ -31,6 +38,8 @@ __all__ = [
     "require_same_task",
     "save_accuracies",
     "save_gains",
+    "score_table",
+    "scores_of_table",
 ]
 
 
@@ -208,6 +217,51 @@ def cross_gains(
     return gains
 
 
+def cross_scores(
+    runs: Sequence[JudgedRun],
+    networks: Sequence[str | None],
+    gains: Mapping[tuple[str, str], Sequence[Gain]],
+    baselines: bool,
+) -> dict[tuple[str, str], Scores]:
+    """DD-Ranking's scores of what :func:`cross_gains` gave for the same runs and networks.
+
+    Args:
+        runs: The sets.
+        networks: As of :func:`cross_gains`.
+        gains: What it gave.
+        baselines: Whether networks are trained on the whole training set, which LRS needs.
+    """
+    scores: dict[tuple[str, str], Scores] = {}
+    for run, data in _with_data(runs):
+        for network in networks:
+            config = run.on_network(network)
+            names = run.name, config.network_name
+            full = judge_full(data, config) if baselines else None
+            scores[names] = score_gains(gains[names], full)
+    return scores
+
+
+def scores_of_table(
+    runs: Sequence[JudgedRun], table: Mapping[str, Mapping[str, Accuracy]]
+) -> dict[tuple[str, str], Scores]:
+    """DD-Ranking's scores of the sets with hard labels in a table with baselines.
+
+    Random real images have hard labels there, so they stand beside no set with soft ones.
+    """
+    return {
+        (run.name, network): Scores(
+            score_hard_labels(
+                table["whole training set"][network],
+                accuracy,
+                table[f"{run.config.ipc_title} random real images per class"][network],
+            )
+        )
+        for run in runs
+        if not run.synthetic.label_syn.is_floating_point()
+        for network, accuracy in table[run.name].items()
+    }
+
+
 def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
     """Require as many real images of every class as the set has."""
     try:
@@ -275,6 +329,21 @@ def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
     if "teacher" in kinds:
         text += "\nteacher: such a network's labels of every augmented, mixed batch"
     return text
+
+
+def score_table(scores: Mapping[tuple[str, str], Scores]) -> str:
+    """A line for every set and network; nothing where there is no score."""
+    columns = {
+        "LRS": [each.label_robust for each in scores.values()],
+        "ARS": [each.augmentation_robust for each in scores.values()],
+    }
+    shown = {name: column for name, column in columns.items() if any(column)}
+    if not shown:
+        return ""
+    rows = [["set", "network", *shown]]
+    for names, *values in zip(scores, *shown.values(), strict=True):
+        rows.append([*names, *("" if one is None else percent(one.summary()) for one in values)])
+    return f"{score_source()}\n{_aligned(rows, num_names=2)}"
 
 
 def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> None:
