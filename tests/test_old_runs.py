@@ -49,7 +49,7 @@ def test_options_that_counted_for_something_are_not_dropped_in_silence():
         ({"syn_steps": 7}, "syn_steps has no effect on method 'dm'"),
         ({"lr_y": 1.0}, "lr_y has no effect on method 'dm'"),
         ({"speed": 1}, "config.json names unknown options: speed"),
-        ({"method": "elsewhere"}, "method must be one of 'cafe', .*, 'tesla', got 'elsewhere'"),
+        ({"method": "elsewhere"}, "method must be one of 'at_bptt', .*, 'tesla', got 'elsewhere'"),
     ):
         with pytest.raises(ValueError, match=message):
             DistillConfig.read(OPTIONS | changes, "config.json")

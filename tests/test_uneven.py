@@ -33,6 +33,7 @@ OPTIONS = {
     "dsa": {"batch_real": 4, "dsa_strategy": "crop_flip"},
     "cafe": {"batch_real": 4},
     "rat_bptt": {"syn_steps": 2, "batch_target": 9},
+    "at_bptt": {"syn_steps": 2, "batch_target": 9},
     "mtt": FEW_STEPS,
     "tesla": FEW_STEPS,
     "datm": FEW_STEPS,

@@ -92,8 +92,7 @@ class RaTBPTT(BaseMethod):
         """Cross entropy on a real batch, in the mean over ``num_networks`` trained networks."""
         settings = self.settings
         networks = [self.new_network(real.seed()) for _ in range(settings.num_networks)]
-        window = settings.window or settings.syn_steps
-        num_steps = window + real.integer(settings.syn_steps - window + 1)
+        num_steps, window = self.truncation(image_syn, label_syn, real)
         theta_T = unroll_adam(
             networks[0],
             torch.stack([flatten_parameters(network) for network in networks]),
@@ -106,16 +105,31 @@ class RaTBPTT(BaseMethod):
             window=window,
             memory_budget=settings.memory_budget,
         )
-        value = self._loss_on_real(networks[0], theta_T, real)
-        compared = [ComparedNetwork(networks[0], theta, theta) for theta in theta_T]
-        return Objective(value, compared, {"target_loss": value.item()})
-
-    def _loss_on_real(self, network: nn.Module, theta: Tensor, real: RealData) -> Tensor:
-        """The mean cross entropy of networks at the rows of ``theta`` (K, P)."""
-        images, labels = real.sample(self.settings.batch_target)
+        images, labels = real.sample(settings.batch_target)
         if self.augment is not None:
             generator = torch.Generator(images.device).manual_seed(real.seed())
             images = self.augment(images, generator)
+        value = self._loss_on_real(networks[0], theta_T, images, labels)
+        metrics = {"target_loss": value.item()}
+        metrics |= self.judged(networks[0], theta_T.detach(), images, labels)
+        compared = [ComparedNetwork(networks[0], theta, theta) for theta in theta_T]
+        return Objective(value, compared, metrics)
+
+    def truncation(self, image_syn: Tensor, label_syn: Tensor, real: RealData) -> tuple[int, int]:
+        """How many inner steps to take, and through how many of the last to differentiate."""
+        window = self.settings.window or self.settings.syn_steps
+        return window + real.integer(self.settings.syn_steps - window + 1), window
+
+    def judged(
+        self, network: nn.Module, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> dict[str, float]:
+        """What else is to be known of the networks at the rows of ``theta`` (K, P): nothing."""
+        return {}
+
+    def _loss_on_real(
+        self, network: nn.Module, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> Tensor:
+        """The mean cross entropy of networks at the rows of ``theta`` (K, P)."""
         passes = [images] if has_batch_norm(network) else in_passes(images, otherwise=len(images))
         call, num_images = FunctionalModel(network), len(images)
 
