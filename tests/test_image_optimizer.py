@@ -1,5 +1,7 @@
 """How the loop steps the images: optimisers, weight decay, a step size that halves, clipping."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import make_data, same_after_a_stop
@@ -27,6 +29,13 @@ class Constant(BaseMethod):
         return Objective(value, [])
 
 
+class Falling(Constant):
+    """A gradient that is another one in every iteration, so that averages of it matter."""
+
+    def loss(self, image_syn, label_syn, syn_lr, real):
+        return Objective(self.gradient / (1 + real.iteration) * image_syn.sum(), [])
+
+
 def distilled(method, folder, **options):
     run = RunDirectory(folder)
     run.create({})
@@ -49,6 +58,22 @@ def test_the_optimisers_are_those_of_torch(name, decay, tmp_path):
         images.grad = torch.full_like(images, 0.7)
         optimizer.step()
     torch.testing.assert_close(after, images.detach())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_averages_and_a_cosine_are_those_of_torch(name, tmp_path):
+    options = {"optimizer_img": name, "beta1_img": 0.5, "beta2_img": 0.9, "cosine_img": True}
+    before, after = distilled(Falling(0.7), tmp_path / "run", **options)
+    images = before.clone().requires_grad_()
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    optimizer = kind([images], 0.1, betas=(0.5, 0.9), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)
+    for iteration in range(3):
+        images.grad = torch.full_like(images, 0.7 / (1 + iteration))
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(after, images.detach())
+    assert schedule.get_last_lr()[0] == pytest.approx(0)
 
 
 def test_the_step_size_halves_where_the_loss_stops_falling(tmp_path):
@@ -115,6 +140,8 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path):
     )  # fmt: skip
     values = [1.0, 1.0, 2.0, 2.0, 2.0]
     assert same_after_a_stop(lambda: Constant(0.1, values), make_data(), settings, tmp_path)
+    cosine = dataclasses.replace(settings, patience_img=0, cosine_img=True, beta1_img=0.5)
+    assert same_after_a_stop(lambda: Falling(0.1), make_data(), cosine, tmp_path / "cosine")
 
 
 def test_what_cannot_be_used_is_refused(tmp_path):
@@ -124,3 +151,8 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     for name in ("weight_decay_img", "patience_img"):
         with pytest.raises(ValueError, match=f"{name} must be at least 0"):
             LoopSettings(**{name: -1})
+    for name in ("beta1_img", "beta2_img"):
+        with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\), got 1.0"):
+            LoopSettings(**{name: 1.0})
+    with pytest.raises(ValueError, match="patience_img must be 0 beside cosine_img"):
+        LoopSettings(cosine_img=True, patience_img=3)

@@ -40,6 +40,9 @@ class LoopSettings(Settings):
         iterations: Outer steps.
         optimizer_img: Of the images; "sgd" has momentum 0.5, as in MTT.
         lr_img: Step size of the images' optimiser.
+        cosine_img: Lower lr_img along a cosine, to 0 after the last iteration.
+        beta1_img: How much of the gradients' average stays in a step of "adam" and "adamw".
+        beta2_img: The same of the average of their squares.
         weight_decay_img: Weight decay of the images, towards the mean image.
         patience_img: No new least loss for so long halves lr_img; 0: never.
         clip_img: Clip images to valid pixels after every step.
@@ -69,6 +72,9 @@ class LoopSettings(Settings):
     iterations: int = 150
     optimizer_img: Literal["sgd", "adam", "adamw"] = "sgd"
     lr_img: float = 5.0
+    cosine_img: bool = False
+    beta1_img: float = 0.9
+    beta2_img: float = 0.999
     weight_decay_img: float = 0.0
     patience_img: int = 0
     clip_img: bool = False
@@ -87,6 +93,11 @@ class LoopSettings(Settings):
         """Raise ValueError on values that cannot be used."""
         self.require_at_least(ipc=1, iterations=1, lr_img=0, lr_lr=0, lr_y=0, seed=0)
         self.require_at_least(weight_decay_img=0, patience_img=0)
+        if self.cosine_img and self.patience_img:
+            raise ValueError(
+                "patience_img must be 0 beside cosine_img, which sets the step size by itself, got "
+                f"{self.patience_img}"
+            )
         self.require_at_least(checkpoint_every=1, eval_every=0, keep_every=0)
         if self.ipc_by_class is not None:
             largest = max(read_counts(self.ipc_by_class))
@@ -96,8 +107,9 @@ class LoopSettings(Settings):
                     f"{largest}, got {self.ipc}"
                 )
         check_positive("lr_teacher", self.lr_teacher)
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        for name in ("ema_decay", "beta1_img", "beta2_img"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
     @property
     def per_class(self) -> PerClass:

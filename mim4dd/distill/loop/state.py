@@ -158,6 +158,10 @@ class LoopState:
 
     def update(self, loss: float, run: RunDirectory) -> None:
         """Take one step with every optimiser, from what had this loss."""
+        if self.settings.cosine_img:
+            turn = math.pi * self.iteration / self.settings.iterations
+            for group in self.optimizers["image_syn"].param_groups:
+                group["lr"] = self.settings.lr_img * (1 + math.cos(turn)) / 2
         for optimizer in self.optimizers.values():
             optimizer.step()
         if self.plateau is not None:
@@ -318,7 +322,8 @@ def _make_optimizer(name: str, tensor: Tensor, settings: LoopSettings) -> torch.
     decay = settings.weight_decay_img if name == "image_syn" else 0.0
     if name == "image_syn" and settings.optimizer_img != "sgd":
         kind = torch.optim.Adam if settings.optimizer_img == "adam" else torch.optim.AdamW
-        return kind([tensor], settings.lr_img, weight_decay=decay)
+        betas = settings.beta1_img, settings.beta2_img
+        return kind([tensor], settings.lr_img, betas, weight_decay=decay)
     lr = {
         "image_syn": settings.lr_img,
         "syn_lr": settings.lr_lr,
