@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from recovered import by_hand, doubled, make_set, maker, stream
 from tiny import at_once, make_data, same_after_a_stop
 
 from mim4dd import MIM4DDLoss
@@ -12,48 +13,9 @@ from mim4dd.distill.add_ons.mutual_information import MIM4DD
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
-from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.runs import RunDirectory
-from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = SRe2LSettings(squeeze_epochs=3, squeeze_batch=16, r_bn=0.3, jitter=2)
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
-
-
-def maker(data, norm="batch"):
-    def make(seed):
-        network = seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
-        )
-        return network.to(data.image_train.dtype)
-
-    return make
-
-
-def stream():
-    return torch.Generator().manual_seed(3)
-
-
-def make_set(data, ipc=2):
-    images, labels = data.sample(ipc, stream())
-    return images.clone().requires_grad_(), labels
-
-
-def by_hand(network, images):
-    """Logits of ConvNet in eval mode, and the input of every BatchNorm."""
-    inputs = []
-    for convolution, norm, *rest in network.blocks:
-        images = convolution(images)
-        inputs.append((norm, images))
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        shift = norm.bias - norm.running_mean * scale
-        images = images * scale[:, None, None] + shift[:, None, None]
-        for module in rest:
-            images = module(images)
-    return network.classifier(images.flatten(1)), inputs
 
 
 @pytest.mark.parametrize("num_networks", [1, 2])

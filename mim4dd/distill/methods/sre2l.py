@@ -78,6 +78,10 @@ class SRe2L(BaseMethod):
         Yin, Xing, Shen. Squeeze, Recover and Relabel. arXiv:2306.13092.
     """
 
+    name = "sre2l"
+    title = "SRe2L"
+    variance_weight = 1.0  # beside the means
+
     def __init__(
         self,
         make_teacher: Callable[[int], nn.Module],
@@ -88,8 +92,8 @@ class SRe2L(BaseMethod):
         networks = [make_teacher(seed + index) for index in range(settings.num_networks)]
         if not _batch_norms(networks[0]):
             raise ValueError(
-                "method 'sre2l' needs a network with BatchNorm: --norm batch, which --network "
-                f"{', '.join(networks_with('batch'))} take"
+                f"method {self.name!r} needs a network with BatchNorm: --norm batch, which "
+                f"--network {', '.join(networks_with('batch'))} take"
             )
         self.data = data
         self.settings = settings
@@ -110,21 +114,12 @@ class SRe2L(BaseMethod):
     ) -> Objective:
         """Cross entropy and distance of the statistics, in the mean over the teachers."""
         teachers = self.teachers.trained_on(self.data)
-        shifts = [real.integer(self.settings.jitter + 1) for _ in range(2)]
+        images = self._moved(image_syn, real)
 
         def parts(state: State, images: Tensor) -> Tensor:
-            logits, distance = self._recovery(teachers[0], state, images)
-            return torch.stack([F.cross_entropy(logits, label_syn), distance])
+            return self._recovery(teachers[0], state, images, label_syn)
 
-        images = image_syn.roll(shifts, dims=(2, 3))
-        if self.augment is not None:
-            generator = torch.Generator(images.device).manual_seed(real.seed())
-            images = self.augment(images, generator)
-        per_teacher = for_each_network(parts, stack_networks(teachers), images)
-        cross_entropy, distance = per_teacher.mean(0)
-        value = cross_entropy + self.settings.r_bn * distance
-        metrics = {"cross_entropy": cross_entropy.item(), "batch_norm_distance": distance.item()}
-        return Objective(value, [unchanged(teacher) for teacher in teachers], metrics)
+        return self._objective(for_each_network(parts, stack_networks(teachers), images).mean(0))
 
     def relabel(self, image_syn: Tensor) -> Tensor:
         """What the teachers take the images for, in the mean. (n, C)"""
@@ -138,8 +133,9 @@ class SRe2L(BaseMethod):
         """Raise ValueError unless every class has as many images."""
         if len(set(counts)) > 1:
             raise ValueError(
-                "ipc_by_class must be one number for all classes with SRe2L, which recovers groups "
-                f"of one image of every class, got {', '.join(map(str, counts))}"
+                f"ipc_by_class must be one number for all classes with {self.title}, which "
+                "recovers groups of one image of every class, got "
+                f"{', '.join(map(str, counts))}"
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -150,12 +146,29 @@ class SRe2L(BaseMethod):
         """Take up the teachers."""
         self.teachers.restore(state)
 
-    def _recovery(self, teacher: nn.Module, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C), and how far the inputs of all BatchNorm layers are from their own ()."""
+    def _moved(self, image_syn: Tensor, real: RealData) -> Tensor:
+        """The images, rolled and augmented by one draw."""
+        shifts = [real.integer(self.settings.jitter + 1) for _ in range(2)]
+        images = image_syn.roll(shifts, dims=(2, 3))
+        if self.augment is None:
+            return images
+        return self.augment(images, torch.Generator(images.device).manual_seed(real.seed()))
+
+    def _objective(self, parts: Tensor) -> Objective:
+        """Of what :meth:`_recovery` gives."""
+        cross_entropy, distance = parts
+        value = cross_entropy + self.settings.r_bn * distance
+        metrics = {"cross_entropy": cross_entropy.item(), "batch_norm_distance": distance.item()}
+        compared = [unchanged(teacher) for teacher in self.teachers.networks]
+        return Objective(value, compared, metrics)
+
+    def _recovery(self, teacher: nn.Module, state: State, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy, and how far the inputs of all BatchNorm layers are from their own. (2,)"""
         with reading_inputs(teacher, _batch_norms(teacher), self._distance) as distances:
             logits = functional_call(teacher, state, (images,))
         first, *others = distances
-        return logits, sum(others, self.settings.first_bn_multiplier * first)
+        distance = sum(others, self.settings.first_bn_multiplier * first)
+        return torch.stack([F.cross_entropy(logits, labels), distance])
 
     def _distance(self, norm: nn.Module, inputs: Tensor) -> Tensor:
         """Mean over the groups of one image per class of the distances of mean and variance."""
@@ -165,7 +178,7 @@ class SRe2L(BaseMethod):
         mean, variance = groups.mean(axes), groups.var(axes, correction=0)
         return (
             torch.linalg.vector_norm(mean - norm.running_mean, dim=1)
-            + torch.linalg.vector_norm(variance - norm.running_var, dim=1)
+            + self.variance_weight * torch.linalg.vector_norm(variance - norm.running_var, dim=1)
         ).mean()
 
 
