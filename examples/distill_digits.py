@@ -3,9 +3,9 @@
     python examples/distill_digits.py dm
     python examples/distill_digits.py mtt
 
-Methods: mtt, tesla, datm, dc, dsa, cafe, dm, rat_bptt, at_bptt, sre2l, dwa, rded, ncfm. The first
-three match the parameters of experts, which are networks that were trained on the real digits: the
-program trains them first. It takes about a minute.
+Methods: mtt, tesla, datm, dc, dsa, cafe, dm, rat_bptt, at_bptt, sre2l, dwa, edc, rded, ncfm. The
+first three match the parameters of experts, which are networks that were trained on the real
+digits: the program trains them first. It takes about a minute.
 """
 
 import sys

@@ -157,11 +157,13 @@ class RDED(BaseMethod):
         return kept[least.argsort(stable=True)]
 
 
-def random_crop(image: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A square of 8 to 100 % of the area, anywhere in the image, resized. (channels, size, size)"""
+def random_crop(
+    image: Tensor, size: int, generator: torch.Generator, least_area: float = _LEAST_AREA
+) -> Tensor:
+    """A square of some of the area, anywhere in the image, resized. (channels, size, size)"""
     height, width = image.shape[1:]
     area, down, right = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    share = (_LEAST_AREA + (1 - _LEAST_AREA) * area) ** 0.5
+    share = (least_area + (1 - least_area) * area) ** 0.5
     side = max(1, round(min(height, width) * share))
     top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
     part = image[None, :, top : top + side, left : left + side]
