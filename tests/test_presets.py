@@ -177,6 +177,47 @@ def test_datm_is_as_published():
     assert "initial_max_start_epoch" not in fixed
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("cifar10", (200, 40, 10, 5000, 0.001, 600_000, True)),
+        ("cifar100", (300, 100, 20, 1000, 0.001, 3_000_000, True)),
+        ("tiny_imagenet", (300, 100, 30, 1000, 0.0003, 6_000_000, False)),
+    ],
+)
+def test_at_bptt_is_as_published(data, expected):
+    """The commands of its README; an iteration there is a batch of a pass."""
+    config = distill.resolve(method="at_bptt", data=data, ipc=10)
+    method = config.method
+    assert expected == (
+        method.syn_steps,
+        method.window,
+        method.window_change,
+        method.batch_target,
+        config.lr_img,
+        config.iterations,
+        config.zca,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "ipc", "expected"),
+    [
+        ("sre2l", "cifar100", 10, (0.25, 1000, "noise")),
+        ("dwa", "cifar100", 10, (0.25, 1000, "real")),
+        ("dwa", "tiny_imagenet", 10, (0.1, 2000, "real")),
+        ("edc", "cifar10", 1, (0.05, 75, "real")),
+        ("edc", "cifar100", 10, (0.05, 2000, "real")),
+    ],
+)
+def test_recovery_is_as_published(method, data, ipc, expected):
+    config = distill.resolve(method=method, data=data, ipc=ipc)
+    assert (config.lr_img, config.iterations, config.init) == expected
+    assert (config.optimizer_img, config.beta1_img, config.beta2_img) == ("adam", 0.5, 0.9)
+    assert (config.cosine_img, config.clip_img) == (True, True)
+    assert config.network.norm == "batch"
+
+
 def test_the_next_smaller_ipc_stands_for_those_between():
     assert preset("cifar10", "mtt", 9) == preset("cifar10", "mtt", 1)
     assert preset("cifar10", "mtt", 49) == preset("cifar10", "mtt", 10)

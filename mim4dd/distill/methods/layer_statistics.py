@@ -95,8 +95,9 @@ def real_statistics(network: nn.Module, data: ImageData, seed: int) -> list[Real
     for layer, total in zip(layers, sums, strict=True):
         for of_classes in total.of_classes:
             of_classes /= counts.view(-1, 1)
-        if isinstance(layer, nn.BatchNorm2d):
-            total.running[:] = [layer.running_mean, layer.running_var]
+        mean, variance = (getattr(layer, f"running_{each}", None) for each in ("mean", "var"))
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            total.running[:] = [mean, variance]
     return sums
 
 
