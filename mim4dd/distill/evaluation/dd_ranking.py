@@ -69,7 +69,7 @@ def label_robust_score(
         ValueError: If a value lies outside [0, 1], such as one in percent.
 
     Example:
-        >>> from mim4dd.distill.evaluation.dd_ranking import label_robust_score
+        >>> from mim4dd.distill.evaluation import label_robust_score
         >>> round(label_robust_score(0.9, 0.6, 0.7, 0.5), 3)
         0.248
 
@@ -118,7 +118,7 @@ def augmentation_robust_score(
         ValueError: If a value lies outside [0, 1], such as one in percent.
 
     Example:
-        >>> from mim4dd.distill.evaluation.dd_ranking import augmentation_robust_score
+        >>> from mim4dd.distill.evaluation import augmentation_robust_score
         >>> round(augmentation_robust_score(0.7, 0.5, 0.6, 0.5), 3)
         0.338
 
