@@ -206,7 +206,7 @@ def truncate(
         >>> truncate(1, torch.tensor([9.0, 1.0, 0.0, 0.0]), 0.5, num_steps=4, window=2, change=1)
         (0, 1)
         >>> truncate(2, None, 0.5, num_steps=4, window=2, change=1)
-        (0, 3)
+        (1, 3)
 
     References:
         Li et al. arXiv:2510.04838, and the published code, ``window_start_size``.
