@@ -199,3 +199,20 @@ def test_bad_folders(tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "dog" / "0.png")
     with pytest.raises(ValueError, match="all images must have one size"):
         load_data(str(tmp_path))
+
+
+def test_images_are_found_in_the_order_of_their_paths(tmp_path):
+    """Whatever lies beside them, and through links to files but not to folders."""
+    from mim4dd.distill.data.readers.image_files import image_files
+
+    write_images(tmp_path, "b/0.png b-c/1.png b/a/2.PNG 3.png")
+    write_images(tmp_path, ".hidden/4.png b/__MACOSX/5.png ._6.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "z.png").symlink_to(tmp_path / "3.png")
+    (tmp_path / "again").symlink_to(tmp_path / "b")
+    expected = [tmp_path / name for name in ("3.png", "b/0.png", "b/a/2.PNG", "b-c/1.png", "z.png")]
+    assert image_files(tmp_path) == expected == sorted(expected)
+    assert image_files(tmp_path / "again") == [tmp_path / "again" / "0.png",
+                                               tmp_path / "again" / "a" / "2.PNG"]  # fmt: skip
+    assert image_files(tmp_path / "nowhere") == []

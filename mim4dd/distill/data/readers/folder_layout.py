@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mim4dd.distill.data.readers.image_files import has_images, is_stray
+from mim4dd.distill.data.readers.image_files import has_images, subfolders
 
 __all__ = ["find_parts"]
 
@@ -27,7 +27,7 @@ def find_parts(root: Path) -> tuple[list[str], list[Path]]:
     """
     if not root.is_dir():
         raise ValueError(f"{root} must be a folder of images")
-    folders = _subfolders(root)
+    folders = subfolders(root)
     train, test, validation = (_named(folders, names) for names in (_TRAIN, _TEST, _VALIDATION))
     parts = [*train, *test, *validation]
     others = [each for each in folders if each not in parts and has_images(each)]
@@ -56,10 +56,6 @@ def find_parts(root: Path) -> tuple[list[str], list[Path]]:
     return class_names, train
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_stray(entry))
-
-
 def _named(folders: Iterable[Path], names: Sequence[str]) -> list[Path]:
     """The folders of these names, in any case, and with or without a noun such as in test_set."""
     pattern = re.compile(f"({'|'.join(names)})({'|'.join(_NOUNS)})?")
@@ -83,18 +79,18 @@ def _refuse_compound_names(root: Path, folders: Sequence[Path]) -> None:
 
 def _labelled(folder: Path) -> bool:
     """Whether images lie in sub-folders of it."""
-    return any(map(has_images, _subfolders(folder)))
+    return any(map(has_images, subfolders(folder)))
 
 
 def _class_names(folder: Path) -> list[str]:
-    classes = _subfolders(folder)
+    classes = subfolders(folder)
     if len(classes) < 2:
         raise ValueError(
             f"{folder} must hold one sub-folder of images per class, at least 2, "
             f"got {[each.name for each in classes]}"
         )
     for each in classes:
-        inner = _subfolders(each)
+        inner = subfolders(each)
         if _named(inner, _TRAIN) and _named(inner, (*_TEST, *_VALIDATION)):
             raise ValueError(
                 f"{each} must hold images of one class, it holds the parts {_names(inner)}: parts "
@@ -105,7 +101,7 @@ def _class_names(folder: Path) -> list[str]:
 
 def _is_of_classes(part: Path, class_names: Sequence[str]) -> bool:
     """Whether a part is sorted into classes; a warning says so where it is not."""
-    inner = [each.name for each in _subfolders(part) if has_images(each)]
+    inner = [each.name for each in subfolders(part) if has_images(each)]
     if len(inner) > 1 or set(inner) & set(class_names):
         return True
     warnings.warn(f"{part} is left out: it has no sub-folders of the classes", stacklevel=4)
@@ -113,7 +109,7 @@ def _is_of_classes(part: Path, class_names: Sequence[str]) -> bool:
 
 
 def _require_same_classes(train: Path, test: Path, class_names: Sequence[str]) -> None:
-    found = {each.name for each in _subfolders(test)}
+    found = {each.name for each in subfolders(test)}
     for what, names in (
         (f"{test.name} and not {train.name}", sorted(found - set(class_names))),
         (f"{train.name} and not {test.name}", sorted(set(class_names) - found)),

@@ -1,5 +1,6 @@
 """Image files."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,14 @@ from torch import Tensor
 from mim4dd.distill.files.regular import require_regular
 from mim4dd.distill.runtime.progress import progress_bar
 
-__all__ = ["has_images", "image_files", "is_stray", "read_image", "read_squares"]
+__all__ = [
+    "has_images",
+    "image_files",
+    "image_names",
+    "read_image",
+    "read_squares",
+    "subfolders",
+]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # What systems and archivers leave beside images; other such names begin with a dot.
@@ -47,26 +55,50 @@ def read_image(file: Path, use: Callable[[Any], _Read]) -> _Read:
     raise ValueError(f"{file} must have 8 bits per channel, mode {', '.join(_MODES)}, got {mode}")
 
 
-def is_stray(path: Path) -> bool:
+def _is_stray(name: str) -> bool:
     """Whether a file or folder is hidden, or one that systems and archivers leave behind."""
-    return path.name.startswith(".") or path.name.lower() in _STRAY
+    return name.startswith(".") or name.lower() in _STRAY
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in alphabetical order, without stray ones."""
+    with os.scandir(folder) as entries:  # which knows most kinds without asking for every file
+        return sorted(
+            folder / entry.name for entry in entries if entry.is_dir() and not _is_stray(entry.name)
+        )
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in and below a folder, in alphabetical order, without stray ones."""
-    return sorted(_image_files(folder))
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path) -> list[str]:
+    """As :func:`image_files`, where they are below the folder."""
+    return sorted(_image_names(folder), key=lambda name: name.split(os.sep))
 
 
 def has_images(folder: Path) -> bool:
     """Whether there is an image file in or below a folder."""
-    return next(_image_files(folder), None) is not None
+    return next(_image_names(folder), None) is not None
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        is_image = file.suffix.lower() in _SUFFIXES and file.is_file()
-        if is_image and not any(map(is_stray, (file, *file.relative_to(folder).parents))):
-            yield file
+def _image_names(folder: Path, below: str = "") -> Iterator[str]:
+    try:
+        entries = os.scandir(folder / below)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    inner = []
+    with entries:
+        for entry in entries:
+            if _is_stray(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                inner.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file():
+                yield os.path.join(below, entry.name)
+    for name in inner:
+        yield from _image_names(folder, os.path.join(below, name))
 
 
 def read_squares(files: Sequence[Path], size: int, name: str) -> Tensor:
