@@ -54,6 +54,7 @@ class TaskSettings(Configuration):
         image_size: Size to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
         keep_bytes: Hold the images of a folder as bytes.
+        stream: Read the images of a folder as they are taken.
         network: Architecture of experts and students.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
@@ -66,6 +67,7 @@ class TaskSettings(Configuration):
     image_size: int | None = None
     zca: bool = False
     keep_bytes: bool = False
+    stream: bool = False
     network_name: str = "convnet"
     network: Settings = _CONVNET
     device: str = "cpu"
@@ -78,7 +80,12 @@ class TaskSettings(Configuration):
     def load_data(self) -> ImageData:
         """The data set, on the device."""
         return load_data(
-            self.data, self.image_size, self.zca, self.data_path, keep_bytes=self.keep_bytes
+            self.data,
+            self.image_size,
+            self.zca,
+            self.data_path,
+            keep_bytes=self.keep_bytes,
+            stream=self.stream,
         ).to(self.device)
 
     def make_network(self, data: ImageData) -> nn.Module:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.data.normalization import Normalization, fixed_normalization
+from mim4dd.distill.data.streamed import StreamedPixels
 
-__all__ = ["ByteImages", "Images", "standardize_bytes"]
+__all__ = ["ByteImages", "Images", "standardize_bytes", "taken"]
 
 _CHUNK = 256
 
@@ -21,12 +22,15 @@ class ByteImages:
     slice or a tensor of rows gives the same values, in float32, bit for bit.
 
     Args:
-        pixels: Bytes of images, of which these may be a part. (M, channels, H, W) uint8
+        pixels: Bytes of images, of which these may be a part, in memory or read as they are taken.
+            (M, channels, H, W) uint8
         rows: Which of them, in which order. (N,)
         normalization: What makes samples of pixels from 0 to 1.
     """
 
-    def __init__(self, pixels: Tensor, rows: Tensor, normalization: Normalization) -> None:
+    def __init__(
+        self, pixels: Tensor | StreamedPixels, rows: Tensor, normalization: Normalization
+    ) -> None:
         self.pixels = pixels
         self.rows = rows
         self.normalization = normalization
@@ -58,7 +62,7 @@ class ByteImages:
 
     def dim(self) -> int:
         """Four."""
-        return self.pixels.dim()
+        return len(self.pixels.shape)
 
     def numel(self) -> int:
         """How many values there would be in a tensor."""
@@ -67,6 +71,16 @@ class ByteImages:
     def split(self, size: int) -> "_Parts":
         """Parts of so many, each made when it is asked for."""
         return _Parts(self, size)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether they are read as they are taken."""
+        return isinstance(self.pixels, StreamedPixels)
+
+    def expect(self, index: Tensor | slice) -> None:
+        """Say what is taken next: streamed images are read while something else is computed."""
+        if isinstance(self.pixels, StreamedPixels):
+            self.pixels.expect(self.rows[index])
 
     def take(self, rows: Tensor) -> "ByteImages":
         """Some of the images, still as bytes, which both share."""
@@ -91,18 +105,40 @@ class _Parts(Sequence[Tensor]):
             return [self[each] for each in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        first = index % len(self) * self.size
-        return self.images[first : first + self.size]
+        return self.images[self._slice(index % len(self))]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
+        for index in range(len(self)):
+            part = self[index]
+            if index + 1 < len(self):
+                self.images.expect(self._slice(index + 1))
+            yield part
+
+    def _slice(self, index: int) -> slice:
+        return slice(index * self.size, (index + 1) * self.size)
 
 
 Images: TypeAlias = Tensor | ByteImages
 """Samples as networks are trained on them."""
 
 
-def standardize_bytes(pixels: Tensor, rows: Tensor) -> Normalization:
+def taken(images: Images, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Samples of several rows, part by part; streamed ones are read a part ahead.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data.byte_images import taken
+        >>> list(taken(torch.arange(5.0), torch.tensor([4, 0, 2]).split(2)))
+        [tensor([4., 0.]), tensor([2.])]
+    """
+    for index, part in enumerate(parts):
+        samples = images[part]
+        if isinstance(images, ByteImages) and index + 1 < len(parts):
+            images.expect(parts[index + 1])
+        yield samples
+
+
+def standardize_bytes(pixels: Tensor | StreamedPixels, rows: Tensor) -> Normalization:
     """Zero mean and unit deviation of every channel of some images, from exact sums of bytes.
 
     Args:
@@ -118,7 +154,7 @@ def standardize_bytes(pixels: Tensor, rows: Tensor) -> Normalization:
         for channel, count in zip(pixels[chunk].unbind(1), counts, strict=True):
             count += channel.flatten().int().bincount(minlength=256)
     sums, squares = ((counts * powers).sum(1).tolist() for powers in (values, values.square()))
-    number = len(rows) * pixels[0, 0].numel()
+    number = len(rows) * pixels.shape[2:].numel()
     # Whole numbers, so exact.
     spreads = [number * two - one**2 for one, two in zip(sums, squares, strict=True)]
     constant = [channel for channel, spread in enumerate(spreads) if spread == 0]

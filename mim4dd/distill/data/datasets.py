@@ -1,6 +1,7 @@
 """Data sets from PyTorch's own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch.utils.data import Dataset
 
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.normalization import Normalization
-from mim4dd.distill.data.tensors import from_tensors
+from mim4dd.distill.data.streamed import StreamedPixels
+from mim4dd.distill.data.tensors import from_stream, from_tensors
+from mim4dd.distill.runtime.progress import progress_bar
 
 __all__ = ["from_dataset", "stack", "to_tensor"]
 
@@ -28,6 +31,8 @@ def from_dataset(
     zca: bool = False,
     normalization: Normalization | None = None,
     keep_bytes: bool = False,
+    stream: bool = False,
+    readers: int = 1,
 ) -> ImageData:
     """Make a data set of any map-style :class:`torch.utils.data.Dataset` of (image, label) pairs.
 
@@ -35,6 +40,13 @@ def from_dataset(
     labels are integers, or arrays of one. Samples may be dictionaries instead of pairs, as those of
     Hugging Face, with ``image``, ``img``, ``images`` or ``pixel_values`` and ``label``, ``labels``,
     ``fine_label`` or ``target``. ``test`` and the other arguments are as in :func:`from_tensors`.
+
+    With ``stream`` samples are taken from the data set when they are used, as bytes: they must be
+    in uint8, as PIL images are, and the data set gives the same ones whenever it is asked. Labels
+    are read first: from a list ``targets``, as data sets of torchvision have one, or from the
+    column of one of Hugging Face, else from all samples. Mean and deviation are those of 5000
+    images, evenly over the classes. ``readers`` is the number of threads that ask the data set at
+    the same time: more than one where its ``__getitem__`` allows that.
 
     Raises:
         ValueError: If a sample is neither, has no key or several of an image or a label, or a label
@@ -48,6 +60,16 @@ def from_dataset(
         >>> from_dataset(samples).image_train.shape
         torch.Size([8, 1, 8, 8])
     """
+    if stream:
+        if zca:
+            raise ValueError("zca must be False with stream, as it is fitted to all at once")
+        return from_stream(
+            *_streamed(dataset, readers),
+            None if test is None else _streamed(test, readers),
+            class_names=class_names,
+            name=name,
+            normalization=normalization,
+        )
     return from_tensors(
         *stack(_items(dataset), _length(dataset)),
         None if test is None else stack(_items(test), _length(test)),
@@ -68,6 +90,53 @@ def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
     for index in range(_length(dataset)):
         image, label = _pair(dataset[index], index)
         yield to_tensor(image), _class_of(label, index)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    dataset: Dataset[Any]
+
+    def __call__(self, row: int) -> Tensor:
+        return to_tensor(_pair(self.dataset[row], row)[0])
+
+
+def _streamed(dataset: Dataset[Any], readers: int) -> tuple[StreamedPixels, Tensor]:
+    count = _length(dataset)
+    if count == 0:
+        raise ValueError("the data set must not be empty, got no images")
+    read = _Reader(dataset)
+    first = read(0)
+    if first.dtype != torch.uint8 or first.dim() != 3:
+        raise ValueError(
+            "images must be uint8 (channels, H, W) to be streamed, as PIL images are without "
+            f"ToTensor, got {first.dtype} {tuple(first.shape)}"
+        )
+    channels, height, width = first.shape
+    labels = torch.tensor([_class_of(each, row) for row, each in enumerate(_labels(dataset))])
+    if len(labels) != count or labels.min() < 0:
+        raise ValueError(
+            f"labels must be {count}, of at least 0, got {len(labels)} from {int(labels.min())} on"
+        )
+    return StreamedPixels(read, count, (channels, height, width), readers), labels
+
+
+def _labels(dataset: Dataset[Any]) -> Iterable[Any]:
+    """The labels, without the images where they can be had so."""
+    targets = getattr(dataset, "targets", None)
+    if targets is not None:
+        return targets
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list):
+        (name,) = [key for key in _LABEL_KEYS if key in columns]
+        return dataset[name]
+    return _labels_of_samples(dataset)
+
+
+def _labels_of_samples(dataset: Dataset[Any]) -> Iterator[Any]:
+    with progress_bar(_length(dataset), "labels") as bar:
+        for row in range(_length(dataset)):
+            yield _pair(dataset[row], row)[1]
+            bar.update()
 
 
 def _pair(sample: Any, index: int) -> tuple[Any, Any]:

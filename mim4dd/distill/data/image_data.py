@@ -78,7 +78,9 @@ class ImageData:
             )
 
     def to(self, device: torch.device | str) -> "ImageData":
-        """The same data on another device."""
+        """The same data on another device; itself where it is there, with what it remembers."""
+        if torch.device(device) == self.image_train.device:
+            return self
         return ImageData(
             self.name,
             self.image_train.to(device),

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["PerClass", "class_counts", "draw_of_class"]
+__all__ = ["PerClass", "class_counts", "draw_of_class", "rows_of_classes", "spread"]
 
 PerClass: TypeAlias = int | Sequence[int]
 """Images per class: one number for all classes, or one for each in their order."""
@@ -62,3 +62,20 @@ def draw_of_class(
     most = count if isinstance(count, int) else count(len(members))
     order = torch.randperm(len(members), generator=generator)[:most]
     return members[order.to(members.device)]
+
+
+def rows_of_classes(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """The rows of every class, in their order."""
+    return labels.argsort(stable=True).split(labels.bincount(minlength=num_classes).tolist())
+
+
+def spread(rows: Tensor, most: int) -> Tensor:
+    """Up to ``most`` of the rows, at equal distances.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data.per_class import spread
+        >>> spread(torch.arange(10), 4)
+        tensor([0, 3, 6, 9])
+    """
+    return rows[:: max(1, -(-len(rows) // most))]

@@ -9,9 +9,11 @@ from mim4dd._checks import check_integer, check_rank, check_tensor
 from mim4dd.distill.data.byte_images import ByteImages, standardize_bytes
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.normalization import Normalization, fit_zca, standardize
+from mim4dd.distill.data.per_class import rows_of_classes, spread
 from mim4dd.distill.data.split import hold_out_a_fifth
+from mim4dd.distill.data.streamed import SAMPLED, StreamedPixels
 
-__all__ = ["from_tensors"]
+__all__ = ["from_stream", "from_tensors"]
 
 _CHUNK = 1024
 
@@ -81,14 +83,13 @@ def from_tensors(
     if zca and images.dim() == 2:
         raise ValueError(f"zca must be False for rows, which {name} holds, got True")
     if keep_bytes:
+        if test is not None and test_images.dtype != torch.uint8:
+            raise ValueError(f"test images must be uint8 with keep_bytes, got {test_images.dtype}")
         rows = torch.arange(len(test_labels)) if held_out is None else held_out
-        return _as_bytes(
-            name,
-            (images, train, labels),
-            (test_images, rows, test_labels),
-            class_names,
-            normalization,
-        )
+        if normalization is None:
+            normalization = standardize_bytes(images, train)
+        parts = (images, train, labels), (test_images, rows, test_labels)
+        return _as_bytes(name, *parts, class_names, normalization)
     if normalization is None:
         images = _wide(images)
         normalization = fit_zca(images) if zca else standardize(images)
@@ -103,18 +104,44 @@ def from_tensors(
     )
 
 
+def from_stream(
+    images: StreamedPixels,
+    labels: Tensor,
+    test: tuple[StreamedPixels, Tensor] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str,
+    normalization: Normalization | None = None,
+) -> ImageData:
+    """As :func:`from_tensors`, of images that are read when they are taken.
+
+    A normalisation is fitted to ``SAMPLED`` images, as many of every class as there can be.
+    """
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"images must be square, got {tuple(images.shape[2:])} pixels")
+    train = torch.arange(len(labels))
+    if test is None:
+        train, held_out = hold_out_a_fifth(labels)
+        test_part = images, held_out, labels[held_out]
+        labels = labels[train]
+    else:
+        test_part = test[0], torch.arange(len(test[1])), test[1]
+    class_names = _check_classes(labels, test_part[2], class_names)
+    if normalization is None:
+        most = -(-SAMPLED // len(class_names))
+        of_classes = [spread(rows, most) for rows in rows_of_classes(labels, len(class_names))]
+        normalization = standardize_bytes(images, train[torch.cat(of_classes)])
+    return _as_bytes(name, (images, train, labels), test_part, class_names, normalization)
+
+
 def _as_bytes(
     name: str,
-    train: tuple[Tensor, Tensor, Tensor],
-    test: tuple[Tensor, Tensor, Tensor],
+    train: tuple[Tensor | StreamedPixels, Tensor, Tensor],
+    test: tuple[Tensor | StreamedPixels, Tensor, Tensor],
     class_names: tuple[str, ...],
-    normalization: Normalization | None,
+    normalization: Normalization,
 ) -> ImageData:
     """A data set of pixels, rows of them and labels."""
-    if test[0].dtype != torch.uint8:
-        raise ValueError(f"test images must be uint8 with keep_bytes, got {test[0].dtype}")
-    if normalization is None:
-        normalization = standardize_bytes(*train[:2])
     normalization = normalization.float()
     parts = [ByteImages(pixels, rows, normalization) for pixels, rows, _ in (train, test)]
     return ImageData(name, parts[0], train[2], parts[1], test[2], class_names, normalization)

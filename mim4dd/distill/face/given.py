@@ -32,13 +32,16 @@ def options_beside(data: Data, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} is for data by name or folder, got {options[name]!r} beside "
                 f"{type(data).__name__}"
             )
+    if _is_pair(data) and options.get("stream"):
+        raise ValueError("stream must be False for tensors, which are in memory, got True")
     if not isinstance(data, ImageData):
         return {**options, "data": "tensors" if _is_pair(data) else "dataset"}
-    if "keep_bytes" in options:
-        raise ValueError(
-            f"keep_bytes must be left out beside ImageData, which is made with it or without, got "
-            f"{options['keep_bytes']!r}"
-        )
+    for name in ("keep_bytes", "stream"):
+        if name in options:
+            raise ValueError(
+                f"{name} must be left out beside ImageData, which is made with it or without, got "
+                f"{options[name]!r}"
+            )
     if options.get("zca", data.zca) != data.zca:
         raise ValueError(
             f"zca must be {data.zca}, as {data.name} was made, or left out, got {options['zca']!r}"
@@ -67,7 +70,10 @@ def loader(data: Data) -> Callable[[TaskSettings], ImageData]:
             made = from_tensors(*data, zca=config.zca, keep_bytes=config.keep_bytes)
         else:
             made = from_dataset(
-                cast("Dataset[Any]", data), zca=config.zca, keep_bytes=config.keep_bytes
+                cast("Dataset[Any]", data),
+                zca=config.zca,
+                keep_bytes=config.keep_bytes,
+                stream=config.stream,
             )
         return made.to(config.device)
 

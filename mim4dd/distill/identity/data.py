@@ -10,6 +10,8 @@ from torch import Tensor
 from mim4dd._torch_private import version
 from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.data.image_data import ImageData
+from mim4dd.distill.data.per_class import rows_of_classes, spread
+from mim4dd.distill.data.streamed import SAMPLED
 
 __all__ = ["describe_data"]
 
@@ -24,7 +26,8 @@ def describe_data(data: ImageData) -> dict[str, Any]:
     Of every mean sample, in the units that networks see, four projections are kept, so a picture
     more, less, elsewhere or of another class shows, while the same pictures under another name, in
     another order within their classes or on another device do not. One pass over the data, once
-    for each :class:`ImageData`, and again where its tensors were changed in place.
+    for each :class:`ImageData`, and again where its tensors were changed in place. Of images that
+    are streamed a mean is of some of the class, at equal distances in the order of their names.
     """
     versions = [_version(tensor) for tensor in _tensors(data)]
     known = vars(data).get(_REMEMBERED)  # beside the fields: replace() and copies leave it out
@@ -39,6 +42,7 @@ def _tensors(data: ImageData) -> list[Tensor]:
         part
         for each in (data.image_train, data.image_test)
         for part in ((each.pixels, each.rows) if isinstance(each, ByteImages) else (each,))
+        if isinstance(part, Tensor)  # files are not read again to see whether they changed
     ]
     return [
         *images,
@@ -69,15 +73,19 @@ def _describe(data: ImageData) -> dict[str, Any]:
 
 
 def _part(images: Images, labels: Tensor, num_classes: int) -> dict[str, Any]:
-    counts = labels.bincount(minlength=num_classes).tolist()
-    rows = labels.argsort(stable=True)
-    means = [_mean(images, members) for members in rows.split(counts)]
-    return {"counts": counts, "content": _projected(torch.stack(means)).flatten().tolist()}
+    classes = rows_of_classes(labels, num_classes)
+    described: dict[str, Any] = {"counts": [len(members) for members in classes]}
+    if isinstance(images, ByteImages) and images.streamed:
+        most = -(-SAMPLED // num_classes)
+        described["at_most_of_a_class"] = most
+        classes = tuple(spread(members, most) for members in classes)
+    means = [_mean(images, members) for members in classes]
+    return described | {"content": _projected(torch.stack(means)).flatten().tolist()}
 
 
 def _mean(images: Images, rows: Tensor) -> Tensor:
     """The mean sample of some rows, in float64 on the CPU. (D,)"""
-    total = torch.zeros(images[0].numel(), dtype=torch.float64, device=images.device)
+    total = torch.zeros(images.shape[1:].numel(), dtype=torch.float64, device=images.device)
     for chunk in rows.split(_CHUNK):
         total += images[chunk].flatten(1).sum(0, dtype=torch.float64)
     return (total / max(1, len(rows))).cpu()

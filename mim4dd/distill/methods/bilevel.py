@@ -22,9 +22,9 @@ class BilevelSettings(NetworksSettings):
     """How networks are trained on the synthetic set between its steps.
 
     Args:
-        outer_loop: Image steps with a network before a fresh one takes its place.
+        outer_loop: Image steps with a network before a fresh one.
         inner_loop: Epochs that a network is trained on the synthetic set between two image steps.
-        lr_net: Step size of the networks in training on the synthetic set.
+        lr_net: Step size of the networks on the synthetic set.
         batch_real: Real images of each class in an image step.
         batch_syn: Synthetic samples per inner step; by default all of them.
     """

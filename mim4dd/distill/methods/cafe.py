@@ -31,7 +31,7 @@ class CAFESettings(BilevelSettings):
     Args:
         aligned_maps: Align every layer's maps as they come out, "pooled", or before their pooling
             and the last layer's after it too, "unpooled", as the published code does.
-        early_weight: Weight of aligning the features of every layer before the last.
+        early_weight: Weight of aligning features of layers before the last.
         last_weight: Weight of aligning the features of the last layer; its unpooled maps count half
             of it.
         discrimination_weight: Weight of classifying each real sample by synthetic class centres.

@@ -81,6 +81,8 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
     sources = {}
     for config in (setting.config for setting in settings):
         options = {name: getattr(config, name) for name in _DATA}
+        if config.stream:  # else known by what it was known by before there were streams
+            options["stream"] = True
         key = f"data {json.dumps(options, sort_keys=True)}"
         if key not in sources:
             sources[key] = describe_data(config.load_data())
@@ -173,5 +175,6 @@ def _digest(options: Mapping[str, Any]) -> str:
         name: None if name in ("norm", "pooling") and value == getattr(defaults, name) else value
         for name, value in options.items()
         if name != "keep_bytes"  # by which samples are the same
+        and (name, value) != ("stream", False)  # which came later
     }
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]

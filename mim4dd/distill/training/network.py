@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mim4dd._turns import alone_with
 from mim4dd._unroll.steps import Augment
-from mim4dd.distill.data.byte_images import Images
+from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.runtime.threads import working_threads
 from mim4dd.distill.training.passes import in_passes
 
@@ -79,6 +79,8 @@ def train_network(
                 optimizer = make_optimizer(0.1 * lr)
             rows = order.pop(0)
             batch = images[rows]
+            if order and isinstance(images, ByteImages):
+                images.expect(order[0])
             if augment is not None:
                 batch = augment(batch, generator)
             optimizer.zero_grad()

@@ -17,6 +17,7 @@ def load_data(
     data_path: str | Path = "data",
     *,
     keep_bytes: bool = False,
+    stream: bool = False,
 ) -> ImageData:
     """Load a data set by name or path.
 
@@ -30,6 +31,7 @@ def load_data(
         zca: Whiten by ZCA instead of standardising every channel.
         data_path: Where downloaded data sets lie.
         keep_bytes: Of a folder: keep images as bytes, and normalise samples as they are taken.
+        stream: Of a folder: read images as they are taken.
 
     Raises:
         ValueError: If ``source`` is none of these, a file is missing, or what it holds cannot be
@@ -41,9 +43,10 @@ def load_data(
         torch.Size([1438, 1, 8, 8])
     """
     if source in DATA_SETS:
-        if keep_bytes:
+        if keep_bytes or stream:
             raise ValueError(
-                f"keep_bytes is for folders, and for tensors and data sets in Python, {source} is "
+                f"{'stream' if stream else 'keep_bytes'} is for folders, and for "
+                f"{'' if stream else 'tensors and '}data sets in Python, {source} is "
                 "read into float32"
             )
         data_set = DATA_SETS[source]
@@ -56,7 +59,7 @@ def load_data(
             return data_set.make(Path(data_path), zca)
     if Path(source).is_dir():
         with naming(source):
-            return from_folder(source, image_size, zca, keep_bytes=keep_bytes)
+            return from_folder(source, image_size, zca, keep_bytes=keep_bytes, stream=stream)
     raise ValueError(
         f"data must be one of {', '.join(DATA_SETS)}, or an existing folder of images, "
         f"got {source!r}"
