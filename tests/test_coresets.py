@@ -9,7 +9,7 @@ from torch import nn
 
 from mim4dd.distill.evaluation.coresets import (
     CORESETS,
-    choose_coreset,
+    choose_coresets,
     evaluate_coresets,
     herding,
     k_centre,
@@ -58,10 +58,18 @@ def test_no_sample_comes_twice(name):
     assert sorted(CORESETS[name](features, errors, 6).tolist()) == list(range(6))
 
 
+def chosen_by(choice, features, errors, data, ipc):
+    def look(rows, label):
+        assert data.label_train[rows].tolist() == [label] * len(rows)
+        return features[rows], errors[rows]
+
+    return choose_coresets(look, data, ipc, {"one": choice})["one"]
+
+
 def test_choices_are_of_every_class():
     data = make_data()
     features = torch.randn(len(data.image_train), 3)
-    images, labels = choose_coreset(herding, features, features[:, 0], data, 2)
+    images, labels = chosen_by(herding, features, features[:, 0], data, 2)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
     rows = [int(torch.where((data.image_train == image).all((1, 2, 3)))[0]) for image in images]
     assert len(set(rows)) == 6
@@ -73,7 +81,7 @@ def test_each_class_has_its_own_number():
     data = make_data()
     features, errors = (torch.randn(len(data.label_train), *size) for size in ((4,), ()))
     counts = [1 + label % 3 for label in range(data.num_classes)]
-    _, labels = choose_coreset(least_el2n, features, errors, data, counts)
+    _, labels = chosen_by(least_el2n, features, errors, data, counts)
     assert labels.bincount(minlength=data.num_classes).tolist() == counts
 
 
@@ -99,7 +107,7 @@ def test_a_network_trained_on_all_images_chooses(monkeypatch):
         features = teacher.blocks(data.image_train).flatten(1)
         off = teacher(data.image_train).softmax(1) - torch.eye(3)[data.label_train]
     for images, choice in zip(judged, CORESETS.values(), strict=True):
-        expected, _ = choose_coreset(choice, features, off.norm(dim=1), data, 2)
+        expected, _ = chosen_by(choice, features, off.norm(dim=1), data, 2)
         assert torch.equal(images, expected)
     assert not torch.equal(judged[0], judged[2])
 

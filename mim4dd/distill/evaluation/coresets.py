@@ -1,19 +1,20 @@
 """Real images that are chosen to stand for all: baselines beside random ones."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.data.per_class import PerClass, class_counts
+from mim4dd.distill.data.byte_images import taken
+from mim4dd.distill.data.per_class import PerClass, class_counts, rows_of_classes
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate, trained_network
 from mim4dd.distill.training.features import embedding_read
-from mim4dd.distill.training.passes import in_passes
+from mim4dd.distill.training.passes import pass_size
 
-__all__ = ["CORESETS", "choose_coreset", "evaluate_coresets", "herding", "k_centre", "least_el2n"]
+__all__ = ["CORESETS", "choose_coresets", "evaluate_coresets", "herding", "k_centre", "least_el2n"]
 
 # Of one class: features (N, D), errors (N,), how many; which rows, in the order of their choice.
 Choice = Callable[[Tensor, Tensor, int], Tensor]
@@ -95,16 +96,28 @@ CORESETS: Mapping[str, Choice] = MappingProxyType(
 )
 
 
-def choose_coreset(
-    choice: Choice, features: Tensor, errors: Tensor, data: ImageData, ipc: PerClass
-) -> tuple[Tensor, Tensor]:
-    """``ipc`` training images of every class, and their labels, ordered by class."""
-    rows = []
-    for label, count in enumerate(class_counts(ipc, data.num_classes)):
-        members = torch.where(data.label_train == label)[0]
-        rows.append(members[choice(features[members], errors[members], count)])
-    chosen = torch.cat(rows)
-    return data.image_train[chosen], data.label_train[chosen]
+def choose_coresets(
+    look: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    data: ImageData,
+    ipc: PerClass,
+    choices: Mapping[str, Choice] = CORESETS,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """``ipc`` training images of every class, and their labels, ordered by class; by each choice.
+
+    ``look`` gives features and errors of the rows of a class, the memory of which is all that is
+    taken at a time.
+    """
+    chosen: dict[str, list[Tensor]] = {name: [] for name in choices}
+    counts = class_counts(ipc, data.num_classes)
+    classes = rows_of_classes(data.label_train, data.num_classes)
+    for label, (count, members) in enumerate(zip(counts, classes, strict=True)):
+        features, errors = look(members, label)
+        for name, choice in choices.items():
+            chosen[name].append(members[choice(features, errors, count)])
+    together = {name: torch.cat(rows) for name, rows in chosen.items()}
+    return {
+        name: (data.image_train[rows], data.label_train[rows]) for name, rows in together.items()
+    }
 
 
 def evaluate_coresets(
@@ -133,18 +146,19 @@ def evaluate_coresets(
     whole, seed = (data.image_train, data.label_train), evaluation.eval_seed
     num_images = sum(class_counts(ipc, data.num_classes))
     teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images)
-    features, errors = _looked_at(teacher.eval(), data)
-    found = {}
-    for name, choice in CORESETS.items():
-        chosen = choose_coreset(choice, features, errors, data, ipc)
-        found[name] = evaluate(make_network, *chosen, lr, data, evaluation)
-    return found
+    look = partial(_look, teacher.eval(), data)
+    return {
+        name: evaluate(make_network, *chosen, lr, data, evaluation)
+        for name, chosen in choose_coresets(look, data, ipc).items()
+    }
 
 
 @torch.no_grad()
-def _looked_at(network: nn.Module, data: ImageData) -> tuple[Tensor, Tensor]:
-    """Embeddings of the training images (N, D), and their EL2N (N,)."""
+def _look(network: nn.Module, data: ImageData, rows: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of training images of a class (n, D), and their EL2N (n,)."""
+    parts = rows.split(pass_size(data.image_train))
     with embedding_read(network) as read:
-        logits = torch.cat([network(part) for part in in_passes(data.image_train)])
-    truth = F.one_hot(data.label_train, data.num_classes).to(logits)
+        logits = torch.cat([network(part) for part in taken(data.image_train, parts)])
+    truth = torch.zeros_like(logits)
+    truth[:, label] = 1
     return torch.cat(read), (logits.softmax(1) - truth).norm(dim=1)

@@ -1,18 +1,19 @@
 """Difficulty-aligned trajectory matching (DATM)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mim4dd._unroll.functional import FunctionalModel
-from mim4dd.distill.data.byte_images import Images
-from mim4dd.distill.data.per_class import PerClass, class_counts
+from mim4dd.distill.data.byte_images import Images, taken
+from mim4dd.distill.data.per_class import PerClass, class_counts, rows_of_classes
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.methods.base import Initial, RealData
 from mim4dd.distill.methods.mtt import MTT, MTTSettings
 from mim4dd.distill.methods.registry import method
-from mim4dd.distill.training.passes import has_batch_norm, in_passes
+from mim4dd.distill.training.passes import has_batch_norm, pass_size
 
 __all__ = ["DATM", "DATMSettings"]
 
@@ -100,22 +101,28 @@ class DATM(MTT):
         real.data.require(ipc)
         images, labels = real.data.image_train, real.data.label_train
         order = torch.randperm(len(images), generator=real.generator).to(images.device)
-        logits = self._logits(real.integer(len(self.experts)), images, order)
-        chosen = []
-        for label, count in enumerate(class_counts(ipc, real.data.num_classes)):
-            members = labels[order] == label
-            rows, scores = order[members], logits[members]
-            likelihood = scores.log_softmax(1)[:, label]
+        classes, expert = labels[order], real.integer(len(self.experts))
+        # Of all images one number each: their logits would be as many times the memory as classes.
+        truths, logits = classes.split(self._batch(images)), self._logits(expert, images, order)
+        keys = torch.cat([_key(*each) for each in zip(logits, truths, strict=True)])
+        counts = class_counts(ipc, real.data.num_classes)
+        chosen = [
             # Stable, so that those it gets right stay in the order drawn.
-            key = torch.where(scores.argmax(1) == label, torch.ones_like(likelihood), likelihood)
-            chosen.append(rows[key.sort(descending=True, stable=True).indices[:count]])
+            order[members[keys[members].sort(descending=True, stable=True).indices[:count]]]
+            for count, members in zip(
+                counts, rows_of_classes(classes, real.data.num_classes), strict=True
+            )
+        ]
         rows = torch.cat(chosen)
         return Initial(images[rows], self._mean_logits(images, rows, labels[rows]))
 
     def _mean_logits(self, images: Images, rows: Tensor, labels: Tensor) -> Tensor:
         """Logits averaged over the experts that get an image right; over all where none does."""
         logits = torch.stack(
-            [self._logits(expert, images, rows) for expert in range(len(self.experts))]
+            [
+                torch.cat(list(self._logits(expert, images, rows)))
+                for expert in range(len(self.experts))
+            ]
         )
         counts = logits.argmax(2) == labels  # (experts, n)
         counts |= ~counts.any(0)
@@ -123,14 +130,23 @@ class DATM(MTT):
         return torch.einsum("en,enc->nc", weights, logits) / weights.sum(0)[:, None]
 
     @torch.no_grad()
-    def _logits(self, expert: int, images: Images, rows: Tensor) -> Tensor:
-        """What a fully trained expert says of some images. (len(rows), C)"""
+    def _logits(self, expert: int, images: Images, rows: Tensor) -> Iterator[Tensor]:
+        """What a fully trained expert says of some images, pass by pass. (B, C)"""
         theta, _ = self.experts.segment(expert, self.experts.num_epochs, 0)
         theta, call = theta.to(images.device), FunctionalModel(self.network)
-        # BatchNorm sees what else is in its batch, so that one has to be large.
-        batch = _BATCH if has_batch_norm(self.network) else len(in_passes(images, _BATCH)[0])
-        return torch.cat([call(theta, images[part]) for part in rows.split(batch)])
+        for batch in taken(images, rows.split(self._batch(images))):
+            yield call(theta, batch)
+
+    def _batch(self, images: Images) -> int:
+        """Images in a pass; BatchNorm sees what else is in its batch, so that one is large."""
+        return _BATCH if has_batch_norm(self.network) else pass_size(images, _BATCH)
 
     def _start_epoch(self, real: RealData) -> int:
         epochs = self.settings.start_epochs(real.iteration)
         return epochs[real.integer(len(epochs))]
+
+
+def _key(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 where the likeliest class is the true one, else that one's log-likelihood. (B,)"""
+    likelihood = logits.log_softmax(1).gather(1, truth[:, None])[:, 0]
+    return likelihood.where(logits.argmax(1) != truth, 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data.byte_images import Images
 
-__all__ = ["has_batch_norm", "in_passes", "sum_in_turn", "sum_over_classes"]
+__all__ = ["has_batch_norm", "in_passes", "pass_size", "sum_in_turn", "sum_over_classes"]
 
 # glibc gives blocks above 32 MiB, and a freed end of its heap of twice the largest block freed so
 # far, back to the system, which then makes every page anew. 16 maps of 32 × 32 pixels of the
@@ -36,10 +36,15 @@ def in_passes(images: Images, otherwise: int = 1024) -> Sequence[Tensor]:
         >>> [len(part) for part in in_passes(torch.zeros(40, 3, 32, 32))]
         [16, 16, 8]
     """
+    return images.split(pass_size(images, otherwise))
+
+
+def pass_size(images: Images, otherwise: int = 1024) -> int:
+    """How many images a part of :func:`in_passes` has."""
     if images.device.type != "cpu":
-        return images.split(otherwise)
+        return otherwise
     pixels = images.shape[2:].numel() if images.dim() == 4 else images.shape[1]
-    return images.split(max(1, _PIXELS // pixels))
+    return max(1, _PIXELS // pixels)
 
 
 def sum_in_turn(terms: Iterable[Callable[..., Tensor]], *tensors: Tensor) -> Tensor:
