@@ -12,10 +12,10 @@ from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.byte_images import Images
 from mim4dd.distill.data.per_class import PerClass, class_counts
-from mim4dd.distill.settings import Settings
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
+from mim4dd.distill.training.precision import PrecisionSettings
 
 __all__ = [
     "FIRST_SEED",
@@ -83,7 +83,7 @@ def percent(summary: Mapping[str, float | int], sign: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Evaluation(Settings):
+class Evaluation(PrecisionSettings):
     """The field's recipe, by which every set is evaluated.
 
     SGD with momentum 0.9 and weight decay 5e-4, on augmented batches; at half of the epochs the
@@ -213,6 +213,7 @@ def trained_network(
         generator=torch.Generator(device).manual_seed(seed),
         augment=augmentation(evaluation.eval_dsa_strategy),
         lr_drop=(evaluation.eval_epochs + 1) // 2 * steps_per_epoch,
+        precision=evaluation.precision,
     )
     return network
 

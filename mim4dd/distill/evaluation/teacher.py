@@ -17,6 +17,7 @@ from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network
+from mim4dd.distill.training.precision import Precision, arithmetic
 
 __all__ = ["ByTeacher", "cut_mix", "evaluate_by_teacher", "mix_up", "train_by_teacher"]
 
@@ -106,6 +107,7 @@ def train_by_teacher(
     batch_size: int,
     generator: torch.Generator,
     augment: Augment | None = None,
+    precision: Precision = "float32",
 ) -> nn.Module:
     r"""Train a network in place to say of every batch what a teacher says of it.
 
@@ -126,6 +128,7 @@ def train_by_teacher(
         batch_size: Images per step; the last batch of an epoch may be smaller.
         generator: Source of every random draw, on the device of ``images``.
         augment: Applied to every batch, before it is mixed.
+        precision: Arithmetic of the passes through both networks.
 
     Returns:
         What is to be tested: the network, or the average of its weights with its own buffers.
@@ -151,10 +154,11 @@ def train_by_teacher(
         for group in optimizer.param_groups:
             turn = math.pi * step / (settings.smoothing * num_steps)
             group["lr"] = settings.lr * (1 + math.cos(turn)) / 2
-        with torch.no_grad():
-            told = (teacher(batch) / settings.temperature).log_softmax(1)
-        said = (network(batch) / settings.temperature).log_softmax(1)
-        loss = F.kl_div(said, told, reduction="batchmean", log_target=True)
+        with arithmetic(precision, images.device):
+            with torch.no_grad():
+                told = (teacher(batch) / settings.temperature).log_softmax(1)
+            said = (network(batch) / settings.temperature).log_softmax(1)
+            loss = F.kl_div(said, told, reduction="batchmean", log_target=True)
         optimizer.zero_grad()
         (settings.temperature**2 * loss).backward()
         optimizer.step()
@@ -208,6 +212,7 @@ def evaluate_by_teacher(
             batch_size=evaluation.eval_batch,
             generator=torch.Generator(images.device).manual_seed(FIRST_SEED + seed),
             augment=augmentation(evaluation.eval_dsa_strategy),
+            precision=evaluation.precision,
         )
         values.append(accuracy(network, data.image_test, data.label_test))
     return Accuracy(tuple(values))

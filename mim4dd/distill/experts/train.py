@@ -25,16 +25,16 @@ from mim4dd.distill.experts.buffer import (
 from mim4dd.distill.files.atomic import require_writable
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
-from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
+from mim4dd.distill.training.precision import PrecisionSettings
 from mim4dd.unroll import flatten_parameters
 
 __all__ = ["ExpertBuffer", "ExpertTraining", "train_experts"]
 
 
 @dataclass(frozen=True)
-class ExpertTraining(Settings):
+class ExpertTraining(PrecisionSettings):
     """How experts are trained: plain SGD by default, which a student's plain SGD can follow.
 
     Args:
@@ -116,6 +116,8 @@ def train_experts(
         for field in fields(ExpertTraining)
         if field.name != "num_experts"
     }
+    if training.precision == "float32":  # of which experts said nothing before there was a choice
+        del settings["precision"]
     network = seeded_network(lambda: make_network(data), training.seed)
     task = describe_task(network, data)
     header = expert_header(network_name, data.name, training=settings, task=task)
@@ -175,6 +177,7 @@ class _Trainer:
             augment=augmentation(training.dsa_strategy),
             lr_drop=None if drop is None else drop * steps_per_epoch,
             after_epoch=lambda: trajectory.append(flatten_parameters(network).cpu()),
+            precision=training.precision,
         )
         stacked = torch.stack(trajectory)
         if (epoch := first_not_finite(stacked)) is not None:

@@ -17,7 +17,7 @@ class InnerSettings(AugmentationSettings):
     Args:
         syn_steps: Inner steps T of the student.
         batch_syn: Synthetic samples per inner step; by default all of them.
-        memory_budget: Bytes that recomputing less may take: mim4dd.unroll_sgd.
+        memory_budget: Bytes for recomputing less: mim4dd.unroll_sgd.
     """
 
     syn_steps: int = 20

@@ -32,6 +32,8 @@ __all__ = [
     "train_needed_experts",
 ]
 
+# What came later, as it was before.
+_LATER = {("stream", False), ("precision", "float32")}
 # What the accuracy of real images depends on, beside task and seed.
 _RECIPE = options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
 _DATA = ("data", "data_path", "image_size", "zca")
@@ -175,6 +177,6 @@ def _digest(options: Mapping[str, Any]) -> str:
         name: None if name in ("norm", "pooling") and value == getattr(defaults, name) else value
         for name, value in options.items()
         if name != "keep_bytes"  # by which samples are the same
-        and (name, value) != ("stream", False)  # which came later
+        and (name, value) not in _LATER
     }
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]

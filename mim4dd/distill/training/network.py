@@ -13,6 +13,7 @@ from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.runtime.threads import working_threads
 from mim4dd.distill.training.passes import in_passes
+from mim4dd.distill.training.precision import Precision, arithmetic
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,6 +42,7 @@ def train_network(
     augment: Augment | None = None,
     lr_drop: int | None = None,
     after_epoch: Callable[[], object] | None = None,
+    precision: Precision = "float32",
 ) -> None:
     """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
 
@@ -60,6 +62,7 @@ def train_network(
         lr_drop: Step at which ``lr`` falls to a tenth and the momentum starts anew: the field makes
             its optimiser again there.
         after_epoch: Called whenever all images have been seen once more.
+        precision: Arithmetic of the passes through the network.
     """
 
     def make_optimizer(lr: float) -> torch.optim.SGD:
@@ -84,7 +87,9 @@ def train_network(
             if augment is not None:
                 batch = augment(batch, generator)
             optimizer.zero_grad()
-            F.cross_entropy(network(batch), labels[rows]).backward()
+            with arithmetic(precision, images.device):
+                loss = F.cross_entropy(network(batch), labels[rows])
+            loss.backward()
             optimizer.step()
             if not order and after_epoch is not None:
                 after_epoch()
