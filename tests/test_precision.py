@@ -6,6 +6,7 @@ from command_line import exit_status
 from tiny import make_data, make_network
 
 from mim4dd import distill
+from mim4dd.distill.config.commands import CompareConfig, SweepConfig
 from mim4dd.distill.evaluation.recipe import Evaluation, evaluate
 from mim4dd.distill.evaluation.teacher import ByTeacher, evaluate_by_teacher
 from mim4dd.distill.experts import ExpertBuffer
@@ -83,6 +84,8 @@ def test_experts_say_so(tmp_path, monkeypatch):
 def test_the_choice_is_one_option_of_every_command():
     config = distill.resolve(method="mtt", precision="bfloat16")
     assert config.precision == "bfloat16"
+    for kind in (CompareConfig, SweepConfig):
+        assert kind.resolve(method="dm", precision="bfloat16").precision == "bfloat16"
     with pytest.raises(ValueError, match=r"precision must be .*float32.*bfloat16.* got 'float16'"):
         distill.resolve(precision="float16")
 

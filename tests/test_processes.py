@@ -42,6 +42,20 @@ def test_one_worker_is_this_process():
     assert torch.get_num_threads() == threads
 
 
+def test_a_task_is_asked_for_when_a_worker_is_free(tmp_path):
+    done = []
+
+    def tasks():
+        for task in range(5):
+            done.append(len(list(tmp_path.iterdir())))
+            yield task
+
+    results = run_parallel(partial(jobs.marking, tmp_path), tasks(), workers=2)
+    assert sorted(index for index, _ in results) == list(range(5))
+    assert done[0] == 0
+    assert all(count >= task - 1 for task, count in enumerate(done))
+
+
 def test_workers_run_every_task_once_and_share_the_threads(tmp_path):
     factor, tasks = torch.rand(5), list(torch.rand(4, 5))
     threads = torch.get_num_threads()

@@ -14,6 +14,7 @@ from mim4dd.distill.sweep.grid import make_setting
 from mim4dd.distill.sweep.job import Job, Result, held_out_data, run_job
 from mim4dd.distill.sweep.search import search
 from mim4dd.distill.sweep.space import Range
+from mim4dd.distill.sweep.trial_store import TrialStore
 
 SPACE = {"weight": Range(0.01, 1.0, log=True), "num_keys": Range(20, 60, log=False)}
 
@@ -56,6 +57,7 @@ def test_a_search_continues_and_ends_with_the_test_images(tmp_path):
         "num_keys": int(best["num_keys"]),
     }
     assert "Best of 4 by held-out training images" in study.table
+    assert stored_in(tmp_path) == [("COMPLETE", float(each["held_out_accuracy"])) for each in tried]
     experts = {
         ExpertBuffer(folder).headers[0]["data"]: folder
         for folder in [*tmp_path.glob("experts/*"), *tmp_path.glob("search/experts/*")]
@@ -71,8 +73,76 @@ def test_a_search_continues_and_ends_with_the_test_images(tmp_path):
     again = trials_of(tmp_path)
     assert again[:4] == tried
     assert len(again) == 5
+    assert len(stored_in(tmp_path)) == 5
     del kept[victim]
     assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
+
+
+def stored_in(out):
+    """State and value of every trial, as Optuna and its dashboard read them."""
+    import optuna
+
+    (summary,) = optuna.get_all_study_summaries(f"sqlite:///{out}/optuna.db")
+    assert summary.study_name == "weight=0.01..1.0:log num_keys=20..60 seeds=1"
+    study = optuna.load_study(study_name=summary.study_name, storage=f"sqlite:///{out}/optuna.db")
+    return [(trial.state.name, trial.value) for trial in study.trials]
+
+
+def proposals(store, count, tell=True):
+    found = []
+    for position in range(count):
+        number, options = store.proposal(position)
+        assert number == position
+        if tell:
+            store.tell(number, -abs(options["weight"] - 0.3) - abs(options["num_keys"] - 40) / 100)
+        found.append(options)
+    return found
+
+
+def test_proposals_outlive_what_made_them(tmp_path):
+    pytest.importorskip("optuna")
+    base = {"weight": 0.1, "num_keys": 40}
+    whole, stopped = (TrialStore(tmp_path / name, SPACE, 1, 7) for name in ("whole", "stopped"))
+    whole.begin(base)
+    expected = proposals(whole, 14)
+    assert expected[0] == base
+    assert len({each["weight"] for each in expected}) == 14
+    stopped.begin(base)
+    assert proposals(stopped, 5) == expected[:5]
+    # Killed with one proposal at work.
+    assert stopped.proposal(5) == (5, expected[5])
+    again = TrialStore(tmp_path / "stopped", SPACE, 1, 7)
+    again.begin(base)
+    assert proposals(again, 14) == expected
+    again.tell(3, 1.0)  # what is noted stays
+    assert [each.value for each in again._trials()] == [each.value for each in whole._trials()]
+    other = TrialStore(tmp_path / "stopped", SPACE, 2, 7)  # with more seeds values are others
+    assert other.proposal(0)[0] == 0
+    assert len(again._trials()) == 14
+
+
+def test_a_proposal_that_was_cut_off_is_left_out(tmp_path):
+    pytest.importorskip("optuna")
+    store = TrialStore(tmp_path / "s.db", SPACE, 1, 7)
+    store._study.ask().suggest_float("weight", 0.01, 1.0, log=True)
+    again = TrialStore(tmp_path / "s.db", SPACE, 1, 7)
+    assert again._trials()[0].state.name == "FAIL"
+    number, options = again.proposal(0)
+    assert number == 1
+    assert options.keys() == SPACE.keys()
+
+
+def test_workers_at_once_try_different_settings(tmp_path):
+    pytest.importorskip("optuna")
+    found = proposals(TrialStore(tmp_path / "s.db", SPACE, 1, 7), 12, tell=False)
+    assert len({tuple(each.values()) for each in found}) == 12
+
+
+def test_another_file_is_no_storage(tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "optuna.db").write_bytes(b"no database, but of some length" * 50)
+    with pytest.raises(ValueError, match=r"optuna\.db cannot be used as a storage of Optuna's"):
+        TrialStore(tmp_path / "optuna.db", SPACE, 1, 7)
 
 
 def test_an_option_without_effect_is_refused(tmp_path):

@@ -36,6 +36,8 @@ __all__ = [
 
 Config = TypeVar("Config", bound="TaskSettings")
 
+# What concerns the training of experts, and nothing else.
+_OF_EXPERTS = options_of(ExpertTraining).keys() - {"precision", "seed"}
 _CONVNET, _MTT, _MIM4DD = ConvNetSettings(), MTTSettings(), MIM4DDSettings()
 
 
@@ -295,7 +297,7 @@ class CompareConfig(DistillConfig, ExpertTraining):
     @classmethod
     def of_experts(cls, method: MethodEntry) -> set[str]:
         """The options that concern experts alone: where they are, and how they are trained."""
-        return {"experts"} | options_of(ExpertTraining).keys() - {"seed"} - method.options
+        return {"experts"} | _OF_EXPERTS - method.options
 
     def check(self) -> None:
         """Raise ValueError on values that cannot be used."""

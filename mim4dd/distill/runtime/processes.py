@@ -9,10 +9,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import PathFinder
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -50,7 +51,7 @@ class WorkerError(RuntimeError):
 
 def run_parallel(
     start: Callable[[int], Callable[[Task], Result]],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     workers: int = 1,
     threads: int | None = None,
     fresh: bool = False,
@@ -69,7 +70,8 @@ def run_parallel(
         start: Makes the function that runs tasks. Workers are started afresh, so it is pickled: a
             function of a module, a bound method, or a :func:`functools.partial` of one. Like all
             of :mod:`multiprocessing`, a script needs ``if __name__ == "__main__"`` around the call.
-        tasks: What each call gets; pickled too, as are the results.
+        tasks: What each call gets; pickled too, as are the results. The next one is asked for when
+            a worker is free, so it may depend on what is done by then.
         workers: Number of processes.
         threads: Threads of torch's operators in each. By default it has an even share of this
             process's, of which small work takes one. The last bits of sums may depend on it, but on
@@ -100,7 +102,7 @@ def run_parallel(
 
 
 def _run_here(
-    start: Callable[[int], Callable[[Task], Result]], tasks: Sequence[Task], threads: int | None
+    start: Callable[[int], Callable[[Task], Result]], tasks: Iterable[Task], threads: int | None
 ) -> Iterator[tuple[int, Result]]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -114,7 +116,7 @@ def _run_here(
 
 def _run_in_workers(
     start: Callable[[int], Callable[[Task], Result]],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     workers: int,
     threads: int | None,
     fresh: bool,
@@ -124,25 +126,25 @@ def _run_in_workers(
     share = max(1, process_threads() // workers) if threads is None else threads
     prepare = partial(_work, start, share, threads is not None or user_threads() is not None)
     pool: list[_Worker] = []
+    busy: dict[Connection, _Worker] = {}
     try:
-        for number in range(min(workers, len(tasks))):
+        waiting = enumerate(tasks)
+        for number, task in enumerate(islice(waiting, workers)):
             with _interrupts_wait():
                 pool.append(_Worker(number, prepare))
-        waiting = list(enumerate(tasks))[::-1]
-        busy = {worker.connection: worker for worker in pool}
-        for worker in pool:
-            worker.send(*waiting.pop())
+            pool[number].send(*task)
+            busy[pool[number].connection] = pool[number]
         while busy:
             for ready in wait(list(busy), None if poll is None else _POLL_SECONDS):
                 worker = busy.pop(cast(Connection, ready))
                 index, result = worker.receive()
-                if waiting:
+                if (following := next(waiting, None)) is not None:
                     if fresh:
                         with _interrupts_wait():
                             _stop([worker])
                             worker = _Worker(worker.number, prepare)
                             pool[worker.number] = worker
-                    worker.send(*waiting.pop())
+                    worker.send(*following)
                     busy[worker.connection] = worker
                 yield index, result
             if poll is not None:

@@ -41,7 +41,7 @@ __all__ = [
 _DEFAULTS = {"experts": SweepConfig.experts, "eval_every": SweepConfig.eval_every}
 # Experts of one network on one data set serve all settings: an option that they share with the
 # distillation, such as dsa_strategy, is for them that of the base.
-_OF_EXPERTS = options_of(ExpertTraining).keys() - {"dsa_strategy", "seed"}
+_OF_EXPERTS = options_of(ExpertTraining).keys() - {"dsa_strategy", "precision", "seed"}
 _BASE = "base"
 _ABSENT = object()
 _WORDS = {"true": True, "false": False}

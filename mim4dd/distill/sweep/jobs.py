@@ -29,6 +29,7 @@ __all__ = [
     "distillation_job",
     "random_real_job",
     "run_jobs",
+    "run_queue",
     "train_needed_experts",
 ]
 
@@ -120,7 +121,7 @@ def random_real_job(setting: Setting, seed: int, out: Path) -> Job:
     return Job(DistillConfig.of(**recipe, seed=seed), path, baseline=True)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, *, quiet: bool = False) -> None:
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     """Run the jobs that have no result yet, each in a process of its own.
 
     Raises:
@@ -132,11 +133,27 @@ def run_jobs(jobs: Sequence[Job], workers: int, *, quiet: bool = False) -> None:
         stopping_at_once(
             lambda: f"stopped with {done} of {len(jobs)} runs done; the same command continues"
         ),
-        progress_bar(len(jobs), "sweep", initial=done, quiet=quiet) as bar,
+        progress_bar(len(jobs), "sweep", initial=done) as bar,
     ):
         for _ in run_parallel(_runner, waiting, workers, fresh=True):
             done += 1
             bar.update()
+
+
+def run_queue(jobs: Iterable[Job], workers: int, progress: Callable[[], str]) -> None:
+    """Run jobs, each in a process of its own; the next one is asked for when a worker is free.
+
+    Args:
+        jobs: What to run.
+        workers: Processes at the same time.
+        progress: Says how far it got, where it is stopped.
+
+    Raises:
+        Interrupted: After Ctrl-C or SIGTERM, once the distillations at work saved where they are.
+    """
+    with stopping_at_once(lambda: f"stopped with {progress()}; the same command continues"):
+        for _ in run_parallel(_runner, jobs, workers, fresh=True):
+            pass
 
 
 def _runner(_worker: int) -> Callable[[Job], None]:

@@ -1,6 +1,6 @@
 """Search for the best setting by Optuna, judged by held-out training images until the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,18 @@ from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
-from mim4dd.distill.sweep.job import Result
+from mim4dd.distill.sweep.job import Job, Result
 from mim4dd.distill.sweep.jobs import (
     claim,
     claim_sources,
     distillation_job,
-    run_jobs,
+    run_queue,
     train_needed_experts,
 )
 from mim4dd.distill.sweep.run import Study, judge_settings
 from mim4dd.distill.sweep.search_plot import draw_search
-from mim4dd.distill.sweep.space import Range, Space, Trial
+from mim4dd.distill.sweep.space import Space, Trial
+from mim4dd.distill.sweep.trial_store import TrialStore
 
 __all__ = ["search"]
 
@@ -42,13 +43,15 @@ def search(
 ) -> Study:
     """Search for the setting with the best accuracy on held-out training images.
 
-    Optuna's tree-structured Parzen estimator, seeded, proposes one setting after another; the seeds
-    of a setting are distilled at the same time. A fifth of the training images stands for the test
-    images. At the end the best setting and the base are distilled again from all training images
-    and judged by the test images, which nothing was chosen by.
+    Optuna's tree-structured Parzen estimator, seeded, proposes a setting whenever a worker is free
+    and all seeds of those before are at work or done. With one worker, what it proposes is the same
+    every time; with more it depends on which results are there. A fifth of the training images
+    stands for the test images. At the end the best setting and the base are distilled again from
+    all training images and judged by the test images, which nothing was chosen by.
 
-    Every distillation is kept, and the estimator is told all of them again in the same order, so an
-    interrupted search continues as if it had not been.
+    Proposals and accuracies are in Optuna's storage ``out/optuna.db``, which its dashboard shows
+    meanwhile, and every distillation is kept: an interrupted search goes on with the settings that
+    it was at. Another space, or another number of seeds, is another study in the same storage.
 
     Args:
         given: Options of the base setting, which is the first trial where the space holds it.
@@ -105,51 +108,50 @@ def _try_settings(
     seeds: int,
     workers: int,
 ) -> list[Trial]:
-    import optuna
-
     claim(out, base)
     claim_sources(out, [base])
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the progress bar tells the same
-    try:
-        sampler = optuna.samplers.TPESampler(seed=base.config.seed)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    if all(base.options[name] in values for name, values in space.items()):
-        study.enqueue_trial({name: base.options[name] for name in space})
-    tried = []
-    with progress_bar(trials, "search") as bar:
-        for number in range(trials):
-            proposal = study.ask()
-            change = {name: _suggest(proposal, name, space[name]) for name in space}
+    store = TrialStore(out / "optuna.db", space, seeds, base.config.seed)
+    store.begin(base.options)
+    tried: dict[int, Trial] = {}
+    running: dict[int, tuple[Setting, list[Job]]] = {}
+
+    def collect() -> None:
+        """Note, and tell Optuna, what all seeds are done of."""
+        for number, (setting, jobs) in list(running.items()):
+            if all(job.result.exists() for job in jobs):
+                del running[number]
+                tried[number] = _judged(number, setting, jobs)
+                store.tell(number, tried[number].accuracy)
+                bar.update()
+
+    def jobs_to_run() -> Iterator[Job]:
+        handed_out = set()
+        for position in range(trials):
+            collect()
+            number, change = store.proposal(position)
             setting = make_setting(given, change, space, base)
             if not _OF_DATA.isdisjoint(change):
                 claim_sources(out, [setting])
-            tried.append(_try(number, setting, out / "search", seeds, workers))
-            accuracy = tried[-1].accuracy
-            if accuracy is None:
-                study.tell(proposal, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(proposal, accuracy)
-            bar.update()
-    return tried
+            train_needed_experts([setting], out / "search", workers, _HELD_OUT)
+            first = setting.config.seed
+            jobs = [
+                distillation_job(setting, first + index, out / "search", _HELD_OUT)
+                for index in range(seeds)
+            ]
+            running[number] = setting, jobs
+            for job in jobs:
+                # Another trial may be at the same setting.
+                if job.path not in handed_out and not job.result.exists():
+                    handed_out.add(job.path)
+                    yield job
+
+    with progress_bar(trials, "search") as bar:
+        run_queue(jobs_to_run(), workers, lambda: f"{len(tried)} of {trials} settings tried")
+        collect()
+    return [tried[number] for number in sorted(tried)]
 
 
-def _suggest(proposal: Any, name: str, values: Range | list[Any]) -> Any:
-    if isinstance(values, list):
-        return proposal.suggest_categorical(name, values)
-    if isinstance(values.low, int):
-        return proposal.suggest_int(name, values.low, values.high, log=values.log)
-    number = proposal.suggest_float(name, values.low, values.high, log=values.log)
-    return float(f"{number:.4g}")  # to be read, and to name a folder
-
-
-def _try(number: int, setting: Setting, out: Path, seeds: int, workers: int) -> Trial:
-    train_needed_experts([setting], out, workers, _HELD_OUT)
-    first = setting.config.seed
-    jobs = [distillation_job(setting, first + index, out, _HELD_OUT) for index in range(seeds)]
-    run_jobs(jobs, workers, quiet=True)
+def _judged(number: int, setting: Setting, jobs: Sequence[Job]) -> Trial:
     results = [Result.read(job.result) for job in jobs]
     if any(result.failure for result in results):
         return Trial(number, setting, None, None)

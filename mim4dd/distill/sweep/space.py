@@ -21,6 +21,10 @@ class Range:
     def __contains__(self, value: object) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
+    def __str__(self) -> str:
+        """As it is typed."""
+        return f"{self.low}..{self.high}{':log' if self.log else ''}"
+
 
 Space = Mapping[str, Range | list[Any]]
 
