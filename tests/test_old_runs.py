@@ -38,7 +38,7 @@ def test_options_of_other_methods_are_left_out():
         "ipc_by_class": None,
         "keep_bytes": False, "weight_decay_img": 0.0, "patience_img": 0, "clip_img": False,
         "beta1_img": 0.9, "beta2_img": 0.999, "cosine_img": False, "stream": False,
-        "precision": "float32",
+        "precision": "float32", "download": False,
     }  # fmt: skip
     # Comparisons and sweeps named experts for every method.
     assert "experts" not in DistillConfig.read(OPTIONS | {"experts": "out/experts"}, "config.json")

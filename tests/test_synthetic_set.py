@@ -89,7 +89,7 @@ def test_a_run_leaves_its_provenance(run):
     assert (known.data, known.method) == ("digits", "dm + mim4dd")
     assert (known.version, known.source) == (mim4dd.__version__, "")
     options = run.read_config()
-    of_the_machine = {"data_path", "device", "keep_bytes"}
+    of_the_machine = {"data_path", "device", "download", "keep_bytes"}
     assert known.options == {name: options[name] for name in options.keys() - of_the_machine}
     assert (known.options["seed"], known.options["batch_real"]) == (3, 4)
     last = run.read_metrics()[-1]

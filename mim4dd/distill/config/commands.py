@@ -50,13 +50,13 @@ class TaskSettings(Configuration):
     ``config.json``. :meth:`resolve` fills in what was published.
 
     Args:
-        data: Name of a data set (docs/data.md), or a folder with one sub-folder of images per
-            class.
+        data: A name (docs/data.md), or a folder of class folders.
         data_path: Where downloaded data sets lie.
         image_size: Size to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
         keep_bytes: Hold the images of a folder as bytes.
         stream: Read the images of a folder as they are taken.
+        download: Let torchvision or Hugging Face fetch their data.
         network: Architecture of experts and students.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
@@ -70,6 +70,7 @@ class TaskSettings(Configuration):
     zca: bool = False
     keep_bytes: bool = False
     stream: bool = False
+    download: bool = False
     network_name: str = "convnet"
     network: Settings = _CONVNET
     device: str = "cpu"
@@ -88,6 +89,7 @@ class TaskSettings(Configuration):
             self.data_path,
             keep_bytes=self.keep_bytes,
             stream=self.stream,
+            download=self.download,
         ).to(self.device)
 
     def make_network(self, data: ImageData) -> nn.Module:

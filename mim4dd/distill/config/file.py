@@ -5,11 +5,15 @@ from typing import Any
 
 from mim4dd.distill.config.commands import Config, TaskSettings
 from mim4dd.distill.data import DATA_SETS, ImageData
+from mim4dd.distill.data.readers.elsewhere import ELSEWHERE
 from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.files.regular import naming
 from mim4dd.distill.files.yaml import is_yaml, read_yaml
 
 __all__ = ["load_data_of", "names_data", "read_config", "read_options"]
+
+
+_PREFIXES = tuple(f"{library}:" for library in ELSEWHERE)
 
 
 def read_config(path: str | Path, kind: type[Config]) -> Config:
@@ -33,7 +37,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def names_data(name: str) -> bool:
     """Whether a configuration's ``data`` is a name here: that of others was given in Python."""
-    return name in DATA_SETS or Path(name).is_dir()
+    return name in DATA_SETS or name.startswith(_PREFIXES) or Path(name).is_dir()
 
 
 def load_data_of(config: TaskSettings, run: str | Path) -> ImageData:

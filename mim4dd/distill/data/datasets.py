@@ -15,7 +15,7 @@ from mim4dd.distill.data.streamed import StreamedPixels
 from mim4dd.distill.data.tensors import from_stream, from_tensors
 from mim4dd.distill.runtime.progress import progress_bar
 
-__all__ = ["from_dataset", "stack", "to_tensor"]
+__all__ = ["from_dataset", "label_column", "pair_of", "stack", "to_tensor"]
 
 # What the columns of the Hugging Face Hub's data sets are called.
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values")
@@ -88,7 +88,7 @@ def _length(dataset: Dataset[Any]) -> int:
 
 def _items(dataset: Dataset[Any]) -> Iterator[tuple[Tensor, int]]:
     for index in range(_length(dataset)):
-        image, label = _pair(dataset[index], index)
+        image, label = pair_of(dataset[index], index)
         yield to_tensor(image), _class_of(label, index)
 
 
@@ -97,7 +97,7 @@ class _Reader:
     dataset: Dataset[Any]
 
     def __call__(self, row: int) -> Tensor:
-        return to_tensor(_pair(self.dataset[row], row)[0])
+        return to_tensor(pair_of(self.dataset[row], row)[0])
 
 
 def _streamed(dataset: Dataset[Any], readers: int) -> tuple[StreamedPixels, Tensor]:
@@ -125,21 +125,25 @@ def _labels(dataset: Dataset[Any]) -> Iterable[Any]:
     targets = getattr(dataset, "targets", None)
     if targets is not None:
         return targets
+    column = label_column(dataset)
+    return _labels_of_samples(dataset) if column is None else dataset[column]
+
+
+def label_column(dataset: Any) -> str | None:
+    """The column of labels of a data set that has columns, as those of Hugging Face."""
     columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, list):
-        (name,) = [key for key in _LABEL_KEYS if key in columns]
-        return dataset[name]
-    return _labels_of_samples(dataset)
+    found = [key for key in _LABEL_KEYS if key in columns] if isinstance(columns, list) else []
+    return found[0] if len(found) == 1 else None
 
 
 def _labels_of_samples(dataset: Dataset[Any]) -> Iterator[Any]:
     with progress_bar(_length(dataset), "labels") as bar:
         for row in range(_length(dataset)):
-            yield _pair(dataset[row], row)[1]
+            yield pair_of(dataset[row], row)[1]
             bar.update()
 
 
-def _pair(sample: Any, index: int) -> tuple[Any, Any]:
+def pair_of(sample: Any, index: int) -> tuple[Any, Any]:
     """Image and label of a sample."""
     if isinstance(sample, Mapping):
         image, label = (

@@ -26,7 +26,7 @@ def options_beside(data: Data, options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, (str, Path)):
         return {**options, "data": str(data)}
     _require_data(data)
-    for name in ("data_path", "image_size"):
+    for name in ("data_path", "download", "image_size"):
         if name in options:
             raise ValueError(
                 f"{name} is for data by name or folder, got {options[name]!r} beside "

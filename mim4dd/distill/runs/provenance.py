@@ -10,7 +10,7 @@ from mim4dd.distill.spread import Spread
 __all__ = ["Measured", "Provenance"]
 
 # Options that say where something lies or is computed, which is nothing of the set.
-_PLACES = frozenset({"data_path", "device", "experts", "keep_bytes"})
+_PLACES = frozenset({"data_path", "device", "download", "experts", "keep_bytes"})
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _LATER = {("stream", False), ("precision", "float32")}
 _RECIPE = options_of(Evaluation).keys() | {"ipc", "lr_teacher"}
 _DATA = ("data", "data_path", "image_size", "zca")
 # Experts do not depend on how many of them are trained at a time, and where.
-_NOT_OF_EXPERTS = {"device", "devices", "keep_bytes", "workers"}
+_NOT_OF_EXPERTS = {"device", "devices", "download", "keep_bytes", "workers"}
 
 
 def claim(out: Path, base: Setting) -> None:
@@ -193,7 +193,7 @@ def _digest(options: Mapping[str, Any]) -> str:
     named = {
         name: None if name in ("norm", "pooling") and value == getattr(defaults, name) else value
         for name, value in options.items()
-        if name != "keep_bytes"  # by which samples are the same
+        if name not in ("download", "keep_bytes")  # by which samples are the same
         and (name, value) not in _LATER
     }
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
