@@ -1,6 +1,9 @@
 """TensorBoard's event files."""
 
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +34,80 @@ class TensorBoard:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._make_writer = import_extra("tensorboardX").SummaryWriter
-        self._writer: Any = None
+        self._library = import_extra("tensorboardX")
+        self._file: Any = None
+        self._flushed = 0.0
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Add a scalar for each value."""
-        writer = self._opened(iteration)
-        for name, value in values.items():
-            writer.add_scalar(name, value, iteration)
+        """Add a scalar for each value.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        scalar = self._library.summary.scalar
+        with self._opened(iteration):
+            for name, value in values.items():
+                self._write(step=iteration, summary=scalar(name, value))
 
     def add_image(self, name: str, pixels: Any, iteration: int) -> None:
-        """Add a picture. (H, W, 3) uint8"""
-        self._opened(iteration).add_image(name, pixels, iteration, dataformats="HWC")
+        """Add a picture. (H, W, 3) uint8
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        with self._opened(iteration):
+            image = self._library.summary.image(name, pixels, dataformats="HWC")
+            self._write(step=iteration, summary=image)
 
     def close(self) -> None:
-        """Write what is not written yet."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Write what is not written yet.
 
-    def _opened(self, iteration: int) -> Any:
-        if self._writer is None:
-            # Names hold the second: a run that goes on within it would write over its own file.
-            number = len(list(self.folder.glob("events.*")))
-            self._writer = self._make_writer(
-                str(self.folder),
-                purge_step=iteration,
-                flush_secs=_FLUSH_SECONDS,
-                filename_suffix=f".{number:04}",
-            )
-        return self._writer
+        Raises:
+            OSError: If it cannot be.
+        """
+        if self._file is not None:
+            file, self._file = self._file, None
+            with self._named(Path(file.path)):
+                file.close()
+
+    @contextmanager
+    def _opened(self, iteration: int) -> Iterator[None]:
+        """Have a file to write to, which holds what comes from ``iteration`` on.
+
+        Not by tensorboardX's writer: its thread dies of a full disk, and the run then waits for it.
+        """
+        path = _next_path(self.folder) if self._file is None else Path(self._file.path)
+        with self._named(path):
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = self._library.RecordWriter(str(path))
+                self._write(file_version="brain.Event:2")
+                start = self._library.proto.event_pb2.SessionLog(status="START")
+                self._write(step=iteration, session_log=start)
+            yield
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def _write(self, **content: Any) -> None:
+        event = self._library.proto.event_pb2.Event(wall_time=time.time(), **content)
+        self._file.write(event.SerializeToString())
+
+    @contextmanager
+    def _named(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._file = None
+            raise OSError(error.errno, f"{path} could not be written ({error.strerror})") from error
+
+
+def _next_path(folder: Path) -> Path:
+    """A new name, the last in order, as TensorBoard reads files by their names.
+
+    They hold the second by the clock, which may have been put back since the last one.
+    """
+    there = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    last = max((int(second) for second in there if second.isdecimal()), default=0)
+    second = max(int(time.time()), last + 1)
+    return folder / f"events.out.tfevents.{second:010}.{socket.gethostname()}.{len(there):04}"
