@@ -32,8 +32,17 @@ def main() -> None:
         sys.exit(130)
     except ModuleNotFoundError as error:  # commands import what they alone need
         _exit_missing(error)
-    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+    except OSError as error:
+        sys.exit(f"mim4dd: {_sentence(error)}")
+    except (ValueError, TypeError, FloatingPointError) as error:
         sys.exit(f"mim4dd: {error}")
+
+
+def _sentence(error: OSError) -> str:
+    """What an error of the system says, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _one_line(show: Any) -> Any:

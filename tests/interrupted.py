@@ -17,7 +17,9 @@ def stop_at(row: int, number: int) -> None:
 
     def watch(event: str, arguments: tuple) -> None:
         nonlocal opened
-        if event == "open" and str(arguments[0]).endswith("metrics.jsonl") and "a" in arguments[1]:
+        if event != "open" or not str(arguments[0]).endswith("metrics.jsonl"):
+            return
+        if "a" in (arguments[1] or ""):  # os.open, which it is opened by, says no mode
             opened += 1
             if opened == row:
                 send()

@@ -35,7 +35,9 @@ def finish(folder):
 
 
 def files(folder):
-    return sorted(os.listdir(folder)) if folder.exists() else []
+    """But for the lock, which says nothing of how far it is."""
+    there = os.listdir(folder) if folder.exists() else []
+    return sorted(name for name in there if name != ".lock")
 
 
 def experts(folder):
@@ -44,6 +46,7 @@ def experts(folder):
 
 def require_equal(folder, whole):
     """The files of an uninterrupted run, no others beside them, and the same tensors in them."""
+    assert os.listdir(folder).count(".lock") == 0
     assert files(folder) == files(whole)
     stopped, uninterrupted = ExpertBuffer(folder), ExpertBuffer(whole)
     for expert in range(NUM_EXPERTS):

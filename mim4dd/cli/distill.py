@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from mim4dd.cli.options import flag, flags_on_command_line, with_options
 from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.evaluation.recipe import Evaluation
+from mim4dd.distill.files.regular import require_within
 from mim4dd.distill.loggers import LOGGERS, Logger, named_loggers
 from mim4dd.distill.loop.settings import MAY_CHANGE
 from mim4dd.distill.runs import RunDirectory
@@ -62,11 +64,14 @@ def distill(
         raise ValueError("--from-iteration is of a run to continue by --resume, got none")
     with joined_ranks(config.device):
         run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
-        if resume is None:
-            run.require_new()
-            wait_for_ranks()  # before the first one makes it
-        loggers = named_loggers(log or (), run.path, config.options())
-        _distill(config, run, resume is not None, from_iteration, loggers)
+        with run.held(torch.device(config.device)):
+            if resume is None:
+                run.require_new()
+                wait_for_ranks()  # before the first one makes it
+            loggers = named_loggers(log or (), run.path, config.options())
+            for name in log or ():  # whose files go into a folder of that name
+                require_within(run.path / name, run.path)
+            _distill(config, run, resume is not None, from_iteration, loggers)
 
 
 def _require_may_change(context: typer.Context) -> None:

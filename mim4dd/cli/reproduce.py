@@ -1,5 +1,6 @@
 """mim4dd reproduce."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -40,21 +41,24 @@ def reproduce(
 
     The same command continues after an interruption.
     """
+    from mim4dd.distill.files.hold import hold
     from mim4dd.distill.reproduce.known import chosen_rows
     from mim4dd.distill.reproduce.run import reproduce as run_row
     from mim4dd.distill.reproduce.table import one_line
 
-    for row in chosen_rows(rows or []):
-        path = results / f"{row.name}.json"
-        if not list_:
-            run_row(
-                row,
-                out,
-                results,
-                budget=budget,
-                data_path=data_path,
-                device=device,
-                workers=workers,
-                note=note,
-            )
-        typer.echo(one_line(path) if path.exists() else f"{row.name}: not here")
+    chosen = chosen_rows(rows or [])
+    with nullcontext() if list_ else hold(out):  # over all rows: no other call comes in between
+        for row in chosen:
+            path = results / f"{row.name}.json"
+            if not list_:
+                run_row(
+                    row,
+                    out,
+                    results,
+                    budget=budget,
+                    data_path=data_path,
+                    device=device,
+                    workers=workers,
+                    note=note,
+                )
+            typer.echo(one_line(path) if path.exists() else f"{row.name}: not here")

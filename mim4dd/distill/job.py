@@ -79,12 +79,13 @@ def note_accuracy(
 
 
 def note_accuracies(
-    run: RunDirectory,
+    run: RunDirectory | None,
     synthetic: SyntheticSet,
     accuracies: Mapping[str, Accuracy],
     first_seed: int,
 ) -> SyntheticSet:
-    """The set, which tells what networks of some names reached on it; so does a finished run's.
+    """The set, which tells what networks of some names reached on it; so does that of a finished
+    ``run``, where there is one to write to.
 
     What was measured of more networks of that name stays.
     """
@@ -94,8 +95,9 @@ def note_accuracies(
         if len(accuracy.values) >= counts.get(network, 0):
             noted = noted.with_accuracy(network, accuracy.values, first_seed)
     # A job that is done leaves its files alone.
-    if run.finished and noted.provenance != synthetic.provenance:
-        run.save_set(run.synthetic, noted)
+    if run is not None and run.finished and noted.provenance != synthetic.provenance:
+        with run.held():
+            run.save_set(run.synthetic, noted)
     return noted
 
 
@@ -124,26 +126,28 @@ def run_distillation(
 
     Raises:
         ValueError: If ``run`` holds a run with other options, or of other data.
+        BlockingIOError: If another process is at work in ``run``.
     """
-    require_same_options(config, run, may_change)
-    method = config.make_method(data)
-    if not run.config.exists():  # only now, so that options that cannot work leave no run behind
-        run.create(config.options())
-    # Two networks show how a curve goes; the accuracies that count are of num_eval.
-    recipe = {each.name: getattr(config, each.name) for each in fields(Evaluation)}
-    glance = Evaluation(**recipe | {"num_eval": min(2, config.num_eval)})
-    return distill(
-        method,
-        data,
-        config,
-        run,
-        lambda synthetic: judge(synthetic, data, config, glance),
-        resume=resume,
-        from_iteration=from_iteration,
-        config=config.options(),
-        watch=watch,
-        loggers=loggers,
-    )
+    with run.held(data.image_train.device):
+        require_same_options(config, run, may_change)
+        method = config.make_method(data)
+        if not run.config.exists():  # only now: options that cannot work leave no run behind
+            run.create(config.options())
+        # Two networks show how a curve goes; the accuracies that count are of num_eval.
+        recipe = {each.name: getattr(config, each.name) for each in fields(Evaluation)}
+        glance = Evaluation(**recipe | {"num_eval": min(2, config.num_eval)})
+        return distill(
+            method,
+            data,
+            config,
+            run,
+            lambda synthetic: judge(synthetic, data, config, glance),
+            resume=resume,
+            from_iteration=from_iteration,
+            config=config.options(),
+            watch=watch,
+            loggers=loggers,
+        )
 
 
 def train_experts_by(config: ExpertsConfig, data: ImageData, folder: str | Path) -> ExpertBuffer:

@@ -19,6 +19,7 @@ from mim4dd.distill.evaluation.dd_ranking import score_hard_labels, score_source
 from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.job import note_accuracy, require_same_options
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import save_curves, save_grid
@@ -63,11 +64,12 @@ def compare(
         ValueError: If ``workers`` is below 1, or an option does not fit the data, or ``out`` holds
             something else.
         FloatingPointError: If an expert or a distillation diverges.
+        BlockingIOError: If another process is at work in ``out``.
         Interrupted: After Ctrl-C or SIGTERM, once the distillations at work have saved their state.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    with stopping_at_once(lambda: f"stopped; the same command continues {out}"):
+    with stopping_at_once(lambda: f"stopped; the same command continues {out}"), hold(out):
         return _compare(config, out, install_seconds, workers, paper)
 
 

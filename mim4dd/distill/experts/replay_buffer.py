@@ -26,6 +26,7 @@ from mim4dd.distill.experts.buffer import (
 )
 from mim4dd.distill.experts.check import check_expert
 from mim4dd.distill.files.atomic import load_tensors, replacing
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.files.tensor_files import load_torch_file
 from mim4dd.distill.runtime.progress import progress_bar
 
@@ -109,6 +110,7 @@ def import_replay_buffers(
     Raises:
         ValueError: If a file is not readable, does not fit the network, differs in its epochs,
             holds a trajectory that diverged or never moves, or if ``folder`` holds other experts.
+        BlockingIOError: If another process is at work in ``folder``.
     """
     folder = Path(folder)
     paths = replay_buffer_paths(source)
@@ -124,7 +126,7 @@ def import_replay_buffers(
     else:
         first = next(trajectory for path in paths for trajectory in read_replay_buffer(path))
         accuracy = check_expert(network, first[-1], data)
-    with progress_bar(total=num_experts, desc="experts") as progress:
+    with hold(folder), progress_bar(total=num_experts, desc="experts") as progress:
         for path in paths:
             for number, timestamps in enumerate(read_replay_buffer(path)):
                 place = f"{path.name}, trajectory {number}"
@@ -151,12 +153,13 @@ def export_replay_buffers(source: str | Path, folder: str | Path) -> list[Path]:
 
     Raises:
         ValueError: If ``source`` holds no experts, or ``folder`` files of others.
+        BlockingIOError: If another process is at work in ``folder``.
     """
     experts, folder, paths = ExpertBuffer(source), Path(folder), []
     files = [range(len(experts))[at : at + _PER_FILE] for at in range(0, len(experts), _PER_FILE)]
     if _replay_path(folder, len(files)).exists():
         raise ValueError(f"{folder} holds more files than these experts make; choose another")
-    with progress_bar(total=len(files), desc="files") as progress:
+    with hold(folder), progress_bar(total=len(files), desc="files") as progress:
         for number, members in enumerate(files):
             path, shapes = _replay_path(folder, number), experts.parameter_shapes
             content = [_split(experts.trajectory(member), shapes) for member in members]

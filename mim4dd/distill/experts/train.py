@@ -23,6 +23,7 @@ from mim4dd.distill.experts.buffer import (
     save_expert,
 )
 from mim4dd.distill.files.atomic import require_writable
+from mim4dd.distill.files.hold import gone, hold
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.augment import augmentation
@@ -107,6 +108,7 @@ def train_experts(
     Raises:
         ValueError: If ``folder`` holds experts that were trained otherwise or on other data.
         FloatingPointError: If an expert diverges.
+        BlockingIOError: If another process is at work in ``folder``.
         OSError: If ``folder`` cannot be written, or shared memory has no room for what workers get.
         WorkerError: If a worker dies.
     """
@@ -122,20 +124,24 @@ def train_experts(
     task = describe_task(network, data)
     header = expert_header(network_name, data.name, training=settings, task=task)
     require_kind(folder, header)
-    missing = [
-        index for index in range(training.num_experts) if not expert_path(folder, index).exists()
-    ]
-    if missing:
-        require_writable(expert_path(folder, missing[0]))
-    devices = devices or [str(data.image_train.device)]
-    if workers > 1:
-        data = data.to("cpu")  # into memory that all workers share
-    start = partial(_Trainer, make_network, data, training, folder, header, devices)
-    done = training.num_experts - len(missing)
-    with progress_bar(total=training.num_experts, desc="experts", initial=done) as progress:
-        for _ in run_parallel(start, missing, workers):
-            progress.update()
+    if _missing(folder, training.num_experts):  # else it is read alone
+        with hold(folder) as held:
+            missing = _missing(folder, training.num_experts)
+            require_writable(expert_path(folder, missing[0] if missing else 0))
+            devices = devices or [str(data.image_train.device)]
+            if workers > 1:
+                data = data.to("cpu")  # into memory that all workers share
+            start = partial(_Trainer, make_network, data, training, folder, header, devices)
+            done = training.num_experts - len(missing)
+            with progress_bar(total=training.num_experts, desc="experts", initial=done) as progress:
+                for _ in run_parallel(start, missing, workers):
+                    progress.update()
+                    held.require_there()
     return ExpertBuffer(folder, training.num_experts)
+
+
+def _missing(folder: Path, num_experts: int) -> list[int]:
+    return [index for index in range(num_experts) if not expert_path(folder, index).exists()]
 
 
 class _Trainer:
@@ -186,6 +192,8 @@ class _Trainer:
             )
         score = accuracy(network, data.image_test, data.label_test)
         seconds = time.perf_counter() - started
+        if not self.folder.exists():
+            raise gone(self.folder)
         save_expert(
             expert_path(self.folder, index),
             stacked,

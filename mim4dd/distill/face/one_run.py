@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ class Run:
 
         Raises:
             ValueError: If ``iterations`` are fewer than it has behind it, or the data are others.
+            BlockingIOError: If another process is at work in its directory.
             RuntimeError: If it is training, as it is while its callback works.
             FloatingPointError: If it diverges: the last good state is in the directory, which is
                 kept even where it was a temporary one.
@@ -217,6 +219,7 @@ class Run:
             table, mean and in brackets deviation over networks, in percent.
 
         Raises:
+            BlockingIOError: If the run is finished, and another process is at work in its folder.
             ValueError: If a network does not exist or cannot take the data, the data are not what
                 the set was made of, or a class has too few real images for the baseline.
         """
@@ -227,8 +230,13 @@ class Run:
         if reached < config.iterations:
             name += f", {reached} of {config.iterations} iterations"
         judged = JudgedRun(name, synthetic, config, lambda _: self.data)
-        table = cross_evaluate([judged], columns, baselines)
-        noted = note_accuracies(self._directory, synthetic, table[name], config.eval_seed)
+        # Of a run that is not finished nothing is written, and of one that may only be read.
+        writes = self.finished and os.access(self.path, os.W_OK)
+        with self._directory.held() if writes else nullcontext():
+            table = cross_evaluate([judged], columns, baselines)
+            noted = note_accuracies(
+                self._directory if writes else None, synthetic, table[name], config.eval_seed
+            )
         self._reached = noted, reached
         return table
 

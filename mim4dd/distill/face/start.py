@@ -49,6 +49,7 @@ def run(
             run with other options or of other data, or there are no experts for a method that
             matches them: :func:`train_experts` trains them.
         TypeError: If ``data`` is none of these.
+        BlockingIOError: If another process is at work in ``out``.
         FloatingPointError: If it diverges: the last good state is in the directory.
         Interrupted: After SIGTERM, once the state is saved: the program is to end.
 
@@ -114,6 +115,7 @@ def train_experts(data: Data, out: str | Path, **options: Any) -> ExpertBuffer:
         ValueError: If an option or the data cannot be used, or ``out`` holds experts of another
             kind.
         TypeError: If ``data`` is nothing that :func:`run` takes.
+        BlockingIOError: If another process is at work in ``out``.
         FloatingPointError: If an expert diverges.
 
     Example:

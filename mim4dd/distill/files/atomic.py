@@ -1,6 +1,7 @@
 """Files that are either whole or not there: atomic writes, and tensors without pickles."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -19,6 +20,7 @@ from mim4dd.distill.files.regular import read_bytes, require_regular
 from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
 __all__ = [
+    "append",
     "link",
     "load_tensors",
     "open_tensors",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HEADER = "mim4dd"
+_NO_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 _SHOWN = 300  # characters of another library's message
 
 
@@ -62,16 +65,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):  # which on a read-only disk even a file that is not there raises
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno, f"{path} could not be written ({error.strerror}); what it held is kept"
-            ) from error
+            raise _unwritten(path, error) from error
         raise
-    # The rename itself is durable only once the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path)
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    why = "it is a link" if error.errno == errno.ELOOP else error.strerror
+    return OSError(error.errno, f"{path} could not be written ({why}); what it held is kept")
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the rename itself on the disk, where the file system can do that for folders."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise OSError(
+                error.errno, f"{path} could not be written for good ({error.strerror})"
+            ) from error
 
 
 def _locked(temporary: Path) -> BinaryIO:
@@ -108,6 +124,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, which is made if it is not there. A link is not followed.
+
+    Raises:
+        OSError: If not all of it can be written; what is new may be cut off then.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        with open(path, "ab", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+            file.write(content)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically; what a file's name has that is no text, as it is there."""
     write_atomically(path, text.encode(errors="surrogateescape"))
@@ -134,16 +164,21 @@ def link(source: Path, target: Path) -> None:
 
     A file that is later replaced under one name keeps its content under the other.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(target)
     temporary = temporary_of(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
         os.link(source, temporary)
     except OSError:
         write_atomically(target, source.read_bytes())
         return
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # where both were one file already, replace leaves it
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        raise _unwritten(target, error) from error
+    finally:
+        with suppress(OSError):  # where both were one file already, replace leaves it
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["naming", "read_bytes", "read_text", "require_regular"]
+__all__ = ["naming", "read_bytes", "read_text", "require_regular", "require_within"]
 
 
 def require_regular(path: Path | str) -> None:
@@ -18,6 +18,15 @@ def require_regular(path: Path | str) -> None:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} must be a regular file, got a folder, a pipe or a device")
+
+
+def require_within(path: Path, root: Path) -> None:
+    """Raise ValueError if a link leads from ``path`` out of ``root``, where it stands."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"{path} is a link out of {root}, which nothing is written through: put a folder in "
+            "its place"
+        )
 
 
 def read_bytes(path: Path) -> bytes:

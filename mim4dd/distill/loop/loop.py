@@ -91,13 +91,16 @@ def distill(
         TypeError: If the method's loss is not an :class:`~mim4dd.distill.methods.base.Objective`.
         FloatingPointError: If loss or gradients stop being finite, or the learned step size stops
             being positive; the last good state is in the checkpoint.
+        BlockingIOError: If another process is at work in ``run``.
+        OSError: If ``run`` cannot be written, or is gone; its last checkpoint is as it was.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
     """
     if settings.clip_img and not data.has_images:
         raise ValueError(f"clip_img must be False for data of rows, as {data.name} is, got True")
     method.require_data(data)
     method.require_per_class(class_counts(settings.per_class, data.num_classes))
-    with _threads(method, data, settings), ExitStack() as closing:
+    device = data.image_train.device
+    with run.held(device), _threads(method, data, settings), ExitStack() as closing:
         for logger in loggers:
             closing.callback(logger.close)
         return _distill(

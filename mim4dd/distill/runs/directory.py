@@ -3,14 +3,17 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mim4dd.distill.files.atomic import (
+    append,
     link,
     load_tensors,
     open_tensors,
@@ -22,8 +25,10 @@ from mim4dd.distill.files.atomic import (
     write_json,
 )
 from mim4dd.distill.files.fields import require_each, require_fields
-from mim4dd.distill.files.regular import naming, read_bytes
+from mim4dd.distill.files.hold import Held, hold
+from mim4dd.distill.files.regular import naming, read_bytes, require_within
 from mim4dd.distill.runs.synthetic_set import SyntheticSet
+from mim4dd.distill.runtime.ranks import any_rank
 
 __all__ = ["RunDirectory", "SyntheticSet"]
 
@@ -49,7 +54,69 @@ class RunDirectory:
         self.sets = self.path / "sets"
         self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
-        self.pictures = self.path / "pictures"
+        # While it is held: the lock, and the thread that may take it once more.
+        self._held: Held | None = None
+        self._holder: int | None = None
+
+    @contextmanager
+    def held(self, device: torch.device | None = None) -> Iterator[None]:
+        """Be the only one who writes in the directory, until the end of the block.
+
+        Whoever holds it may do so again within. Of several ranks the first one holds it.
+
+        Args:
+            device: Of the ranks, where all of them come here: then all are refused together.
+
+        Raises:
+            BlockingIOError: If another process, or another thread, is at work there.
+            OSError: If it cannot be made, or its lock cannot be used.
+        """
+        if self._holder == threading.get_ident():
+            yield
+            return
+        with ExitStack() as leaving:
+            refusal = None
+            try:
+                held = None if self.read_only else leaving.enter_context(hold(self.path))
+            except OSError as error:
+                refusal = error
+            if any_rank(refusal is not None, device) if device else refusal is not None:
+                raise refusal or BlockingIOError(f"another rank does not work in {self.path}")
+            self._held, self._holder = held, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._held, self._holder = None, None
+
+    @property
+    def pictures(self) -> Path:
+        """Where pictures of the run go.
+
+        Raises:
+            ValueError: If a link leads out of the run.
+        """
+        folder = self.path / "pictures"
+        require_within(folder, self.path)
+        return folder
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Write one of the run's files, and say where it stands if that cannot be done."""
+        if self._held is not None:
+            self._held.require_there()
+        require_within(path.parent, self.path)
+        try:
+            yield
+        except OSError as error:
+            said = str(error) if error.strerror is None else error.strerror
+            if error.filename is not None:
+                said = f"{error.filename} could not be written ({said})"
+            if self.checkpoint.exists():
+                said += (
+                    ". Once that is mended, the run goes on from its last checkpoint by --resume "
+                    f"{shlex.quote(str(self.path))}, in Python with resume=True"
+                )
+            raise OSError(error.errno, said) from error
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Start a new run with its resolved configuration.
@@ -60,13 +127,15 @@ class RunDirectory:
         if self.read_only:  # by now the first rank may have created it
             return
         self.require_new()
-        write_json(self.config, config)
+        with self._writing(self.config):
+            write_json(self.config, config)
 
     def change_config(self, config: Mapping[str, Any]) -> None:
         """Hold this configuration from here on, as a run that goes on with other options."""
         if self.read_only or (self.config.exists() and config == self.read_config()):
             return
-        write_json(self.config, config)
+        with self._writing(self.config):
+            write_json(self.config, config)
 
     def require_new(self) -> None:
         """Raise ValueError if the directory already holds a run."""
@@ -86,7 +155,8 @@ class RunDirectory:
     def drop_result(self) -> None:
         """Be unfinished, as a run is that goes on."""
         if not self.read_only:
-            self.synthetic.unlink(missing_ok=True)
+            with self._writing(self.synthetic):
+                self.synthetic.unlink(missing_ok=True)
 
     def rewind(self, iteration: int) -> None:
         """Drop what a run that goes on from ``iteration`` will write again."""
@@ -95,7 +165,8 @@ class RunDirectory:
         for kept, file in ((self.kept_iterations(), self._kept), (self.kept_sets(), self.kept_set)):
             for later in kept:
                 if later > iteration:
-                    file(later).unlink()
+                    with self._writing(file(later)):
+                        file(later).unlink()
         self.rewind_metrics(iteration)
 
     def read_config(self) -> dict[str, Any]:
@@ -160,8 +231,8 @@ class RunDirectory:
         """Add one line to the metrics."""
         if self.read_only:
             return
-        with self.metrics.open("ab") as file:
-            file.write((json.dumps(row) + "\n").encode())
+        with self._writing(self.metrics):
+            append(self.metrics, (json.dumps(row) + "\n").encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows; a last line cut off by a crash is left out.
@@ -190,12 +261,14 @@ class RunDirectory:
             return
         rows = [row for row in self.read_metrics() if row["iteration"] < iteration]
         content = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self.metrics, content.encode())
+        with self._writing(self.metrics):
+            write_atomically(self.metrics, content.encode())
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         """Replace the checkpoint."""
         if not self.read_only:
-            save_tensors(self.checkpoint, tensors, header)
+            with self._writing(self.checkpoint):
+                save_tensors(self.checkpoint, tensors, header)
 
     def keep_checkpoint(self, iteration: int) -> None:
         """Keep the checkpoint, which is of ``iteration``, among a few older ones to go back to.
@@ -205,12 +278,13 @@ class RunDirectory:
         """
         if self.read_only:
             return
-        link(self.checkpoint, self._kept(iteration))
-        kept = self.kept_iterations()
-        if len(kept) > _MOST_KEPT:
-            inner = zip(kept, kept[1:], kept[2:], strict=False)
-            _, crowded = min((after - before, middle) for before, middle, after in inner)
-            self._kept(crowded).unlink()
+        with self._writing(self._kept(iteration)):
+            link(self.checkpoint, self._kept(iteration))
+            kept = self.kept_iterations()
+            if len(kept) > _MOST_KEPT:
+                inner = zip(kept, kept[1:], kept[2:], strict=False)
+                _, crowded = min((after - before, middle) for before, middle, after in inner)
+                self._kept(crowded).unlink()
 
     def kept_iterations(self) -> list[int]:
         """The iterations of the older checkpoints that are kept, in order."""
@@ -236,7 +310,14 @@ class RunDirectory:
     def save_set(self, path: Path, synthetic: SyntheticSet) -> None:
         """Write a synthetic set to one of the run's files."""
         if not self.read_only:
-            synthetic.save(path)
+            with self._writing(path):
+                synthetic.save(path)
+
+    def save_json(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Write JSON of whoever works on the run to a file beside the run's own."""
+        if not self.read_only:
+            with self._writing(path):
+                write_json(path, values)
 
     def load_checkpoint(
         self, iteration: int | None = None

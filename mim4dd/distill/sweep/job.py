@@ -12,7 +12,7 @@ import torch
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, evaluate
-from mim4dd.distill.files.atomic import read_json, write_json
+from mim4dd.distill.files.atomic import read_json
 from mim4dd.distill.files.fields import require_accuracies, require_each, require_fields
 from mim4dd.distill.job import judge, note_accuracy, run_distillation
 from mim4dd.distill.runs import RunDirectory
@@ -100,9 +100,12 @@ def run_job(job: Job) -> None:
     """
     if job.result.exists():
         return
-    data = held_out_data(job.config, job.held_out, job.split_seed)
-    values = _judge_real(job, data) if job.baseline else _distill(job, data)
-    write_json(job.result, {"seed": job.config.seed, "num_classes": data.num_classes} | values)
+    run = RunDirectory(job.path)
+    with run.held():
+        data = held_out_data(job.config, job.held_out, job.split_seed)
+        values = _judge_real(job, data, run) if job.baseline else _distill(job, data, run)
+        result = {"seed": job.config.seed, "num_classes": data.num_classes} | values
+        run.save_json(job.result, result)
 
 
 def held_out_data(task: TaskSettings, fraction: float, seed: int) -> ImageData:
@@ -111,7 +114,7 @@ def held_out_data(task: TaskSettings, fraction: float, seed: int) -> ImageData:
     return data.hold_out(fraction, seed) if fraction else data
 
 
-def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
+def _judge_real(job: Job, data: ImageData, run: RunDirectory) -> dict[str, Any]:
     """Judge as many real images, drawn by the seed."""
     config = job.config
     images, labels = data.sample(config.per_class, torch.Generator().manual_seed(config.seed))
@@ -119,12 +122,15 @@ def _judge_real(job: Job, data: ImageData) -> dict[str, Any]:
     return _judged(
         _one_by_one(
             job,
+            run,
             lambda recipe: evaluate(maker, images, labels, config.lr_teacher, data, recipe),
         )
     )
 
 
-def _one_by_one(job: Job, judge_by: Callable[[Evaluation], Accuracy]) -> Accuracy:
+def _one_by_one(
+    job: Job, run: RunDirectory, judge_by: Callable[[Evaluation], Accuracy]
+) -> Accuracy:
     """Judge by one network after another, and note each, so that a stop costs one at most."""
     note = job.path / "networks.json"
     # NaN of a network that diverged has no place in JSON.
@@ -134,7 +140,7 @@ def _one_by_one(job: Job, judge_by: Callable[[Evaluation], Accuracy]) -> Accurac
         seed = job.config.eval_seed + index
         (value,) = judge_by(replace(job.config, num_eval=1, eval_seed=seed)).values
         noted.append(None if math.isnan(value) else value)
-        write_json(note, {"accuracy": noted})
+        run.save_json(note, {"accuracy": noted})
     return Accuracy(tuple(math.nan if value is None else value for value in noted))
 
 
@@ -147,8 +153,7 @@ def _judged(judged: Accuracy) -> dict[str, Any]:
     return {"accuracy": judged.values}
 
 
-def _distill(job: Job, data: ImageData) -> dict[str, Any]:
-    run = RunDirectory(job.path)
+def _distill(job: Job, data: ImageData, run: RunDirectory) -> dict[str, Any]:
     try:
         synthetic = run_distillation(job.config, data, run)
     except FloatingPointError as error:
@@ -157,7 +162,7 @@ def _distill(job: Job, data: ImageData) -> dict[str, Any]:
         raise ValueError(f"{job.path.parent.name}: {error}") from error
     _, header = run.load_checkpoint()
     rows = run.read_metrics()
-    accuracy = _one_by_one(job, lambda recipe: judge(synthetic, data, job.config, recipe))
+    accuracy = _one_by_one(job, run, lambda recipe: judge(synthetic, data, job.config, recipe))
     note_accuracy(run, synthetic, job.config, accuracy)
     return {
         **_judged(accuracy),

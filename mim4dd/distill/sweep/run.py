@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mim4dd.distill.files.atomic import write_text
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.sweep.grid import Setting, base_of, make_grid, parse_vary, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
@@ -63,6 +64,7 @@ def sweep(
 
     Raises:
         ValueError: If an option cannot be used, or ``out`` holds a sweep around another base.
+        BlockingIOError: If another process is at work in ``out``.
 
     Example:
         >>> from pathlib import Path
@@ -73,7 +75,8 @@ def sweep(
     """
     settings = make_grid(given, varied, one_at_a_time)
     references = _references(settings, against)
-    return judge_settings(settings, out, seeds, workers, references, paper=paper)
+    with hold(out):
+        return judge_settings(settings, out, seeds, workers, references, paper=paper)
 
 
 def _references(settings: Sequence[Setting], against: str | None) -> dict[str, str]:

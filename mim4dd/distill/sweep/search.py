@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mim4dd.distill.files.atomic import write_csv
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.sweep.grid import Setting, make_setting, require_effect, shown
@@ -69,6 +70,7 @@ def search(
         ModuleNotFoundError: If Optuna is missing.
         ValueError: If an option cannot be used, or ``out`` holds a sweep around another base.
         FloatingPointError: If every setting that was tried diverged.
+        BlockingIOError: If another process is at work in ``out``.
     """
     for name, value in (("search", trials), ("seeds", seeds), ("workers", workers)):
         if value < 1:
@@ -76,6 +78,20 @@ def search(
     base = make_setting(given, {}, space)
     if _DECIDING.isdisjoint(space):
         require_effect(space, [base])
+    with hold(out):
+        return _search(given, space, base, out, trials, seeds, workers, paper)
+
+
+def _search(
+    given: Mapping[str, Any],
+    space: Space,
+    base: Setting,
+    out: Path,
+    trials: int,
+    seeds: int,
+    workers: int,
+    paper: bool,
+) -> Study:
     tried = _try_settings(given, space, base, out, trials, seeds, workers)
     best = max(
         (trial for trial in tried if trial.accuracy is not None),
