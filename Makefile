@@ -2,7 +2,8 @@
 # make reproduce ROWS=mnist-dm-ipc1-0 DATA_PATH=data BUDGET=small      rows of published tables
 # make bench-peers bench-contrastive bench-unroll   beside other libraries and the floor
 # make bench-ranks                     losses over processes: time, memory, bytes
-# make fuzz | soak | sanitize          changed files and any inputs; many calls; the C++ half checked
+# make fuzz | soak | kills | sanitize  changed files and any inputs; many calls; commands that are
+#                                      killed; the C++ half checked
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
@@ -32,8 +33,8 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak sanitize lint bench \
-	bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs \
+.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak kills sanitize lint \
+	bench bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs \
 	gpu gpu-again gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
@@ -146,6 +147,11 @@ fuzz: $(VENV)/.tested
 # What 100,000 losses and 500 unrolls leave behind.
 soak: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+# SIGKILL at random moments of every long command: half an hour, other moments in every run.
+KILLS := 50
+kills: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills $(KILLS) --seed $$(date +%s)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer: g++ brings both.
 sanitize: $(VENV)/.tested

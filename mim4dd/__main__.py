@@ -19,6 +19,7 @@ def main() -> None:
         from mim4dd.cli.signs import print_any_sign
         from mim4dd.distill.loop import Interrupted
         from mim4dd.distill.runtime.heap import keep_freed_memory
+        from mim4dd.distill.runtime.processes import WorkerError
     except ModuleNotFoundError as error:
         _exit_missing(error)
     keep_freed_memory()
@@ -34,7 +35,7 @@ def main() -> None:
         _exit_missing(error)
     except OSError as error:
         sys.exit(f"mim4dd: {_sentence(error)}")
-    except (ValueError, TypeError, FloatingPointError) as error:
+    except (ValueError, TypeError, FloatingPointError, WorkerError) as error:
         sys.exit(f"mim4dd: {error}")
 
 

@@ -15,10 +15,14 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["mim4dd.__main__", "mim4dd.cli"])
 
 
-def _run(folder, command):
+def _run(folder, command, output):
     import torch
 
     torch.set_num_threads(1)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, sys.stdout.fileno())
+        os.dup2(file, sys.stderr.fileno())
     os.chdir(folder)
     sys.argv = ["mim4dd", *command.split()]
     from mim4dd.__main__ import main
@@ -26,9 +30,9 @@ def _run(folder, command):
     main()
 
 
-def start(folder, command):
-    """A child that runs ``mim4dd command`` in a folder."""
-    child = _SERVER.Process(target=_run, args=(str(folder), command))
+def start(folder, command, output=None):
+    """A child that runs ``mim4dd command`` in a folder, and prints into a file if one is given."""
+    child = _SERVER.Process(target=_run, args=(str(folder), command, output))
     child.start()
     return child
 

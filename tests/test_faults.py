@@ -1,4 +1,4 @@
-"""Disks, folders and clocks that fail a run: it says so, keeps its checkpoint, and goes on by it."""
+"""Disks, folders and clocks that fail: a run says so, keeps its checkpoint, and goes on by it."""
 
 import errno
 import os
@@ -18,6 +18,7 @@ from mim4dd.distill.files import atomic
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseMethod, Objective
 from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.runtime.processes import WorkerError
 
 SETTINGS = LoopSettings(
     iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=2, keep_every=3, optimizer_img="adam"
@@ -244,6 +245,14 @@ def test_nothing_is_written_through_links_out_of_a_run(data, whole, tmp_path):
         start(data, run, lambda _: linked(run.metrics, outside / "file"))
     assert os.listdir(outside) == ["file"]
     assert (outside / "file").read_text() == "mine\n"
+
+
+def test_a_worker_that_dies_is_one_sentence(monkeypatch):
+    def die():
+        raise WorkerError("worker 0 was killed by SIGKILL, at task 3")
+
+    monkeypatch.setattr("mim4dd.cli.app", die)
+    assert exit_status("sweep") == "mim4dd: worker 0 was killed by SIGKILL, at task 3"
 
 
 def linked(path, target):

@@ -17,6 +17,8 @@ from mim4dd.distill.files.atomic import (
     write_atomically,
     write_json,
 )
+from mim4dd.distill.files.tensor_files import save_torch
+from mim4dd.distill.runs import SyntheticSet
 
 
 @pytest.fixture
@@ -40,6 +42,27 @@ def test_a_full_disk_keeps_the_earlier_file(tmp_path, disk_limit):
     assert torch.equal(tensors["x"], torch.arange(4))
     assert header == {"version": 1}
     assert os.listdir(tmp_path) == ["result.safetensors"]
+
+
+@pytest.mark.parametrize("size", [600, 1500, 30_000])
+def test_a_full_disk_keeps_the_earlier_export(size, tmp_path, disk_limit):
+    """torch's own errors say how far its buffer was."""
+    half = torch.arange(2).repeat_interleave(20)
+    sets = [
+        SyntheticSet(images, half, half, torch.tensor(0.1), images, ("a", "b"))
+        for images in (torch.zeros(40, 1, 2, 2), torch.rand(40, 1, 32, 32))
+    ]
+    sets[0].export(tmp_path / "set")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    disk_limit(size)
+    with pytest.raises(OSError, match=rf"{tmp_path}/set could not be written .*; what it held is"):
+        sets[1].export(tmp_path / "set")
+    disk_limit(resource.RLIM_INFINITY)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    experts = [[[torch.rand(500, 100)]]]
+    disk_limit(size)
+    with (tmp_path / "file").open("wb", buffering=0) as file, pytest.raises(OSError, match="large"):
+        save_torch(experts, file)
 
 
 def test_a_crash_before_the_rename_keeps_the_earlier_file(tmp_path, monkeypatch):

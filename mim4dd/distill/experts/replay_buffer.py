@@ -27,7 +27,7 @@ from mim4dd.distill.experts.buffer import (
 from mim4dd.distill.experts.check import check_expert
 from mim4dd.distill.files.atomic import load_tensors, replacing
 from mim4dd.distill.files.hold import hold
-from mim4dd.distill.files.tensor_files import load_torch_file
+from mim4dd.distill.files.tensor_files import load_torch_file, save_torch
 from mim4dd.distill.runtime.progress import progress_bar
 
 __all__ = [
@@ -167,7 +167,7 @@ def export_replay_buffers(source: str | Path, folder: str | Path) -> list[Path]:
                 _require_same(path, read_replay_buffer(path), content)
             else:
                 with replacing(path) as file:
-                    torch.save(content, file)
+                    save_torch(content, file)
             paths.append(path)
             progress.update()
     return paths

@@ -23,6 +23,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written.
     """
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno is None:  # of a library, which says more than a number would
+            raise
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({os.strerror(error.errno)}); what it held is kept",
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     temporary = temporary_of(path)

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: read without running what they hold, nor making more of it than it is.
+"""Files of ``torch.save``: written; and read, without running what they hold nor making more of it.
 
 ``weights_only`` keeps torch from running code. A file may still be small and ask for much memory:
 by a member that is compressed, which torch unpacks and never writes, and by a tensor of many
@@ -8,7 +8,7 @@ elements over a few bytes.
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from mim4dd.distill.files.opcodes import require_plain_opcodes
 from mim4dd.distill.files.regular import require_regular
 
-__all__ = ["load_torch_file"]
+__all__ = ["load_torch_file", "save_torch"]
 
 _ZIP = b"PK\x03\x04"
 # Characters of a name, a key, or a few numbers of NumPy. Whatever torch refuses it searches by an
@@ -28,6 +28,39 @@ _MOST_PLACES = 10_000_000  # of tensors and numbers; experts of a file have some
 # The number by which files of torch before 1.6 begin, pickled. Without it torch would try an even
 # older format, for which it makes a temporary folder.
 _BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+
+
+class _Watched:
+    """A file to write, which keeps what the system said when it could not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_torch(value: object, file: BinaryIO) -> None:
+    """Write by ``torch.save``.
+
+    Raises:
+        OSError: If it cannot be written, where torch says how far its own buffer was.
+    """
+    watched = _Watched(file)
+    try:
+        torch.save(value, cast(Any, watched))
+    except RuntimeError:
+        if watched.error is not None:
+            raise watched.error from None
+        raise
 
 
 def load_torch_file(path: Path, *, mapped: bool = False, stand_ins: Sequence[Any] = ()) -> Any:

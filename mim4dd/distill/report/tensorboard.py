@@ -29,12 +29,17 @@ def export_tensorboard(run: RunDirectory, pictures: Sequence[Picture], folder: P
     if any(folder.glob("events.*")):
         raise ValueError(f"{folder} holds TensorBoard events already; choose another folder")
     last = 0
-    with closing(TensorBoard(folder)) as board:
-        for row in run.read_metrics():
-            last = row["iteration"]
-            board.log(last, numbers(row))
-        for picture in pictures:
-            board.add_image(picture.path.stem, _read_pixels(picture.path), last)
+    try:
+        with closing(TensorBoard(folder)) as board:
+            for row in run.read_metrics():
+                last = row["iteration"]
+                board.log(last, numbers(row))
+            for picture in pictures:
+                board.add_image(picture.path.stem, _read_pixels(picture.path), last)
+    except BaseException:  # half of it would be in the way of the next try
+        for path in folder.glob("events.*"):
+            path.unlink()
+        raise
     (path,) = folder.glob("events.*")
     return path
 

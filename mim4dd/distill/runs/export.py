@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mim4dd.distill.files.folders import replacing_folder
+from mim4dd.distill.files.tensor_files import save_torch
 
 if TYPE_CHECKING:
     from mim4dd.distill.runs.synthetic_set import SyntheticSet
@@ -31,7 +32,7 @@ def export_set(synthetic: "SyntheticSet", folder: Path) -> None:
             "labels": _plain(synthetic.label_syn),
             "syn_lr": _plain(synthetic.syn_lr),
         }
-        torch.save(parts, new / "set.pt")
+        _save(parts, new / "set.pt")
         if not synthetic.has_images:
             return
         _save_for_ddranking(parts, new / "ddranking")
@@ -79,7 +80,12 @@ def _save_for_ddranking(parts: dict[str, Tensor], folder: Path) -> None:
     if labels.is_floating_point():
         labels = labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
     for name, tensor in (("images", parts["images"]), ("labels", labels), ("lr", parts["syn_lr"])):
-        torch.save(tensor, folder / f"{name}.pt")
+        _save(tensor, folder / f"{name}.pt")
+
+
+def _save(value: object, path: Path) -> None:
+    with path.open("wb") as file:
+        save_torch(value, file)
 
 
 def _save_pictures(synthetic: "SyntheticSet", names: list[str], folder: Path) -> None:
