@@ -12,7 +12,17 @@ KILLS = int(os.environ.get("MIM4DD_KILLS", "6"))
 
 # Children are forked from a server that has imported everything, and so start within milliseconds.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mim4dd.__main__", "mim4dd.cli"])
+_SERVER.set_forkserver_preload(
+    [
+        "mim4dd.__main__",
+        "mim4dd.cli",
+        "mim4dd.distill.commands.compare",
+        "matplotlib.backends.backend_agg",
+        "sklearn.datasets",
+        "sklearn.model_selection",
+        "torch._dynamo",
+    ]
+)
 
 
 def _run(folder, command, output):

@@ -20,6 +20,16 @@ from mim4dd.distill.training.network import seeded_network
 SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
 
 
+def hold_together(rank, folder):
+    """1 where the rank was refused the run, 0 where it held it."""
+    run = RunDirectory(folder, read_only=rank != 0)
+    try:
+        with run.held(torch.device("cpu")), run.held(torch.device("cpu")):
+            return torch.tensor(0)
+    except BlockingIOError:
+        return torch.tensor(1)
+
+
 class Mean(BaseMethod):
     """Match the mean image. The second rank may fail in iteration 3."""
 

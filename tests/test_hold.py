@@ -9,6 +9,8 @@ import time
 
 import pytest
 from command_line import exit_status
+from on_ranks import on_ranks
+from ranked import hold_together
 
 from mim4dd.distill.files import hold as hold_module
 from mim4dd.distill.files.hold import hold
@@ -58,12 +60,21 @@ def test_another_process_is_refused_and_a_dead_one_holds_nothing(tmp_path):
     assert os.listdir(folder) == []
 
 
-def test_a_fork_of_the_holder_holds_nothing(tmp_path):
-    with hold(tmp_path):
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-            os._exit(1)
+def test_a_fork_of_the_holder_holds_nothing_and_ends_nothing(tmp_path):
+    parent = os.getpid()
+    try:
+        with hold(tmp_path):
+            child = os.fork()
+            if child == 0:
+                raise SystemExit  # out of the block
+            os.waitpid(child, 0)
+            assert os.listdir(tmp_path) == [".lock"]
+            child = os.fork()
+            if child == 0:
+                time.sleep(600)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
     try:
         take(tmp_path)
     finally:
@@ -88,6 +99,15 @@ def test_another_thread_is_refused_and_whoever_holds_a_run_may_do_so_again(tmp_p
     assert f"process {os.getpid()} on" in refusals[0]
     with RunDirectory(tmp_path, read_only=True).held(), run.held():  # of the ranks one holds it
         pass
+
+
+def test_ranks_hold_a_run_together_and_are_refused_together(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert sum(on_ranks(2, hold_together, tmp_path, folder)) == 0
+    with hold(folder):
+        assert sum(on_ranks(2, hold_together, tmp_path, folder)) == 2
+    assert os.listdir(folder) == []
 
 
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):

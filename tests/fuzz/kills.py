@@ -28,13 +28,13 @@ from killing import start  # noqa: E402
 from mim4dd.distill.files.atomic import load_tensors  # noqa: E402
 
 _NETWORK = "--width 4 --depth 1"
-_DM = f"--method dm {_NETWORK} --batch-real 4 --num-keys 40 --num-eval 2 --eval-epochs 10"
-_STEPS = "--iterations 40 --checkpoint-every 7 --keep-every 9 --eval-every 20"
+_DM = f"--method dm {_NETWORK} --batch-real 4 --num-keys 40 --num-eval 1 --eval-epochs 2"
+_STEPS = "--iterations 30 --checkpoint-every 4 --keep-every 5 --eval-every 15"
 COMMANDS = {
     "distill": f"distill {_DM} {_STEPS} --log tensorboard",
-    "experts": f"experts {_NETWORK} --num-experts 8 --train-epochs 2 --batch-train 128",
+    "experts": f"experts {_NETWORK} --num-experts 6 --train-epochs 1 --batch-train 128",
     "sweep": f"sweep {_DM} {_STEPS} --vary weight=0,0.1 --seeds 1",
-    "compare": f"compare {_DM} {_STEPS} --num-distill 1 --workers 2",
+    "compare": f"compare {_DM} {_STEPS} --num-distill 1 --workers 1",
     "reproduce": "reproduce digits-dm-ipc1-0 --results out/results",
 }
 _COSTS = ("seconds", "cpu", "peak", "install")
@@ -123,6 +123,7 @@ def kill_all(name: str, kills: int, place: Path) -> tuple[int, int, list[str]]:
         status = run(parts, name, random.uniform(0, longest) if killed < kills else None)
         if status == -signal.SIGKILL:
             killed += 1
+            sys.stderr.write(f"{name}: {killed} of {kills} kills, {ends} ends\r")
             continue
         said = (parts / "output").read_text(errors="replace")
         wrong = differences(whole / "out", parts / "out") if status == 0 else [said[-2000:]]

@@ -82,19 +82,20 @@ def hold(folder: Path) -> Iterator[Held]:
         with suppress(FileNotFoundError):  # another process made it as well, and has removed it
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             break
-    held, file = Held(folder, descriptor), None
+    held, file, process = Held(folder, descriptor), None, os.getpid()
     try:
         file = _take(folder, descriptor)
         yield held
     finally:
-        if file is not None:
+        if os.getpid() == process:  # a fork that ends within leaves all to its parent
+            if file is not None:
+                with suppress(OSError):
+                    os.unlink(_NOTE, dir_fd=descriptor)
+                file.close()
             with suppress(OSError):
-                os.unlink(_NOTE, dir_fd=descriptor)
-            file.close()
-        with suppress(OSError):
-            held.require_there()
-            for each in made:
-                each.rmdir()
+                held.require_there()
+                for each in made:
+                    each.rmdir()
         os.close(descriptor)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.job import require_same_options
 from mim4dd.distill.reproduce.record import (
     distillation,
@@ -83,8 +84,9 @@ def reproduce(
         known[seed] = distillation(
             Result.read(job.result), Result.read(real.result), describe_machine(device)
         )
-        write_record(path, row, budget, setting, [known[each] for each in sorted(known)], note)
-        write_table(results)
+        with hold(results):  # the table is of all rows, which others may be at
+            write_record(path, row, budget, setting, [known[each] for each in sorted(known)], note)
+            write_table(results)
     return path
 
 
