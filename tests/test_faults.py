@@ -11,12 +11,14 @@ import pytest
 import torch
 import tqdm.std
 from command_line import exit_status, outcome
+from event_files import events_of, scalars_of
 from same_run import leavings
 from tiny import make_data, make_experts
 
 from mim4dd.distill.files import atomic
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseMethod, Objective
+from mim4dd.distill.report.tensorboard import export_tensorboard
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.processes import WorkerError
 
@@ -245,6 +247,30 @@ def test_nothing_is_written_through_links_out_of_a_run(data, whole, tmp_path):
         start(data, run, lambda _: linked(run.metrics, outside / "file"))
     assert os.listdir(outside) == ["file"]
     assert (outside / "file").read_text() == "mine\n"
+
+
+def test_events_on_a_full_disk_are_refused_and_nothing_of_them_is_in_the_way(
+    data, tmp_path, monkeypatch
+):
+    """tensorboardX's own writer would wait for ever for a thread that died."""
+    library = pytest.importorskip("tensorboardX")
+    run = RunDirectory(tmp_path / "run")
+    start(data, run)
+    write, written = library.RecordWriter.write, []
+
+    def write_some(writer, content):
+        written.append(content)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library.RecordWriter, "write", write_some)
+        with pytest.raises(OSError, match=r"events\.out\.\S+ could not be written \(No space left"):
+            export_tensorboard(run, [], tmp_path / "events")
+    assert os.listdir(tmp_path / "events") == []
+    path = export_tensorboard(run, [], tmp_path / "events")
+    assert {key[0] for key in scalars_of(events_of(path))} == set(range(7))
 
 
 def test_a_worker_that_dies_is_one_sentence(monkeypatch):

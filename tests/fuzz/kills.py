@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": f"compare {_DM} {_STEPS} --num-distill 1 --workers 1",
     "reproduce": "reproduce digits-dm-ipc1-0 --results out/results",
 }
+_LATER, _SOONER = 1.1, 0.7
 _COSTS = ("seconds", "cpu", "peak", "install")
 
 
@@ -123,11 +124,13 @@ def kill_all(name: str, kills: int, place: Path) -> tuple[int, int, list[str]]:
         status = run(parts, name, random.uniform(0, longest) if killed < kills else None)
         if status == -signal.SIGKILL:
             killed += 1
+            longest *= _LATER
             sys.stderr.write(f"{name}: {killed} of {kills} kills, {ends} ends\r")
             continue
         said = (parts / "output").read_text(errors="replace")
         wrong = differences(whole / "out", parts / "out") if status == 0 else [said[-2000:]]
         ends += status == 0
+        longest *= _SOONER  # about four kills to an end, however busy the machine is
         if wrong:
             kept = place / f"{name}-fault{len(faults)}"
             shutil.copytree(parts, kept, symlinks=True)
