@@ -41,6 +41,7 @@ def other_process(folder, held):
         finally:
             os._exit(1)
     while not held.exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.001)
     return child
 

@@ -77,26 +77,36 @@ def hold(folder: Path) -> Iterator[Held]:
         ...     held.require_there()
     """
     made: list[Path] = []
-    while True:
-        made += _make(folder)
-        with suppress(FileNotFoundError):  # another process made it as well, and has removed it
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            break
-    held, file, process = Held(folder, descriptor), None, os.getpid()
+    process = os.getpid()
     try:
-        file = _take(folder, descriptor)
-        yield held
-    finally:
-        if os.getpid() == process:  # a fork that ends within leaves all to its parent
-            if file is not None:
+        while True:
+            made += _make(folder)
+            with suppress(FileNotFoundError):  # removed again by who made it at the same time
+                held, file = _enter(folder)
+                break
+        try:
+            yield held
+        finally:
+            # A fork that ends within the block leaves the lock to its parent.
+            if file is not None and os.getpid() == process:
                 with suppress(OSError):
-                    os.unlink(_NOTE, dir_fd=descriptor)
+                    os.unlink(_NOTE, dir_fd=held.descriptor)
                 file.close()
-            with suppress(OSError):
-                held.require_there()
+            os.close(held.descriptor)
+    finally:
+        if os.getpid() == process:
+            with suppress(OSError):  # of the first that holds something
                 for each in made:
                     each.rmdir()
+
+
+def _enter(folder: Path) -> tuple[Held, FileIO | None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return Held(folder, descriptor), _take(folder, descriptor)
+    except BaseException:
         os.close(descriptor)
+        raise
 
 
 def _make(folder: Path) -> list[Path]:
