@@ -72,8 +72,8 @@ def serves(layers: Layers, queries: Queries, critic: Critic) -> bool:
     return fills(layers, critic)
 
 
-def fills(layers: Layers, critic: Critic) -> bool:
-    """Whether the tiles here are for these rows, and there are enough of them."""
+def fills(layers: Layers, critic: Critic, sides: int = 1) -> bool:
+    """Whether the tiles here are for these rows, and there are enough of them in a launch."""
     if form_of(critic) != PLAIN or critic.normalize:
         return False
     if operands(layers.query.dtype, "ieee") != "half" or not (layers.N and layers.M):
@@ -83,7 +83,7 @@ def fills(layers: Layers, critic: Critic) -> bool:
         return False
     if divisor(*layers.sizes, *strides) < WIDE_LOADS:
         return False
-    programs = triton.cdiv(min(layers.N, layers.M), STRETCH.value) * len(layers.sizes)
+    programs = triton.cdiv(min(layers.N, layers.M), STRETCH.value) * len(layers.sizes) * sides
     return 2 * programs > num_multiprocessors(layers.query.device)
 
 

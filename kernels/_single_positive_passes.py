@@ -221,7 +221,8 @@ def store_losses(sums, queries, weight, scale, losses, out, N, form: tl.constexp
     used = queries.rows.mask
     mask_n = queries.rows.offs < N
     tl.store(losses.loss + out, tl.where(used, loss, 0.0), mask=mask_n)
-    tl.store(losses.lse + out, tl.where(used, log_sum + shift * LN_2, 0.0), mask=mask_n)
+    if losses.lse is not None:
+        tl.store(losses.lse + out, tl.where(used, log_sum + shift * LN_2, 0.0), mask=mask_n)
     return shift, rest, negative + positive
 
 

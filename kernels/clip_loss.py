@@ -2,8 +2,9 @@
 
 cuBLAS makes the logits of some queries at a time, and one reading of them serves both directions:
 sums of exponentials by row and by column in the forward, one matrix of weights for the gradients.
-8·N²·D operations in all, where two calls of InfoNCE take 12 to 16 with chunks and 20 fused. Nothing
-is added atomically: every result has the same bits each time.
+8·N²·D operations in all, where two calls of InfoNCE take 12 to 16 with chunks and 20 fused. Rows of
+half precision whose tiles fit the registers write no logits: _paired.py. Nothing is added
+atomically: every result has the same bits each time.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mim4dd.kernels import _paired
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._chunked import accumulate, gradient_of_input, multiply, rows_per_chunk
 from mim4dd.kernels._clip_loss import (
@@ -57,6 +59,9 @@ def clip_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of queries, then of keys: the losses, the shifts and the sums of exp(logit - shift), (N,)."""
     query, key, layers = compared(query, key, normalize)
+    if _paired.serves(layers, normalize):
+        loss, shift, total = _paired.losses(layers, logit_scale)
+        return *loss.unbind(), *shift.unbind(), *total.unbind()
     N = len(query)
     rows = rows_per_chunk(N, N, logit_scale.itemsize)
     tiles, splits, per_split = tiling(rows, query)
@@ -114,6 +119,10 @@ def clip_loss_bwd(
     pair_weight = on_query * torch.expm1(-query_loss) + on_key * torch.expm1(-key_loss)
     of_query = Softmax(query_shift.contiguous(), on_query / query_sum)
     of_key = Softmax(key_shift.contiguous(), on_key / key_sum)
+    if _paired.serves(layers, normalize):
+        shift, of_sums = (torch.stack(side) for side in zip(of_query, of_key, strict=True))
+        rows, of_scale = _paired.gradients(layers, logit_scale, factor, shift, of_sums, pair_weight)
+        return *rows.unbind(), of_scale.sum() / divisor
     rows = rows_per_chunk(N, N, wide.itemsize + query.itemsize * (query.dtype != wide))
     _, splits, per_split = tiling(rows, query)
     grad_query = query.new_empty(query.shape, dtype=wide)
@@ -157,6 +166,7 @@ def tiling(rows: int, query: Tensor) -> tuple[int, int, int]:
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel; float16 takes what bfloat16 does and is left out."""
+    yield from _paired.compilations()
     for normalize in (False, True):
         unit = {} if normalize else {"norms.query": None, "norms.key": None}
         constants = {**unit, **TILE}

@@ -9,6 +9,7 @@ from paired import both_directions, make_inputs, moved_by_rounding
 from tolerance import assert_no_worse, assert_norm_no_worse
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+HALF = DTYPES[2:]
 
 
 @pytest.fixture(params=["one chunk", "chunks", "splits"])
@@ -169,3 +170,111 @@ def test_the_same_bits_every_time(way, kernel_device):
     case = make_case(90, 16, torch.float32, kernel_device)
     for first, second in zip(run(*case), run(*case), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.fixture
+def no_logits_in_memory(monkeypatch):
+    """The kernels that read them may not answer where those without are meant to."""
+    from mim4dd.kernels import clip_loss
+
+    monkeypatch.setattr(clip_loss, "sums_kernel", None)
+    monkeypatch.setattr(clip_loss, "weights_kernel", None)
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("shape", [(257, 64, 90), (130, 128, 90), (150, 104, 80), (3, 8, 100)])
+def test_tiles_of_every_gpu(shape, dtype, spread, kernel_device, monkeypatch):
+    from mim4dd.kernels import _paired
+
+    *shape, on = shape
+    if kernel_device == "cpu":
+        monkeypatch.setattr(_paired, "capability", lambda device: on)
+    check(*make_case(*shape, dtype, kernel_device, spread))
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_bad_feature_reaches_every_loss_of_half(side, bad, kernel_device):
+    case = make_case(140, 8, torch.bfloat16, kernel_device)
+    case[side][20, 1] = bad
+    *losses, query_gradient, key_gradient, scale_gradient = run(*case)
+    assert losses[1 - side].isnan().all()
+    assert torch.equal(losses[side].isnan(), torch.arange(140, device=kernel_device) == 20)
+    assert query_gradient.isnan().all()
+    assert key_gradient.isnan().all()
+    assert scale_gradient.isnan()
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_of_no_temperature_gives_nan_of_half(scale, kernel_device):
+    case = make_case(6, 8, torch.float16, kernel_device, scale=scale)
+    assert all(result.isnan().all() for result in run(*case))
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_certain_pairs_of_half_keep_their_digits(dtype, kernel_device):
+    query, _, _, upstreams = make_case(120, 120, dtype, kernel_device)
+    query[:] = torch.eye(120)
+    upstreams = [upstream.abs() for upstream in upstreams]  # what cancels has no digits to keep
+    case = query, query.clone(), torch.tensor(25.0, device=kernel_device), upstreams
+    wide = query.double(), query.double(), case[2].double()
+    exact = define(*wide, upstreams, torch.float64)
+    for actual, expected in zip(run(*case)[:2], exact[:2], strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-17)
+    for actual, expected in zip(run(*case)[2:4], exact[2:4], strict=True):
+        least = torch.finfo(dtype).smallest_normal
+        torch.testing.assert_close(
+            actual.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=least
+        )
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_logits_of_ten_thousand(dtype, kernel_device):
+    """On a grid, so that float32 holds every similarity exactly; two keys are the same."""
+    query, key, _, upstreams = make_case(140, 64, dtype, kernel_device, spread=8.0)
+    query, key = ((side * 16).round() / 16 for side in (query, key * 8))
+    key[1], query[1] = key[0], query[0]
+    check(query, key, torch.tensor(2.0**8, device=kernel_device), upstreams)
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+def test_shares_of_large_logits_sum_to_one(kernel_device):
+    """As the gradients' kernel makes them, of a shift that was rounded to base e and back."""
+    from mim4dd.kernels import clip_loss as kernels
+    from mim4dd.kernels._single_positive_passes import LOG2_E
+
+    query, key, _, _ = make_case(140, 64, torch.float16, kernel_device, spread=8.0)
+    query, key = ((side * 16).round() / 16 for side in (query, key * 8))
+    scale = torch.tensor(2.0**12, device=kernel_device)
+    _, _, shift, _, total, _ = kernels.clip_loss(query, key, scale, False)
+    similarity = query.double() @ key.double().T  # as float32 has it
+    exponent, offset = (scale * LOG2_E.value).double(), (shift * -LOG2_E.value).double()
+    shares = torch.exp2(similarity * exponent + offset[:, None]) / total.double()[:, None]
+    torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[0]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("no_logits_in_memory")
+def test_what_needs_no_logits_in_memory(kernel_device):
+    """Slices are read as they lie; the same bits every time."""
+    from mim4dd.kernels import _paired
+    from mim4dd.kernels.clip_loss import compared
+
+    query, key, scale, upstreams = make_case(140, 128, torch.float16, kernel_device)
+    case = query[:, 8:72], key[:, :64], scale, (upstreams[0], upstreams[1][:1].expand(140))
+    check(*case)
+    for first, second in zip(run(*case), run(*case), strict=True):
+        assert torch.equal(first, second)
+    for sides, normalize, served in (
+        ((query, key), False, True),
+        ((query, key), True, False),
+        ((query[:, :60], key[:, :60]), False, False),
+        ((query.float(), key.float()), False, False),
+        ((query.repeat(1, 2), key.repeat(1, 2)), False, False),
+    ):
+        assert _paired.serves(compared(*sides, normalize)[2], normalize) == served

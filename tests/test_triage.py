@@ -14,6 +14,7 @@ from stages import triage
         ("nce", "float16", 64, 256),
         ("normalized", "tf32", 64, 96),
         ("clip_loss", "tf32", 128, 768),
+        ("clip_loss", "bfloat16", 160, 128),
     ],
 )
 def test_large_shapes_in_small(loss, dtype, rows, columns, kernel_device):
@@ -30,4 +31,4 @@ def test_what_is_left_unwritten_shows(kernel_device, monkeypatch):
 
     monkeypatch.setattr(clip_loss, "losses_kernel", Nothing())
     with pytest.raises(AssertionError, match="nan"):
-        triage.compare("clip_loss", 40, 16, triage.DTYPES["bfloat16"], kernel_device)
+        triage.compare("clip_loss", 40, 16, triage.DTYPES["tf32"], kernel_device)
