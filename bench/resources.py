@@ -5,7 +5,8 @@ Every specialisation is compiled for sm_90; for the others, of Triton's, those t
     python bench/resources.py [--triton] [--cuda] > docs/resources.md
 
 Exits with an error if a kernel does not compile, spills registers to memory, reads or writes
-aligned rows two bytes at a time, or multiplies tiles of 64 rows without WGMMA on sm_90.
+aligned rows two bytes at a time, multiplies tiles of 64 rows without WGMMA on sm_90, or waits for
+every tile that it loads.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import sass
 import triton
 from torch.utils.cpp_extension import include_paths
 from triton.backends.compiler import GPUTarget
@@ -82,35 +84,74 @@ def triton_cases(module: str) -> list[Compilation]:
 
 def triton_usage(module: str, index: int, capability: int) -> Usage:
     """Compile one."""
-    case = triton_cases(module)[index]
-    # As the launcher finds of the tensors that PyTorch allocates.
+    return usage_of(*compiled(triton_cases(module)[index], capability))
+
+
+class Compiled(NamedTuple):
+    """One kernel for one GPU."""
+
+    case: Compilation
+    capability: int
+    kernel: triton.compiler.CompiledKernel
+
+
+def compiled(case: Compilation, capability: int) -> Compiled:
+    """As the launcher finds tensors that PyTorch allocates: at multiples of 16 bytes."""
     aligned = {place: [["tt.divisibility", 16]] for place in case.pointers()}
-    compiled = triton.compile(
+    kernel = triton.compile(
         ASTSource(case.kernel, case.signature, case.constants, aligned),
         target=GPUTarget("cuda", capability, 32),
         options=case.options,
     )
+    return Compiled(case, capability, kernel)
+
+
+def usage_of(case: Compilation, capability: int, kernel: triton.compiler.CompiledKernel) -> Usage:
+    """What it takes."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(kernel.asm["cubin"])
         cubin.flush()
         report = run(str(cuobjdump), "-res-usage", cubin.name)
     # Triton kernels have no local arrays: whatever is on the stack was spilled.
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
-    used = int(registers), compiled.metadata.shared, int(stack)
-    return Usage(case.name, capability, *used, slow(case, capability, compiled.asm["ptx"]))
+    used = int(registers), kernel.metadata.shared, int(stack)
+    reason = slow(case, capability, kernel.asm["ptx"])
+    if not reason and tiling_of_half(case) is not None:
+        reason = waits(sass.Program.of(kernel.asm["cubin"]))
+    return Usage(case.name, capability, *used, reason)
+
+
+def tiling_of_half(case: Compilation) -> Tiling | None:
+    """Of kernels in tiles of half precision."""
+    tilings = (each for each in case.constants.values() if isinstance(each, Tiling))
+    half = any(str(kind) in HALF for kind in flat(case.signature.values()))
+    return next(tilings, None) if half else None
 
 
 def slow(case: Compilation, capability: int, ptx: str) -> str:
     """Of kernels in tiles of half precision: what their instructions show, empty for nothing."""
-    tiling = next((each for each in case.constants.values() if isinstance(each, Tiling)), None)
-    if tiling is None or not any(str(kind) in HALF for kind in flat(case.signature.values())):
+    tiling = tiling_of_half(case)
+    if tiling is None:
         return ""
     narrow = len(NARROW.findall(ptx)) if tiling.DIVISOR == 16 else 0
     if narrow:
         return f"{narrow} loads and stores of two bytes"
     if capability == 90 and tiling.BLOCK_OWN >= 64 and "mma.sync" in ptx:
         return "products without WGMMA"
+    return ""
+
+
+def waits(program: sass.Program) -> str:
+    """Whether no loop over tiles loads the next while it multiplies one; empty where one does.
+
+    Loops with masks load one tile at a time: they are short. So do loops that hold another, as
+    over the keys that each query leaves out: Triton pipelines only those that hold none.
+    """
+    counts = [program.count(loop) for loop in program.innermost()]
+    multiplying = [count for count in counts if count["tensor"]]
+    if multiplying and not any(count["async copy"] for count in multiplying):
+        return "tiles that are waited for: no asynchronous copies"
     return ""
 
 

@@ -62,3 +62,54 @@ def test_instructions_that_tiles_need_not_are_told():
     )
     assert slow(case, 90, "mma.sync.aligned") == "products without WGMMA"
     assert slow(case, 80, "mma.sync.aligned") == ""
+
+
+SASS = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, [R2] ;
+        /*0020*/              @!P0 STS.128 [R8], R4 ;
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0050*/                   LDGSTS.E.BYPASS.128 [R8], [R2.64] ;
+.L_x_3:
+        /*0060*/                   MUFU.EX2 R4, R4 ;
+        /*0070*/             @!UP0 BRA `(.L_x_3) ;
+        /*0080*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0090*/               @P2 BRA `(.L_x_2) ;
+        /*00a0*/                   EXIT ;
+.L_x_4:
+        /*00b0*/                   BRA `(.L_x_4) ;
+        /*00c0*/                   NOP ;
+"""
+
+
+def test_loops_of_machine_code_and_what_they_execute():
+    pytest.importorskip("triton")
+    from sass import Loop, Program
+
+    program = Program.read(SASS)
+    assert program.loops() == [Loop(1, 4), Loop(5, 9), Loop(6, 7), Loop(11, 11)]
+    assert [*program.innermost()] == [Loop(1, 4), Loop(6, 7), Loop(11, 11)]
+    assert program.count(Loop(1, 4)) == {
+        "all": 4,
+        "global": 1,
+        "shared": 1,
+        "tensor": 1,
+        "other": 1,
+    }
+    assert program.count(Loop(5, 9))["async copy"] == 1
+    assert program.count(Loop(5, 9))["special"] == 1
+
+
+def test_loops_that_wait_for_their_tiles_are_told():
+    pytest.importorskip("triton")
+    from resources import waits
+    from sass import Program
+
+    assert waits(Program.read(SASS)).startswith("tiles that are waited for")
+    pipelined = SASS.replace("LDG.E.128 R4,", "LDGSTS.E.BYPASS.128 [R8],")
+    assert waits(Program.read(pipelined)) == ""
+    # Over keys that are left out a loop lies within, and Triton pipelines no other.
+    assert waits(Program.read("\n".join(SASS.split(".L_x_2:")[1:]))) == ""
