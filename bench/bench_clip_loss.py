@@ -14,7 +14,8 @@ CASES = {
     ],
 }
 if GPU:
-    CASES["short"] = [square(8192, 512, "bfloat16")]
+    CASES["full"] += [square(16384, 128, "bfloat16", backward) for backward in (False, True)]
+    CASES["short"] = [square(8192, 512, "bfloat16"), *CASES["full"][-2:]]
 
 
 def two_calls(query, key, target):

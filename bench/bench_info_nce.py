@@ -29,9 +29,14 @@ CASES = {
     "full": list(on_gpu() if GPU else on_cpu()),
 }
 if GPU:
+    # The first are those of docs/roofline.md.
     CASES["short"] = [
-        *(square(num_queries, 128, "bfloat16") for num_queries in (2048, 8192, 32768)),
-        square(8192, 512, "bfloat16"),
+        *(
+            square(16384, dimension, "bfloat16", backward)
+            for dimension in (128, 256, 768, 64)
+            for backward in (False, True)
+        ),
+        *(square(num_queries, 128, "bfloat16") for num_queries in (2048, 32768)),
     ]
 
 PROVIDERS = {

@@ -18,7 +18,9 @@ CASES = {
     ],
 }
 if GPU:
-    CASES["short"] = [square(8192, 128, "bfloat16", num_classes=10)]
+    CASES["short"] = [
+        square(16384, 128, "bfloat16", backward, num_classes=10) for backward in (False, True)
+    ]
 
 PROVIDERS = {
     "mim4dd": Provider(lambda *inputs: sup_con(*inputs, temperature=TEMPERATURE), package="mim4dd"),
