@@ -142,11 +142,18 @@ def ways() -> Iterable[Way]:
         gradients = Kernel("clip_loss", f"paired gradients {at}", 2, SIDES)
         yield Way("clip_loss", D, False, (losses,))
         yield Way("clip_loss", D, True, (losses, gradients))
+    at = "D<=256 bfloat16"
+    alone, losses = (f"single positive, over keys for {wanted} {at}" for wanted in ("loss", "key"))
+    over_keys = Kernel("contrastive", f"single positive, over keys for query apart {at}", 2)
+    over_queries = Kernel("contrastive", f"single positive, over queries {at}", 2)
+    yield Way("info_nce", 256, False, (Kernel("contrastive", alone, 1),))
+    apart = (Kernel("contrastive", losses, 1), over_keys, over_queries)
+    yield Way("info_nce", 256, True, apart)
     general = "{} D<=256 ieee bfloat16".format
     forward = Kernel("contrastive", general("forward out"), 1)
     sides = (Kernel("contrastive", general(f"gradient {side} out"), 2) for side in ("query", "key"))
-    yield Way("info_nce", 256, False, (forward,))
-    yield Way("info_nce", 256, True, (forward, *sides))
+    yield Way("sup_con", 256, False, (forward,))
+    yield Way("sup_con", 256, True, (forward, *sides))
 
 
 @functools.cache

@@ -21,9 +21,9 @@ from mim4dd.kernels._grouped_passes import grouped_keys_pass
 from mim4dd.kernels._inputs import Found, Layers, Queries
 from mim4dd.kernels._single_positive import (
     LOSSES,
+    ONE_PASS,
     PLAIN,
     TILES,
-    WIDTHS,
     Outputs,
     constants_of,
     fills,
@@ -41,7 +41,7 @@ def serves(layers: Layers, queries: Queries, critic: Critic) -> bool:
     """Whether these kernels are for this: labels of both sides, with work for most of the GPU."""
     if queries.key_labels is None or queries.excluded is not None:
         return False
-    return fills(layers, critic)
+    return fills(layers, critic, ONE_PASS)
 
 
 def groups_of(labels: Tensor, key_labels: Tensor) -> Groups:
@@ -124,10 +124,12 @@ OVER_KEYS = {
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, for each GPU with what takes most; and losses alone."""
     for (kind, width, least), tiles in TILES.items():
+        if width > ONE_PASS:
+            continue
         users = users_of((kind, width, least))
         over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
         for name, absent in over_keys or [("queries", ())]:
-            if kind == "loss" and width < max(WIDTHS):
+            if kind == "loss" and width < ONE_PASS:
                 continue
             left_out = (*ABSENT, *BY_PLACE, *(LOSSES if over_keys else ()), *absent)
             yield compilation(

@@ -18,7 +18,16 @@ from mim4dd.kernels._ahead_of_time import CAPABILITIES, Compilation, compilation
 from mim4dd.kernels._arguments import Losses
 from mim4dd.kernels._inputs import Layers, capability
 from mim4dd.kernels._paired_passes import Shares, paired_gradient_pass, paired_sums_pass
-from mim4dd.kernels._single_positive import LOSSES, PLAIN, TILES, WIDTHS, entry, fills, users_of
+from mim4dd.kernels._single_positive import (
+    LOSSES,
+    ONE_PASS,
+    PLAIN,
+    TILES,
+    WIDTHS,
+    entry,
+    fills,
+    users_of,
+)
 from mim4dd.kernels._single_positive_passes import LOG2_E
 from mim4dd.kernels._tiles import Tiles, families
 from mim4dd.reference import Critic
@@ -35,7 +44,7 @@ GRADIENT_TILES: dict[tuple[int, int], Tiles] = {
 
 def serves(layers: Layers, normalize: bool) -> bool:
     """Whether these kernels are for this."""
-    return fills(layers, Critic(normalize=normalize), SIDES)
+    return fills(layers, Critic(normalize=normalize), ONE_PASS, SIDES)
 
 
 def gradient_entry(D: int, on: int) -> tuple[int, int]:
@@ -98,7 +107,7 @@ def gradients(
 def compilations() -> Iterator[Compilation]:
     """Both passes in the tiles of every entry, for the GPUs that take it."""
     for key, tiles in TILES.items():
-        if key[0] == "loss":
+        if key[0] == "loss" and key[1] <= ONE_PASS:
             constants = dict.fromkeys(("losses.lse", *LOSSES)) | {"form": PLAIN}
             yield _compilation("losses", paired_sums_pass, key[1], tiles, users_of(key), constants)
     for key, tiles in GRADIENT_TILES.items():

@@ -4,7 +4,8 @@ The plain case, for operands of half precision, whose products the tensor cores 
 other kernels' arithmetic around each logit can follow. Here
 
 - the loss and the gradient of the queries come from one pass, an attention whose values are the
-  keys, so that the logits are made twice in all and not three times: 8·N·M·D operations;
+  keys, so that the logits are made twice in all and not three times: 8·N·M·D operations; rows of
+  more than 128 columns leave that pass no registers, and take one more;
 - exponentials are of base 2, and logits are scaled and shifted in one instruction. It rounds the
   difference alone, and the shift, rounded before, is the same in all that is added up or divided:
   logits of 1e4 keep their digits;
@@ -33,6 +34,7 @@ from mim4dd.kernels._single_positive_passes import (
     keys_pass,
     queries_pass,
 )
+from mim4dd.kernels._single_positive_wide import queries_gradient_pass
 from mim4dd.kernels._tiles import Tiles, families, operands
 from mim4dd.reference import Critic
 
@@ -40,7 +42,8 @@ PLAIN = Form("out", False, False)
 NO_GROUPS = Groups(*[None] * 7)
 
 # (pass, D up to, least compute capability). Over keys a program has in registers what is wanted:
-# the losses' sums alone, the rows' gradient too, or the scale's as well.
+# the losses' sums alone, the rows' gradient too, or the scale's as well; or ("apart") the gradients
+# without the sums.
 TILES: dict[tuple[str, int, int], Tiles] = {
     ("loss", 64, 80): Tiles(128, 64, 64, 64, 8, 3),
     ("loss", 64, 90): Tiles(128, 128, 64, 64, 8, 3),
@@ -59,8 +62,16 @@ TILES: dict[tuple[str, int, int], Tiles] = {
     ("queries", 64, 80): Tiles(128, 128, 64, 64, 8, 2),
     ("queries", 64, 90): Tiles(128, 128, 64, 64, 8, 3),
     ("queries", 128, 80): Tiles(128, 128, 128, 128, 8, 2),
+    ("loss", 256, 80): Tiles(128, 32, 256, 256, 8, 2),
+    ("loss", 256, 90): Tiles(128, 128, 256, 256, 8, 2),
+    ("apart", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
+    ("apart", 256, 90): Tiles(128, 64, 256, 256, 8, 2),
+    ("queries", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
+    ("queries", 256, 90): Tiles(64, 128, 256, 256, 8, 2),
+    ("queries", 256, 100): Tiles(64, 64, 256, 256, 8, 2),
 }
-WIDTHS = (64, 128)
+WIDTHS = (64, 128, 256)
+ONE_PASS = 128  # columns of which losses and the queries' gradient fit the registers together
 WIDE_LOADS = 8  # columns of 16 bytes
 LONGEST_STRIDE = 2**24  # a tile's addresses are 32-bit numbers from its first row on
 
@@ -69,17 +80,17 @@ def serves(layers: Layers, queries: Queries, critic: Critic) -> bool:
     """Whether these kernels are for this: the plain case, with work for most of the GPU."""
     if queries.key_labels is not None or queries.excluded is not None:
         return False
-    return fills(layers, critic)
+    return fills(layers, critic, max(WIDTHS))
 
 
-def fills(layers: Layers, critic: Critic, sides: int = 1) -> bool:
+def fills(layers: Layers, critic: Critic, widest: int, sides: int = 1) -> bool:
     """Whether the tiles here are for these rows, and there are enough of them in a launch."""
     if form_of(critic) != PLAIN or critic.normalize:
         return False
     if operands(layers.query.dtype, "ieee") != "half" or not (layers.N and layers.M):
         return False
     strides = (*layers.query_strides, *layers.key_strides)
-    if max(layers.sizes) > max(WIDTHS) or max(strides) >= LONGEST_STRIDE:
+    if max(layers.sizes) > widest or max(strides) >= LONGEST_STRIDE:
         return False
     if divisor(*layers.sizes, *strides) < WIDE_LOADS:
         return False
@@ -92,6 +103,11 @@ def entry(kind: str, D: int, capability: int) -> tuple[str, int, int]:
     width = next(each for each in WIDTHS if each >= D)
     keys = [(kind, width, family) for family in families(capability)]
     return next(key for key in keys if key in TILES)
+
+
+def tiles_for(kind: str, layers: Layers) -> Tiles:
+    """On the GPU that they are on."""
+    return TILES[entry(kind, max(layers.sizes), capability(layers.query.device))]
 
 
 class Outputs(NamedTuple):
@@ -115,15 +131,18 @@ class Outputs(NamedTuple):
             new(L, N) if want_scale else None,
         )
 
+    def apart(self, layers: Layers) -> bool:
+        """Whether the queries' gradients are wanted, and of rows too wide for the losses' pass."""
+        return max(layers.sizes) > ONE_PASS and any(
+            each is not None for each in (self.query, self.scale)
+        )
+
     def tiles(self, layers: Layers) -> tuple[Tiles, Tiles]:
-        """Those of the pass over keys, and of the one over queries."""
+        """Those of the losses' pass over keys, and of the one over queries."""
         kind = "loss" if self.query is None else "rows"
         kind = kind if self.scale is None else "scale"
-        on = capability(self.loss.device)
-        over_keys, over_queries = (
-            TILES[entry(each, max(layers.sizes), on)] for each in (kind, "queries")
-        )
-        return over_keys, over_queries
+        kind = "loss" if self.apart(layers) else kind
+        return tiles_for(kind, layers), tiles_for("queries", layers)
 
     def found(self, layers: Layers) -> tuple[Tensor, Tensor, list[Found]]:
         """Loss and lse, and the gradients by layer."""
@@ -142,8 +161,10 @@ def launch(
     outputs = Outputs.of(layers, queries, gradients)
     N, M, L, sizes = layers.N, layers.M, len(layers.sizes), layers.sizes
     scales = queries.scales._replace(bias=None, stride_bias=0)
-    wants_key = outputs.key is not None
-    statistics = _new_statistics(layers, queries) if wants_key else Statistics(*[None] * 6)
+    apart = outputs.apart(layers)
+    known = apart or outputs.key is not None
+    statistics = _new_statistics(layers, queries) if known else Statistics(*[None] * 6)
+    wanted = QueryGradients(outputs.query, outputs.scale)
     over_keys, over_queries = outputs.tiles(layers)
     with torch.cuda.device_of(outputs.loss):
         keys_pass[(triton.cdiv(N, over_keys.BLOCK_OWN), L)](
@@ -155,13 +176,27 @@ def launch(
             share,
             Losses(outputs.loss, outputs.lse, None),
             statistics,
-            QueryGradients(outputs.query, outputs.scale),
+            QueryGradients(None, None) if apart else wanted,
             PLAIN,
             layers.tiling(over_keys),
             **over_keys.launch(),
         )
         if statistics.rows is not None:
             clean = layers._replace(query=statistics.rows, query_strides=sizes)
+        if apart:
+            tiles = tiles_for("apart", layers)
+            queries_gradient_pass[(triton.cdiv(N, tiles.BLOCK_OWN), L)](
+                clean.features,
+                clean.table(max(sizes)),
+                queries.pairs(M),
+                scales,
+                share,
+                statistics._replace(rows=None, stretches=None),
+                wanted,
+                clean.tiling(tiles),
+                **tiles.launch(),
+            )
+        if outputs.key is not None:
             queries_pass[(triton.cdiv(M, over_queries.BLOCK_OWN), L)](
                 clean.features,
                 clean.table(max(sizes)),
@@ -229,23 +264,42 @@ def constants_of(tiles: Tiles, absent: Iterable[str], over_keys: bool) -> dict[s
     }
 
 
+# The same of the pass for the queries' gradients alone.
+APART = {
+    "query": ("gradients.scale",),
+    "scale": ("gradients.rows",),
+    "query and scale": (),
+}
+
+
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry: all that a launch may want, and for each GPU what takes most."""
     for (kind, width, least), tiles in TILES.items():
         users = users_of((kind, width, least))
-        over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
-        cases = over_keys or [("queries", ())]
-        for name, absent in cases:
+        if kind == "queries":
+            cases = [("queries", queries_pass, UNGROUPED)]
+        elif kind == "apart":
+            unused = ("statistics.rows", "statistics.stretches")
+            cases = [
+                (f"keys for {wanted} apart", queries_gradient_pass, (*unused, *absent))
+                for wanted, absent in APART.items()
+            ]
+        else:
+            cases = [
+                (f"keys for {wanted}", keys_pass, (*LOSSES, *absent))
+                for wanted, (of, absent) in OVER_KEYS.items()
+                if of == kind
+            ]
+        for name, kernel, absent in cases:
             most = name == cases[-1][0]
-            left_out = (*ABSENT, *(LOSSES if over_keys else UNGROUPED), *absent)
-            constants = constants_of(tiles, left_out, bool(over_keys))
+            constants = constants_of(tiles, (*ABSENT, *absent), kernel is keys_pass)
             for dtype in (torch.bfloat16, torch.float16):
                 # Of what takes less, and of the other GPUs, one dtype: they take the same.
                 both = most + (dtype == torch.bfloat16)
                 capabilities = tuple(c for c in users if both > (c not in EVERY_CASE))
                 yield compilation(
                     f"single positive, over {name} D<={width}",
-                    keys_pass if over_keys else queries_pass,
+                    kernel,
                     dtype,
                     ("features.query", "features.key", "statistics.rows"),
                     constants,

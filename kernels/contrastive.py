@@ -3,9 +3,10 @@
 Two back-ends, chosen for each layer by :func:`fuses`. Fused: the logits stay in registers, all such
 layers share one launch, and the gradients recompute them, 10·N·M·D operations in all; 12 where they
 are asked for apart from the losses, and a query has one positive. The plain cases of that along
-with the losses take 8, in _single_positive.py, and by label in _grouped.py. Chunked: cuBLAS makes
-the logits of some queries at a time, and both gradients come from the same logits, 6·N·M·D. No
-number is added atomically: every result has the same bits each time.
+with the losses take 8, or 10 with few instructions, in _single_positive.py and by label in
+_grouped.py. Chunked: cuBLAS makes the logits of some queries at a time, and both gradients come
+from the same logits, 6·N·M·D. No number is added atomically: every result has the same bits each
+time.
 """
 
 from collections.abc import Iterator, Sequence
