@@ -1,6 +1,7 @@
-"""What test_ranks runs on every rank beside the command line; children that start fast."""
+"""What every rank runs in test_ranks and test_shared_tasks; children that start fast."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import socket
@@ -9,12 +10,14 @@ import sys
 import torch
 from tiny import make_data, make_network
 
+from mim4dd.__main__ import main
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseMethod, Objective
 from mim4dd.distill.methods.dc import DC, DCSettings
 from mim4dd.distill.runs import RunDirectory
-from mim4dd.distill.runtime.ranks import joined_ranks, rank
+from mim4dd.distill.runtime.processes import run_parallel
+from mim4dd.distill.runtime.ranks import joined_ranks, num_ranks, rank, share, sharing
 from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
@@ -50,6 +53,24 @@ def make_dc(data):
     """Networks that serve in several iterations, so that a checkpoint must hold them."""
     settings = DCSettings(outer_loop=4, lr_net=0.1, batch_real=4)
     return DC(lambda seed: seeded_network(lambda: make_network(data), seed), settings)
+
+
+def who_does(task):
+    """A task, by which process, and which rank of how many that takes itself for."""
+    return task, os.getpid(), rank(), num_ranks()
+
+
+def _start(worker):
+    return who_does
+
+
+def _note_who_does_what(path):
+    with sharing():
+        shared = share(who_does, range(5))
+        in_worker = dict(run_parallel(_start, list("abc"), 1))
+    everything = share(who_does, range(5))
+    values = {"pid": os.getpid(), "shared": shared, "everything": everything}
+    path.write_text(json.dumps(values | {"in_worker": sorted(in_worker.items())}))
 
 
 # Children are forked from a server that has imported everything, and so start within milliseconds.
@@ -91,6 +112,16 @@ def _main(scenario, folder, rank, port):
     }
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if scenario.startswith("mim4dd "):
+        os.chdir(folder)
+        sys.argv = scenario.split()
+        sys.stdout = open(f"{rank}.out", "w")  # noqa: SIM115 - until this process ends
+        main()
+        return
+    if scenario == "shares":
+        with joined_ranks("cpu"):
+            _note_who_does_what(folder / f"{rank}.json")
+        return
     data = make_data()
     with joined_ranks("cpu"):
         if scenario.startswith("dc"):

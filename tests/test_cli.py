@@ -92,15 +92,6 @@ def test_methods_that_need_no_experts(options, mim4dd):
     assert (status, err.startswith("mim4dd: syn_steps has no effect on method")) == (1, True)
 
 
-@pytest.mark.parametrize("command", ["experts", "compare", "evaluate run", "sweep --vary ipc=1"])
-def test_only_distill_is_of_several_processes(command, mim4dd, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    status, _, err = mim4dd(command)
-    assert status == 1
-    assert "runs as one process and must not be started by torchrun, got WORLD_SIZE=2" in err
-    assert not Path("runs").exists()
-
-
 def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
     mim4dd = with_experts
     mim4dd(f"distill {DISTILL} --iterations 1 --seed 7 --out first")

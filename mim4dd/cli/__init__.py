@@ -41,8 +41,8 @@ def _start(
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    if context.invoked_subcommand not in ("distill", "doctor"):
-        require_one_process(str(context.invoked_subcommand))
+    if context.invoked_subcommand in ("buffer", "show"):
+        require_one_process(context.invoked_subcommand)
 
 
 for command in (experts, buffer, distill, evaluate, compare, sweep, reproduce, show, doctor):

@@ -7,6 +7,7 @@ import typer
 
 from mim4dd.cli.options import PAPER_HELP, with_options
 from mim4dd.distill.config.commands import CompareConfig
+from mim4dd.distill.runtime.ranks import joined_ranks, leads, sharing
 
 __all__ = ["compare"]
 
@@ -30,12 +31,16 @@ def compare(
 ) -> None:
     """Distil by a method and by the same + MIM4DD, and compare both with the baselines.
 
-    Experts are trained where the method needs them.
+    Experts are trained where the method needs them. Under torchrun every process distils and judges
+    some of the sets.
     """
     from mim4dd.distill.commands.compare import compare as run_comparison
     from mim4dd.distill.commands.compare import comparison_table
 
-    summary = run_comparison(config, out, install_seconds, workers=workers, paper=paper)
+    with joined_ranks(config.device), sharing():
+        summary = run_comparison(config, out, install_seconds, workers=workers, paper=paper)
+        if not leads():
+            return
     typer.echo(comparison_table(summary))
     for picture in summary["pictures"]:
         typer.echo(picture)

@@ -14,7 +14,7 @@ from mim4dd.distill.files.regular import require_within
 from mim4dd.distill.loggers import LOGGERS, Logger, named_loggers
 from mim4dd.distill.loop.settings import MAY_CHANGE
 from mim4dd.distill.runs import RunDirectory
-from mim4dd.distill.runtime.ranks import joined_ranks, rank, wait_for_ranks
+from mim4dd.distill.runtime.ranks import is_restarted, joined_ranks, rank, sharing, wait_for_ranks
 from mim4dd.distill.settings import options_of
 
 __all__ = ["distill"]
@@ -65,13 +65,15 @@ def distill(
     with joined_ranks(config.device):
         run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
         with run.held(torch.device(config.device)):
-            if resume is None:
+            goes_on = resume is not None or is_restarted()
+            if not goes_on:
                 run.require_new()
                 wait_for_ranks()  # before the first one makes it
             loggers = named_loggers(log or (), run.path, config.options())
             for name in log or ():  # whose files go into a folder of that name
                 require_within(run.path / name, run.path)
-            _distill(config, run, resume is not None, from_iteration, loggers)
+            # Started again after a death, a run goes on from where it came to since.
+            _distill(config, run, goes_on, None if is_restarted() else from_iteration, loggers)
 
 
 def _require_may_change(context: typer.Context) -> None:
@@ -106,9 +108,10 @@ def _distill(
         may_change=_ON_RESUME,
         loggers=loggers,
     )
+    with sharing():
+        accuracy = judge(result, data, config)
     if rank() != 0:
         return
-    accuracy = judge(result, data, config)
     note_accuracy(run, result, config, accuracy)
     typer.echo(
         f"{run.synthetic}: test accuracy {percent(accuracy.summary())} % "

@@ -7,6 +7,7 @@ import typer
 
 from mim4dd.cli.options import flag
 from mim4dd.distill.networks import NETWORKS
+from mim4dd.distill.runtime.ranks import joined_ranks, leads, sharing
 
 __all__ = ["evaluate"]
 
@@ -90,6 +91,7 @@ def evaluate(
 
     Sets in files are judged by what they say of their distillation, others by the defaults for
     their data and images per class; --data, --data-path, --zca, --lr and --device are for them.
+    Under torchrun every process trains some of the networks.
     """
     from mim4dd.distill.commands import cross
     from mim4dd.distill.commands.compare import accuracy_table
@@ -119,15 +121,20 @@ def evaluate(
     for each in judged:
         if each.synthetic.provenance.source:
             typer.echo(f"{each.name}: {each.synthetic.provenance.source}", err=True)
+    with joined_ranks(judged[0].config.device), sharing():
+        if fairness:
+            gains = cross.cross_gains(judged, columns, ByTeacher() if regimes else None)
+        else:
+            table = cross.cross_evaluate(judged, columns, baselines, coresets)
+        if not leads():
+            return
     if fairness:
-        gains = cross.cross_gains(judged, columns, ByTeacher() if regimes else None)
         typer.echo(cross.gain_table(gains))
         if csv is not None:
             cross.save_gains(csv, gains)
         if scored := cross.score_table(cross.cross_scores(judged, columns, gains, baselines)):
             typer.echo(scored)
         return
-    table = cross.cross_evaluate(judged, columns, baselines, coresets)
     if networks is None:
         own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
         typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))

@@ -7,6 +7,7 @@ import typer
 
 from mim4dd.cli.options import with_options
 from mim4dd.distill.config.commands import ExpertsConfig
+from mim4dd.distill.runtime.ranks import joined_ranks, leads, sharing
 
 __all__ = ["experts"]
 
@@ -16,10 +17,16 @@ def experts(
     config: ExpertsConfig,
     out: Annotated[Path, typer.Option(help="Folder for the trajectories.")] = Path("runs/experts"),
 ) -> None:
-    """Train expert trajectories on the real data; continue where a former call stopped."""
+    """Train expert trajectories on the real data; continue where a former call stopped.
+
+    Under torchrun every process trains some of them.
+    """
     from mim4dd.distill.job import train_experts_by
 
-    buffer = train_experts_by(config, config.load_data(), out)
+    with joined_ranks(config.device), sharing():
+        buffer = train_experts_by(config, config.load_data(), out)
+        if not leads():
+            return
     accuracies = [header["accuracy"] for header in buffer.headers]
     typer.echo(
         f"{len(buffer)} experts of {buffer.num_epochs} epochs in {out}, "

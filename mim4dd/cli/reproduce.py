@@ -1,10 +1,12 @@
 """mim4dd reproduce."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mim4dd.distill.runtime.ranks import joined_ranks, leads, sharing
 
 __all__ = ["reproduce"]
 
@@ -39,7 +41,8 @@ def reproduce(
 ) -> None:
     """Distil and judge rows of published tables: ours beside theirs.
 
-    The same command continues after an interruption.
+    The same command continues after an interruption. Under torchrun every process does some of the
+    work.
     """
     from mim4dd.distill.files.hold import hold
     from mim4dd.distill.reproduce.known import chosen_rows
@@ -47,7 +50,9 @@ def reproduce(
     from mim4dd.distill.reproduce.table import one_line
 
     chosen = chosen_rows(rows or [])
-    with nullcontext() if list_ else hold(out):  # over all rows: no other call comes in between
+    with joined_ranks(device), sharing(), ExitStack() as holding:
+        if not list_:
+            holding.enter_context(hold(out, lock=leads()))  # over all rows: no other call comes in
         for row in chosen:
             path = results / f"{row.name}.json"
             if not list_:
@@ -61,4 +66,5 @@ def reproduce(
                     workers=workers,
                     note=note,
                 )
-            typer.echo(one_line(path) if path.exists() else f"{row.name}: not here")
+            if leads():
+                typer.echo(one_line(path) if path.exists() else f"{row.name}: not here")

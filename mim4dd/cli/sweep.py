@@ -7,6 +7,7 @@ import typer
 
 from mim4dd.cli.options import PAPER_HELP, given_options, with_options
 from mim4dd.distill.config.commands import SweepConfig
+from mim4dd.distill.runtime.ranks import joined_ranks, leads, require_one_process, sharing
 
 __all__ = ["sweep"]
 
@@ -54,6 +55,7 @@ def sweep(
     """Distil with many values of options and several seeds: accuracy and cost of every setting.
 
     The same command continues after an interruption. More values, options and seeds may be added.
+    Under torchrun every process does some of the runs.
     """
     given = given_options(context)
     if search is not None:
@@ -62,6 +64,7 @@ def sweep(
         from mim4dd.distill.sweep.search import search as run_search
         from mim4dd.distill.sweep.space import parse_space
 
+        require_one_process("sweep --search")
         space = parse_space(vary)
         study = run_search(
             given, space, out, trials=search, seeds=seeds, workers=workers, paper=paper
@@ -70,16 +73,19 @@ def sweep(
         from mim4dd.distill.sweep.grid import parse_vary
         from mim4dd.distill.sweep.run import sweep as run_sweep
 
-        study = run_sweep(
-            given,
-            parse_vary(vary),
-            out,
-            one_at_a_time=one_at_a_time,
-            against=against,
-            seeds=seeds,
-            workers=workers,
-            paper=paper,
-        )
+        with joined_ranks(config.device), sharing():
+            study = run_sweep(
+                given,
+                parse_vary(vary),
+                out,
+                one_at_a_time=one_at_a_time,
+                against=against,
+                seeds=seeds,
+                workers=workers,
+                paper=paper,
+            )
+            if not leads():
+                return
     typer.echo(study.table)
     for path in study.paths:
         typer.echo(str(path))

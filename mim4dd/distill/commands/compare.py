@@ -28,6 +28,7 @@ from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runs.metrics import final_bound
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import start_worker_server
+from mim4dd.distill.runtime.ranks import leads
 from mim4dd.distill.runtime.threads import workers_for
 from mim4dd.distill.spread import CONFIDENCE, Spread
 
@@ -69,7 +70,10 @@ def compare(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    with stopping_at_once(lambda: f"stopped; the same command continues {out}"), hold(out):
+    with (
+        stopping_at_once(lambda: f"stopped; the same command continues {out}"),
+        hold(out, lock=leads()),
+    ):
         return _compare(config, out, install_seconds, workers, paper)
 
 
@@ -142,7 +146,8 @@ def _compare(
         "num_distill": config.num_distill,
         "pictures": [str(picture) for picture in done.pictures],
     }
-    write_json(out / "summary.json", summary)
+    if leads():
+        write_json(out / "summary.json", summary)
     return summary
 
 
@@ -167,27 +172,34 @@ def _distil_and_judge(
     num_syn = sum(class_counts(config.per_class, data.num_classes))
     drawing = ThreadPoolExecutor(max_workers=1)
     drawn: list[Future[Any]] = []
+
+    def draw(run: RunDirectory) -> None:
+        drawn.append(drawing.submit(draw_run, run, data.name, paper=paper))
+
     try:
         distill_all(
             [each for group in runs.values() for each in group],
             data,
             workers_at(config, data, num_syn, workers),
-            lambda run: drawn.append(drawing.submit(draw_run, run, data.name, paper=paper)),
+            draw if leads() else lambda _: None,
         )
         sets = {name: [run.load_result() for _, run in group] for name, group in runs.items()}
-        pictures = drawing.submit(_draw, config, data, sets, runs, folder, paper)
+        pictures: Future[list[Path]] | None = None
+        if leads():
+            pictures = drawing.submit(_draw, config, data, sets, runs, folder, paper)
         accuracies, seconds = judge_all(
             config, data, sets, workers_at(config, data, config.eval_batch, workers)
         )
         for each in drawn:
             each.result()
-        for name, group in runs.items():
+        for name, group in runs.items() if leads() else ():
             values = iter(accuracies[name].values)  # of one set after another
             for (_, run), synthetic in zip(group, sets[name], strict=True):
                 of_set = Accuracy(tuple(islice(values, config.num_eval)))
                 note_accuracy(run, synthetic, config, of_set)
         scores = _label_robust_scores(accuracies, sets)
-        return _Done(accuracies, scores, seconds, pictures.result())
+        paths = [] if pictures is None else pictures.result()
+        return _Done(accuracies, scores, seconds, paths)
     finally:
         drawing.shutdown(cancel_futures=True)
 

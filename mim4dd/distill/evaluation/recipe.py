@@ -12,6 +12,7 @@ from mim4dd._checks import check_classes, check_probabilities
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.byte_images import Images
 from mim4dd.distill.data.per_class import PerClass, class_counts
+from mim4dd.distill.runtime.ranks import share
 from mim4dd.distill.spread import Spread
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
@@ -226,14 +227,15 @@ def _evaluate(
     evaluation: Evaluation,
     num_images: int,
 ) -> Accuracy:
-    values = []
-    for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
+    def judge(seed: int) -> float:
         images, labels = draw_set(torch.Generator().manual_seed(seed))
         network = trained_network(
             make_network, images, labels, FIRST_SEED + seed, lr, evaluation, num_images
         )
-        values.append(accuracy(network, data.image_test, data.label_test))
-    return Accuracy(tuple(values))
+        return accuracy(network, data.image_test, data.label_test)
+
+    seeds = range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval)
+    return Accuracy(tuple(share(judge, seeds)))
 
 
 def _check_labels(images: Tensor, labels: Tensor, data: ImageData) -> None:

@@ -14,6 +14,7 @@ from mim4dd._checks import check_positive
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation
+from mim4dd.distill.runtime.ranks import share
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network
@@ -200,8 +201,8 @@ def evaluate_by_teacher(
         evaluation: How many networks, epochs, images per step, and which augmentation.
         settings: How to train.
     """
-    values = []
-    for seed in range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval):
+
+    def judge(seed: int) -> float:
         images = draw(torch.Generator().manual_seed(seed))
         network = train_by_teacher(
             seeded_network(make_network, FIRST_SEED + seed).to(images.device),
@@ -214,5 +215,7 @@ def evaluate_by_teacher(
             augment=augmentation(evaluation.eval_dsa_strategy),
             precision=evaluation.precision,
         )
-        values.append(accuracy(network, data.image_test, data.label_test))
-    return Accuracy(tuple(values))
+        return accuracy(network, data.image_test, data.label_test)
+
+    seeds = range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval)
+    return Accuracy(tuple(share(judge, seeds)))

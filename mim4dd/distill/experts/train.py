@@ -26,6 +26,7 @@ from mim4dd.distill.files.atomic import require_writable
 from mim4dd.distill.files.hold import gone, hold
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.runtime.ranks import from_first, leads
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
 from mim4dd.distill.training.precision import PrecisionSettings
@@ -125,7 +126,7 @@ def train_experts(
     header = expert_header(network_name, data.name, training=settings, task=task)
     require_kind(folder, header)
     if _missing(folder, training.num_experts):  # else it is read alone
-        with hold(folder) as held:
+        with hold(folder, lock=leads()) as held:
             missing = _missing(folder, training.num_experts)
             require_writable(expert_path(folder, missing[0] if missing else 0))
             devices = devices or [str(data.image_train.device)]
@@ -141,7 +142,9 @@ def train_experts(
 
 
 def _missing(folder: Path, num_experts: int) -> list[int]:
-    return [index for index in range(num_experts) if not expert_path(folder, index).exists()]
+    return from_first(
+        lambda: [index for index in range(num_experts) if not expert_path(folder, index).exists()]
+    )
 
 
 class _Trainer:

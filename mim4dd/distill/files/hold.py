@@ -59,12 +59,16 @@ def gone(folder: Path) -> FileNotFoundError:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[Held]:
+def hold(folder: Path, lock: bool = True) -> Iterator[Held]:
     """Work in a folder that nobody else works in, until the end of the block.
 
     The folder is made if it is not there, and removed in the end if nothing came into it. The
     kernel ends the lock with the process, however that ends. A folder that cannot be written is
     not locked. One whose file system has no locks is not either, which a warning says.
+
+    Args:
+        folder: The folder.
+        lock: False where another process, with which this one works there, holds it already.
 
     Raises:
         BlockingIOError: If another process, or another thread, holds it.
@@ -82,7 +86,7 @@ def hold(folder: Path) -> Iterator[Held]:
         while True:
             made += _make(folder)
             with suppress(FileNotFoundError):  # removed again by who made it at the same time
-                held, file = _enter(folder)
+                held, file = _enter(folder, lock)
                 break
         try:
             yield held
@@ -100,10 +104,10 @@ def hold(folder: Path) -> Iterator[Held]:
                     each.rmdir()
 
 
-def _enter(folder: Path) -> tuple[Held, FileIO | None]:
+def _enter(folder: Path, lock: bool) -> tuple[Held, FileIO | None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return Held(folder, descriptor), _take(folder, descriptor)
+        return Held(folder, descriptor), _take(folder, descriptor) if lock else None
     except BaseException:
         os.close(descriptor)
         raise

@@ -24,7 +24,7 @@ from mim4dd.distill.methods.base import BaseMethod, Initial, Objective, RealData
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.interruption import Interrupted, Stop, interruptible
 from mim4dd.distill.runtime.progress import progress_bar
-from mim4dd.distill.runtime.ranks import agree, any_rank, rank, wait_for_ranks
+from mim4dd.distill.runtime.ranks import agree, any_rank, rank, sharing, wait_for_ranks
 from mim4dd.distill.runtime.threads import working_threads
 
 __all__ = ["Interrupted", "LoopSettings", "Moment", "distill"]
@@ -70,7 +70,8 @@ def distill(
         settings: How to initialise and optimise.
         run: Where metrics, checkpoints and the result go.
         evaluate: Judges the set every ``settings.eval_every`` iterations and at the end, for the
-            curves alone: nothing is chosen by it.
+            curves alone: nothing is chosen by it. Called on every rank: the networks of
+            :func:`~mim4dd.distill.evaluation.evaluate` are shared out.
         resume: Continue the run that ``run`` holds; without it such a directory is refused. Where
             there is none yet, begin.
         from_iteration: Go back to this one of ``run.iterations()`` before continuing.
@@ -161,9 +162,10 @@ def _distill(
     run.rewind(state.iteration)
 
     def judge(row: dict[str, Any]) -> Accuracy | None:
-        if evaluate is None or not settings.eval_every or rank() != 0:
+        if evaluate is None or not settings.eval_every:
             return None
-        judged = evaluate(state.result(data, method.relabel))
+        with sharing():
+            judged = evaluate(state.result(data, method.relabel))
         row |= {
             "accuracy": judged.mean,
             "accuracy_std": judged.std,

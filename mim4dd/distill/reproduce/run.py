@@ -15,6 +15,7 @@ from mim4dd.distill.reproduce.rows import PublishedRow
 from mim4dd.distill.reproduce.table import write_table
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.machine import describe_machine
+from mim4dd.distill.runtime.ranks import from_first, leads
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
     claim_sources,
@@ -65,7 +66,7 @@ def reproduce(
     """
     setting = row.setting(budget, data_path=data_path, device=device)
     path = results / f"{row.name}.json"
-    known = _known(path, options_of_row(setting), setting.config.iterations)
+    known = from_first(lambda: _known(path, options_of_row(setting), setting.config.iterations))
     if known is None:
         return path
     out = out / budget
@@ -84,6 +85,8 @@ def reproduce(
         known[seed] = distillation(
             Result.read(job.result), Result.read(real.result), describe_machine(device)
         )
+        if not leads():
+            continue
         with hold(results):  # the table is of all rows, which others may be at
             write_record(path, row, budget, setting, [known[each] for each in sorted(known)], note)
             write_table(results)

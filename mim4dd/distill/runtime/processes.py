@@ -1,4 +1,7 @@
-"""Independent tasks over worker processes, which end with the process that started them."""
+"""Independent tasks over worker processes, which end with the process that started them.
+
+Where ranks share tasks, each has workers of its own.
+"""
 
 import contextlib
 import functools
@@ -25,6 +28,14 @@ import torch.multiprocessing  # teaches the pickler of processes to share memory
 
 from mim4dd._threads import adopt_threads, process_threads, user_threads
 from mim4dd.distill.runtime.heap import keep_freed_memory
+from mim4dd.distill.runtime.ranks import (
+    alone,
+    gather_objects,
+    is_sharing,
+    num_ranks,
+    rank,
+    take_own_gpu,
+)
 
 __all__ = ["WorkerError", "run_parallel", "start_worker_server"]
 
@@ -66,6 +77,9 @@ def run_parallel(
     When a task fails, the caller stops iterating, or Ctrl-C is pressed, the workers are stopped:
     asked by SIGTERM, and killed five seconds later. When this process is killed, they exit.
 
+    Where ranks share tasks (:func:`~mim4dd.distill.runtime.ranks.sharing`), each runs some of them,
+    in so many workers of its own. It yields these first, then those of the others.
+
     Args:
         start: Makes the function that runs tasks. Workers are started afresh, so it is pickled: a
             function of a module, a bound method, or a :func:`functools.partial` of one. Like all
@@ -96,9 +110,44 @@ def run_parallel(
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if workers == 1 and not fresh:
-        return _run_here(start, tasks, threads)
-    return _run_in_workers(start, tasks, workers, threads, fresh, poll)
+
+    def run(tasks: Iterable[Task]) -> Iterator[tuple[int, Result]]:
+        if workers == 1 and not fresh:
+            return _run_here(start, tasks, threads)
+        return _run_in_workers(start, tasks, workers, threads, fresh, poll)
+
+    if not is_sharing():
+        return run(tasks)
+    start = partial(_start_alone, start)
+    return _over_ranks(run, tasks)
+
+
+def _over_ranks(
+    run: Callable[[Iterable[Task]], Iterator[tuple[int, Result]]], tasks: Iterable[Task]
+) -> Iterator[tuple[int, Result]]:
+    """Run every R-th of the tasks here, and wait for the others' results."""
+    first, step = rank(), num_ranks()
+    own: dict[int, Result] = {}
+    for index, result in run(islice(tasks, first, None, step)):
+        own[first + index * step] = result
+        yield first + index * step, result
+    for number, results in enumerate(gather_objects(own)):
+        if number != first:
+            yield from results.items()
+
+
+def _start_alone(
+    start: Callable[[int], Callable[[Task], Result]], worker: int
+) -> Callable[[Task], Result]:
+    """As ``start``; its tasks meet no other rank."""
+    with alone():
+        function = start(worker)
+
+    def run_one(task: Task) -> Result:
+        with alone():
+            return function(task)
+
+    return run_one
 
 
 def _run_here(
@@ -304,6 +353,7 @@ def _work(
     """What a worker does: run tasks until the pipe ends."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     adopt_threads(threads, of_user)
+    take_own_gpu()
     keep_freed_memory()
     try:
         function = start(number)

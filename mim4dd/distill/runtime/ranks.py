@@ -1,13 +1,16 @@
-"""One distillation over several processes, as torchrun starts them.
+"""Work over several processes, as torchrun starts them.
 
-Every rank draws networks of its own and computes the gradient of its loss; all take the same step
-with the mean. What is written, the first rank writes.
+In a distillation every rank draws networks of its own and computes the gradient of its loss; all
+take the same step with the mean. Independent tasks are shared out: each rank does some of them, and
+all know all results. What is written of the whole, the first rank writes.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,18 +18,35 @@ from torch import Tensor
 
 __all__ = [
     "agree",
+    "alone",
     "any_rank",
     "average",
+    "from_first",
     "gather",
+    "gather_objects",
+    "is_restarted",
+    "is_sharing",
     "joined_ranks",
+    "leads",
     "num_ranks",
     "rank",
     "require_one_process",
+    "share",
+    "sharing",
+    "take_own_gpu",
     "wait_for_ranks",
 ]
 
-# The others wait while the first rank evaluates.
-_PATIENCE = timedelta(hours=2)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+# Tasks are shared out evenly, but one may take as long as a whole distillation. A rank that died is
+# noticed by torchrun, whatever the others wait for.
+_PATIENCE = timedelta(days=7)
+
+_is_sharing = ContextVar("is_sharing", default=False)
+_is_alone = ContextVar("is_alone", default=False)
 
 
 @contextmanager
@@ -48,12 +68,26 @@ def joined_ranks(device: str) -> Iterator[None]:
             raise ValueError(
                 f"device must be 'cuda' under torchrun, which numbers the GPUs, got {device!r}"
             )
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        take_own_gpu()
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield
     # Not after an error, which other ranks need not share: torchrun ends those.
     wait_for_ranks()
     dist.destroy_process_group()
+
+
+def take_own_gpu() -> None:
+    """Compute on the GPU of this rank's number on its machine, where torchrun started one for it.
+
+    Workers of a rank call it as well: they would all take the first GPU.
+    """
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this command again, after a rank died (``--max-restarts``)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def require_one_process(command: str) -> None:
@@ -62,8 +96,71 @@ def require_one_process(command: str) -> None:
     if size != "1":
         raise ValueError(
             f"mim4dd {command} runs as one process and must not be started by torchrun, "
-            f"got WORLD_SIZE={size}; mim4dd distill may be"
+            f"got WORLD_SIZE={size}; distill, experts, evaluate, compare, reproduce and sweep "
+            "without --search may be"
         )
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Share independent tasks out over the ranks: all of them must come here, and do the same.
+
+    Outside, a rank does all tasks that it is given. So a rank may judge a set by itself.
+    """
+    before = _is_sharing.set(True)
+    try:
+        yield
+    finally:
+        _is_sharing.reset(before)
+
+
+def is_sharing() -> bool:
+    """Whether tasks are shared out, among several ranks."""
+    return _is_sharing.get() and num_ranks() > 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Be the one rank there is, within a task that no other rank takes part in."""
+    before = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(before)
+
+
+def share(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+    """What the function returns for every task, on all ranks; where tasks are shared, each is done
+    by one of them.
+    """
+    if not is_sharing():
+        return [function(task) for task in tasks]
+    mine = slice(rank(), None, num_ranks())
+    with alone():
+        own = [function(task) for task in tasks[mine]]
+    parts = gather_objects(own)
+    return [parts[index % len(parts)][index // len(parts)] for index in range(len(tasks))]
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """The values of all ranks, in their order; they are pickled."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(find: Callable[[], Value]) -> Value:
+    """What the first rank finds in files, where ranks share: another would look a moment later."""
+    if not is_sharing():
+        return find()
+    return gather_objects(find() if leads() else None)[0]  # type: ignore[return-value]
+
+
+def leads() -> bool:
+    """Whether this process writes what all made together: of ranks that share, the first."""
+    return not is_sharing() or rank() == 0
 
 
 def wait_for_ranks() -> None:
@@ -92,12 +189,16 @@ def agree(iteration: int, tensors: Sequence[Tensor]) -> None:
 
 def rank() -> int:
     """Number of this process, 0 where there is one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _is_joined() else 0
 
 
 def num_ranks() -> int:
-    """How many processes distil together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many processes work together."""
+    return dist.get_world_size() if _is_joined() else 1
+
+
+def _is_joined() -> bool:
+    return dist.is_initialized() and not _is_alone.get()
 
 
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -114,10 +215,8 @@ def gather(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors of every rank, in their order; those of several ranks on the CPU."""
     if num_ranks() == 1:
         return [tensors]
-    gathered: list[dict[str, Tensor]] = [{} for _ in range(num_ranks())]
     # As objects, since a rank need not know the shapes of the others' tensors.
-    dist.all_gather_object(gathered, {name: tensor.cpu() for name, tensor in tensors.items()})
-    return gathered
+    return gather_objects({name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 def any_rank(condition: bool, device: torch.device) -> bool:

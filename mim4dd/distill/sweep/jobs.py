@@ -19,6 +19,7 @@ from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runtime.interruption import stopping_at_once
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.runtime.ranks import from_first, leads
 from mim4dd.distill.settings import options_of
 from mim4dd.distill.sweep.grid import Setting
 from mim4dd.distill.sweep.job import Job, held_out_data, run_job
@@ -50,9 +51,9 @@ def claim(out: Path, base: Setting) -> None:
     """
     note = out / "sweep.json"
     values = {"base": base.config.options(), "experts": _of_experts(base.experts.options())}
-    if not note.exists():
+    if leads() and not note.exists():
         write_json(note, values)
-    noted = read_json(note)
+    noted = from_first(lambda: read_json(note))
     kinds: dict[str, type[TaskSettings]] = {"base": DistillConfig, "experts": ExpertsConfig}
     with naming(note):
         require_fields(noted, str(note), base=dict, experts=dict)
@@ -79,7 +80,7 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
         ValueError: If a data set or folder of experts holds something else than it did.
     """
     note = out / "sources.json"
-    stored = read_json(note) if note.exists() else {}
+    stored = from_first(lambda: read_json(note) if note.exists() else {})
     require_each(stored, str(note), dict)
     sources = {}
     for config in (setting.config for setting in settings):
@@ -98,7 +99,8 @@ def claim_sources(out: Path, settings: Iterable[Setting]) -> None:
                 f"{out} holds distillations of other {key} (then → now): "
                 f"{named_differences(found)}; choose another --out"
             )
-    write_json(note, stored | sources)
+    if leads():
+        write_json(note, stored | sources)
 
 
 def distillation_job(setting: Setting, seed: int, out: Path, held_out: float = 0.0) -> Job:
@@ -127,7 +129,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     Raises:
         Interrupted: After Ctrl-C or SIGTERM, once the distillations at work saved where they are.
     """
-    waiting = [job for job in jobs if not job.result.exists()]
+    waiting = from_first(lambda: [job for job in jobs if not job.result.exists()])
     done = len(jobs) - len(waiting)
     with (
         stopping_at_once(

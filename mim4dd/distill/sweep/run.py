@@ -9,6 +9,7 @@ import torch
 
 from mim4dd.distill.files.atomic import write_text
 from mim4dd.distill.files.hold import hold
+from mim4dd.distill.runtime.ranks import leads
 from mim4dd.distill.sweep.grid import Setting, base_of, make_grid, parse_vary, shown
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import (
@@ -75,7 +76,7 @@ def sweep(
     """
     settings = make_grid(given, varied, one_at_a_time)
     references = _references(settings, against)
-    with hold(out):
+    with hold(out, lock=leads()):
         return judge_settings(settings, out, seeds, workers, references, paper=paper)
 
 
@@ -139,6 +140,8 @@ def judge_settings(
         )
         for setting in settings
     ]
+    if not leads():
+        return Study(rows, markdown_table(rows), [])
     paths = [*write_tables(rows, settings, results, out), out / "table.tex"]
     write_text(paths[-1], latex_table(rows))
     cpu = torch.device(base.device).type == "cpu"
