@@ -152,6 +152,7 @@ soak: $(VENV)/.tested
 KILLS := 50
 kills: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills $(KILLS) --seed $$(date +%s)
+	MIM4DD_DEATHS=20 $(BIN)/python -m pytest -n 0 -q tests/test_ranks.py -k death
 
 # AddressSanitizer and UndefinedBehaviorSanitizer: g++ brings both.
 sanitize: $(VENV)/.tested

@@ -1,8 +1,11 @@
 """Distillation over processes, as torchrun starts them: one result, one set of files, one end."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.ranks import joined_ranks
 
 TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2"
+# In how many runs a rank dies, at other moments in every run of the tests; `make kills` has 20.
+DEATHS = int(os.environ.get("MIM4DD_DEATHS", "1"))
 OPTIONS = (
     "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 --num-eval 1 "
     "--dsa-strategy crop_scale --iterations 20 --checkpoint-every 8 --eval-every 10 "
@@ -108,6 +113,35 @@ def test_sigterm_stops_all_and_resume_continues_bit_for_bit(whole):
     assert status == 0, err
     assert out.count("test accuracy") == 1
     assert leavings(whole / "parts") == leavings(whole / "whole")
+
+
+def test_after_the_death_of_a_rank_torchrun_starts_all_again(whole):
+    for death in range(DEATHS):
+        run = RunDirectory(whole / f"death{death}")
+        process = start(
+            whole, f"--max-restarts 3 -m mim4dd distill {OPTIONS} --out {run.path.name}"
+        )
+        try:
+            ranks = started(process, run)
+            time.sleep(random.uniform(0, 1))
+            os.kill(random.choice(ranks), signal.SIGKILL)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 0, err
+        assert leavings(run.path) == leavings(whole / "whole")
+
+
+def started(process, run):
+    """The ranks of torchrun, once they distil."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        ranks = [int(pid) for pid in found.split()]
+        if len(ranks) == 2 and run.checkpoint.exists():
+            return ranks
+        time.sleep(0.02)
+    raise AssertionError("the ranks did not start")
 
 
 def test_a_rank_that_diverges_stops_all(tmp_path):
