@@ -5,7 +5,13 @@ from typing import Any
 
 __all__ = ["import_extra", "missing"]
 
-_EXTRAS = {"optuna": "search", "tensorboardX": "tensorboard", "wandb": "wandb", "yaml": "yaml"}
+_EXTRAS = {
+    "datasets": "hf",
+    "optuna": "search",
+    "tensorboardX": "tensorboard",
+    "wandb": "wandb",
+    "yaml": "yaml",
+}
 
 
 def import_extra(module: str) -> Any:
@@ -24,5 +30,7 @@ def import_extra(module: str) -> Any:
 
 def missing(module: str) -> str:
     """That a module is not there, and what brings it."""
+    if module == "torchvision":  # as an extra it would bring the torch that it pins
+        return "torchvision is missing; install its release for the torch that is here"
     extra = _EXTRAS.get(module, "distill")
     return f"{module} is missing; pip install 'mim4dd[{extra}]' brings it"

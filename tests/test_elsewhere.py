@@ -165,9 +165,12 @@ def test_hugging_face_reads(hugging_face):
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
-    for name, module in (("torchvision:MNIST", "torchvision"), ("hf:mnist", "datasets")):
+    for name, module, cure in (
+        ("torchvision:MNIST", "torchvision", "install its release for the torch that is here"),
+        ("hf:mnist", "datasets", r"pip install 'mim4dd\[hf\]'"),
+    ):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ModuleNotFoundError, match=module):
+        with pytest.raises(ModuleNotFoundError, match=f"{module} is missing; {cure}"):
             load_data(name)
 
 

@@ -17,7 +17,6 @@ from mim4dd.distill.data.per_class import rows_of_classes
 from mim4dd.distill.data.streamed import FileNames, StreamedPixels
 from mim4dd.distill.experts import ExpertBuffer
 from mim4dd.distill.identity.data import describe_data
-from mim4dd.distill.identity.describe import differences
 
 SMALL = {"width": 4, "depth": 1, "eval_every": 0, "num_eval": 1, "eval_epochs": 2, "iterations": 2}
 
@@ -65,8 +64,7 @@ def test_samples_are_those_in_memory(folder):
         assert torch.equal(other.to("cpu")[:], one[:])
     half, expected = (data.hold_out(0.5, seed=1) for data in (streamed, kept))
     assert torch.equal(half.image_test[:], expected.image_test[:])
-    found = {each.path for each in differences(describe_data(streamed), describe_data(kept))}
-    assert found == {"train.at_most_of_a_class", "test.at_most_of_a_class"}
+    assert describe_data(streamed) == describe_data(kept)  # which of few images is of all
 
 
 def test_expected_images_are_read_once_and_others_all_the_same(folder):
@@ -85,7 +83,7 @@ def test_a_few_images_stand_for_all(folder, monkeypatch):
         monkeypatch.setattr(f"mim4dd.distill.{module}.SAMPLED", 6)
     monkeypatch.setattr("mim4dd.distill.data.readers.folder._Reader", read := Reads())
     data = from_folder(folder, stream=True)
-    describe_data(data)
+    assert describe_data(data)["train"]["at_most_of_a_class"] == 2
     train = data.image_train
     chosen = torch.cat([rows[[0, 8]] for rows in rows_of_classes(data.label_train, 3)])  # of 16
     assert set(read.rows) == {*train.rows[chosen].tolist(), *read.tested(data)}

@@ -75,8 +75,12 @@ def _describe(data: ImageData) -> dict[str, Any]:
 def _part(images: Images, labels: Tensor, num_classes: int) -> dict[str, Any]:
     classes = rows_of_classes(labels, num_classes)
     described: dict[str, Any] = {"counts": [len(members) for members in classes]}
-    if isinstance(images, ByteImages) and images.streamed:
-        most = -(-SAMPLED // num_classes)
+    most = -(-SAMPLED // num_classes)
+    if (
+        isinstance(images, ByteImages)
+        and images.streamed
+        and any(len(members) > most for members in classes)
+    ):
         described["at_most_of_a_class"] = most
         classes = tuple(spread(members, most) for members in classes)
     means = [_mean(images, members) for members in classes]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from mim4dd._extras import import_extra
 from mim4dd.distill.data.datasets import from_dataset, label_column, pair_of
 from mim4dd.distill.data.image_data import ImageData
 
@@ -69,8 +70,7 @@ Parts = tuple[list[Any], Sequence[str] | None]
 
 
 def _from_torchvision(name: str, data_path: Path, download: bool) -> Parts:
-    from torchvision import datasets
-
+    datasets = import_extra("torchvision").datasets
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     parameters = inspect.signature(kind).parameters if kind is not None else {}
     if kind is None or not {"train", "split"} & parameters.keys():
@@ -109,8 +109,7 @@ def _first(part: Callable[..., Any], names: Sequence[str]) -> Any:
 
 
 def _from_hugging_face(name: str, data_path: Path, download: bool) -> Parts:
-    import datasets
-
+    datasets = import_extra("datasets")
     if Path(name).is_dir():
         found = datasets.load_from_disk(name)
     elif download:
