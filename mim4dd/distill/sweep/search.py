@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mim4dd._extras import import_extra
 from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.files.hold import hold
 from mim4dd.distill.runtime.progress import progress_bar
@@ -124,6 +125,7 @@ def _try_settings(
     seeds: int,
     workers: int,
 ) -> list[Trial]:
+    import_extra("optuna")  # before anything is written
     claim(out, base)
     claim_sources(out, [base])
     store = TrialStore(out / "optuna.db", space, seeds, base.config.seed)

@@ -1,7 +1,6 @@
 """What a search proposed and found, in a storage of Optuna's."""
 
 import hashlib
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +48,7 @@ class TrialStore:
                 direction="maximize",
                 load_if_exists=True,
             )
-        self._usable = [trial.number for trial in self._trials() if self._is_whole(trial)]
+        self._usable = self._whole()
 
     def begin(self, options: Mapping[str, Any]) -> None:
         """Have these options tried first, where the space holds them and nothing was tried."""
@@ -87,12 +86,15 @@ class TrialStore:
     def _trials(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False)
 
-    def _is_whole(self, trial: Any) -> bool:
-        """Whether a proposal has all its options; a kill may have come before."""
-        whole = trial.params.keys() == self._space.keys()
-        if not (whole or trial.state.is_finished() or trial.state.name == "WAITING"):
-            self.tell(trial.number, None)
-        return whole
+    def _whole(self) -> list[int]:
+        """Numbers of the proposals with all their options; one that a kill cut off is given up."""
+        found = []
+        for trial in self._trials():
+            if trial.params.keys() == self._space.keys():
+                found.append(trial.number)
+            elif trial.state.name == "RUNNING":
+                self.tell(trial.number, None)
+        return found
 
     def _options(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _rounded(params[name], self._space[name]) for name in self._space}
@@ -129,7 +131,7 @@ def _quiet() -> Iterator[None]:
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
