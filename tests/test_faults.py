@@ -16,6 +16,8 @@ from same_run import leavings
 from tiny import make_data, make_experts
 
 from mim4dd.distill.files import atomic
+from mim4dd.distill.files.folders import replacing_folder
+from mim4dd.distill.files.hold import hold
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseMethod, Objective
 from mim4dd.distill.report.tensorboard import export_tensorboard
@@ -165,6 +167,25 @@ def test_a_folder_that_vanishes_is_not_made_anew(data, whole, tmp_path):
         assert hidden(run.path) == []
     start(data, run)
     assert leavings(run.path) == whole
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: atomic.write_text(path, "text"),
+        lambda path: atomic.link(path.parents[3] / "source", path),
+        lambda path: RunDirectory(path).save_json(path / "a.json", {}),
+        lambda path: replacing_folder(path).__enter__(),
+    ],
+)
+def test_whatever_is_written_in_a_folder_that_vanished_is_refused(write, tmp_path):
+    (tmp_path / "source").touch()
+    with hold(tmp_path / "out"):
+        (tmp_path / "out").rename(tmp_path / "away")
+        with pytest.raises(FileNotFoundError, match="out was removed or moved while a command"):
+            write(tmp_path / "out" / "a" / "b" / "c")
+        atomic.write_text(tmp_path / "elsewhere", "text")
+    assert sorted(os.listdir(tmp_path)) == ["away", "elsewhere", "source"]
 
 
 def test_experts_that_vanish_are_not_fewer(data, tmp_path, monkeypatch):

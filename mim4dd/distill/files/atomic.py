@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mim4dd.distill.files.hold import require_there
 from mim4dd.distill.files.regular import read_bytes, require_regular
 from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
@@ -52,6 +53,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If it cannot be written; what stood at ``path`` before still does.
     """
+    require_there(path)
     temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +166,7 @@ def link(source: Path, target: Path) -> None:
 
     A file that is later replaced under one name keeps its content under the other.
     """
+    require_there(target)
     temporary = temporary_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

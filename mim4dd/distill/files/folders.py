@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mim4dd.distill.files.hold import require_there
 from mim4dd.distill.files.temporary import remove_abandoned, temporary_of
 
 __all__ = ["replacing_folder"]
@@ -23,6 +24,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written.
     """
+    require_there(path)
     try:
         with _replacing(path) as temporary:
             yield temporary

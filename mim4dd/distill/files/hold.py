@@ -8,13 +8,12 @@ import socket
 import stat
 import time
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-__all__ = ["Held", "gone", "hold"]
+__all__ = ["Held", "gone", "hold", "require_there"]
 
 _NOTE = ".lock"
 _TRIES, _PAUSE = 20, 0.1  # workers of a process that was killed end a moment after it
@@ -22,24 +21,14 @@ _MOST_READ = 300
 # What a folder answers that cannot be written: nobody can work there.
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-# A fork has its parent's locks for its own, and could outlive it.
-_locked: "weakref.WeakSet[FileIO]" = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    for file in list(_locked):
-        file.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
 
 class Held:
     """A folder that this process holds, wherever it is moved."""
 
-    def __init__(self, folder: Path, descriptor: int) -> None:
+    def __init__(self, folder: Path, descriptor: int, file: FileIO | None) -> None:
         self.folder = folder
         self.descriptor = descriptor
+        self.file = file
 
     def require_there(self) -> None:
         """Raise FileNotFoundError if the folder was removed, moved, or replaced by another."""
@@ -47,6 +36,30 @@ class Held:
             if os.path.samestat(os.stat(self.folder), os.fstat(self.descriptor)):
                 return
         raise gone(self.folder)
+
+
+# Whatever this process writes asks for them; they are the process's, as the locks are.
+_holds: list[Held] = []
+
+
+def _close_in_child() -> None:
+    """A fork has its parent's locks for its own, and could outlive it."""
+    for held in _holds:
+        if held.file is not None:
+            held.file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def require_there(path: Path) -> None:
+    """Raise FileNotFoundError if ``path`` is in a folder that is held and gone.
+
+    Whoever makes the folders of a file asks first: what was moved away is not made anew.
+    """
+    for held in tuple(_holds):
+        if path.absolute().is_relative_to(held.folder.absolute()):
+            held.require_there()
 
 
 def gone(folder: Path) -> FileNotFoundError:
@@ -86,16 +99,18 @@ def hold(folder: Path, lock: bool = True) -> Iterator[Held]:
         while True:
             made += _make(folder)
             with suppress(FileNotFoundError):  # removed again by who made it at the same time
-                held, file = _enter(folder, lock)
+                held = _enter(folder, lock)
                 break
+        _holds.append(held)
         try:
             yield held
         finally:
+            _holds.remove(held)
             # A fork that ends within the block leaves the lock to its parent.
-            if file is not None and os.getpid() == process:
+            if held.file is not None and os.getpid() == process:
                 with suppress(OSError):
                     os.unlink(_NOTE, dir_fd=held.descriptor)
-                file.close()
+                held.file.close()
             os.close(held.descriptor)
     finally:
         if os.getpid() == process:
@@ -104,10 +119,10 @@ def hold(folder: Path, lock: bool = True) -> Iterator[Held]:
                     each.rmdir()
 
 
-def _enter(folder: Path, lock: bool) -> tuple[Held, FileIO | None]:
+def _enter(folder: Path, lock: bool) -> Held:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return Held(folder, descriptor), _take(folder, descriptor) if lock else None
+        return Held(folder, descriptor, _take(folder, descriptor) if lock else None)
     except BaseException:
         os.close(descriptor)
         raise
@@ -147,7 +162,6 @@ def _take(folder: Path, descriptor: int) -> FileIO | None:
             )
             return file
         if _is_there(file, descriptor):
-            _locked.add(file)
             _write(file, folder)
             return file
         file.close()  # removed by its holder between its opening and its locking

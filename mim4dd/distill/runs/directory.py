@@ -25,7 +25,7 @@ from mim4dd.distill.files.atomic import (
     write_json,
 )
 from mim4dd.distill.files.fields import require_each, require_fields
-from mim4dd.distill.files.hold import Held, hold
+from mim4dd.distill.files.hold import hold, require_there
 from mim4dd.distill.files.regular import naming, read_bytes, require_within
 from mim4dd.distill.runs.synthetic_set import SyntheticSet
 from mim4dd.distill.runtime.ranks import any_rank
@@ -54,9 +54,7 @@ class RunDirectory:
         self.sets = self.path / "sets"
         self.initial = self.path / "initial.safetensors"
         self.synthetic = self.path / "synthetic.safetensors"
-        # While it is held: the lock, and the thread that may take it once more.
-        self._held: Held | None = None
-        self._holder: int | None = None
+        self._holder: int | None = None  # the thread that holds it, and may do so once more
 
     @contextmanager
     def held(self, device: torch.device | None = None) -> Iterator[None]:
@@ -77,16 +75,17 @@ class RunDirectory:
         with ExitStack() as leaving:
             refusal = None
             try:
-                held = None if self.read_only else leaving.enter_context(hold(self.path))
+                if not self.read_only:
+                    leaving.enter_context(hold(self.path))
             except OSError as error:
                 refusal = error
             if any_rank(refusal is not None, device) if device else refusal is not None:
                 raise refusal or BlockingIOError(f"another rank does not work in {self.path}")
-            self._held, self._holder = held, threading.get_ident()
+            self._holder = threading.get_ident()
             try:
                 yield
             finally:
-                self._held, self._holder = None, None
+                self._holder = None
 
     @property
     def pictures(self) -> Path:
@@ -102,8 +101,7 @@ class RunDirectory:
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
         """Write one of the run's files, and say where it stands if that cannot be done."""
-        if self._held is not None:
-            self._held.require_there()
+        require_there(path)
         require_within(path.parent, self.path)
         try:
             yield
