@@ -148,7 +148,8 @@ fuzz: $(VENV)/.tested
 soak: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
-# SIGKILL at random moments of every long command: half an hour, other moments in every run.
+# SIGKILL at random moments of every long command: half an hour, other moments in every run. Files
+# are synced; a folder in memory, by TMPDIR=/dev/shm, saves waiting for the disk.
 KILLS := 50
 kills: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills $(KILLS) --seed $$(date +%s)
