@@ -122,6 +122,7 @@ def paired_gradient_pass(
     """Gradient of BLOCK_OWN rows of one side, of the losses of both."""
     BLOCK_OWN: tl.constexpr = tiling.BLOCK_OWN
     BLOCK_STREAM: tl.constexpr = tiling.BLOCK_STREAM
+    BLOCK_K: tl.constexpr = tiling.BLOCK_K
     of_keys = tl.program_id(1) == 1
     slab = locate(table_ptr, 0, tiling.DIVISOR)
     own, stream = paired_sides(features, slab, N, of_keys)
@@ -139,7 +140,7 @@ def paired_gradient_pass(
         tl.load(pair_weight_ptr + offs, mask=mask, other=0.0),
     )
 
-    grad = tl.zeros((BLOCK_OWN, tiling.BLOCK_K), tl.float32)
+    grad = tl.zeros((BLOCK_OWN, BLOCK_K), tl.float32)
     along = tl.zeros((BLOCK_OWN,), tl.float32)
     first = tl.program_id(0) * BLOCK_OWN
     whole, begin, hits = plain_tiles(N, first, tl.minimum(first + BLOCK_OWN, N), BLOCK_STREAM)

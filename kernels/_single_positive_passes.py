@@ -58,8 +58,8 @@ class Sums(NamedTuple):
     positive: tl.tensor  # similarity to the positive, which is none of them
 
 
-@triton.jit
-def boost_of(dtype: tl.constexpr):
+@triton.constexpr_function  # Triton 3.6 makes a tensor of what its other functions return
+def boost_of(dtype):
     """How far the shift is below the largest logit: for float16, whose range goes on above 1."""
     return 14.0 if dtype == tl.float16 else 0.0
 

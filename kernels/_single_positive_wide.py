@@ -48,6 +48,7 @@ def queries_gradient_pass(
     """Gradient of the losses by BLOCK_OWN queries of a layer, and their part of the scale's."""
     BLOCK_OWN: tl.constexpr = tiling.BLOCK_OWN
     BLOCK_STREAM: tl.constexpr = tiling.BLOCK_STREAM
+    BLOCK_K: tl.constexpr = tiling.BLOCK_K
     BOOST: tl.constexpr = boost_of(features.query.dtype.element_ty)
     N = pairs.num_queries
     M = pairs.num_keys
@@ -66,7 +67,7 @@ def queries_gradient_pass(
         tl.load(statistics.log_sum + at, mask=present, other=float("inf")),
         tl.load(statistics.rest + at, mask=present, other=0.0) * 2.0**BOOST,
     )
-    grad = tl.zeros((BLOCK_OWN, tiling.BLOCK_K), tl.float32)
+    grad = tl.zeros((BLOCK_OWN, BLOCK_K), tl.float32)
     along = tl.zeros((BLOCK_OWN,), tl.float32)
     first = tl.min(tl.where(labels >= 0, labels, M), axis=0)
     whole, begin, hits = plain_tiles(M, first, tl.max(labels, axis=0) + 1, BLOCK_STREAM)

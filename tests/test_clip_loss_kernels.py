@@ -243,6 +243,18 @@ def test_logits_of_ten_thousand(dtype, kernel_device):
     check(query, key, torch.tensor(2.0**8, device=kernel_device), upstreams)
 
 
+def fma_rounds_once():
+    """As a GPU's does; the interpreter of Triton 3.6 rounds the product as well."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    import triton.language as tl
+
+    x, y = (
+        interpreter.TensorHandle(torch.tensor([value]).numpy(), tl.float32)
+        for value in (1 + 2.0**-12, -1.0)
+    )
+    return interpreter.interpreter_builder.create_fma(x, x, y).data[0] != 2.0**-11
+
+
 @pytest.mark.usefixtures("no_logits_in_memory")
 def test_shares_of_large_logits_sum_to_one(kernel_device):
     """As the gradients' kernel makes them, of a shift that was rounded to base e and back."""
@@ -256,7 +268,10 @@ def test_shares_of_large_logits_sum_to_one(kernel_device):
     similarity = query.double() @ key.double().T  # as float32 has it
     exponent, offset = (scale * LOG2_E.value).double(), (shift * -LOG2_E.value).double()
     shares = torch.exp2(similarity * exponent + offset[:, None]) / total.double()[:, None]
-    torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[0]), rtol=1e-5, atol=0)
+    rtol = 1e-5
+    if kernel_device == "cpu" and not fma_rounds_once():
+        rtol = 2 * torch.finfo(torch.float32).eps * float(offset.abs().max())
+    torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[0]), rtol=rtol, atol=0)
 
 
 @pytest.mark.usefixtures("no_logits_in_memory")

@@ -23,6 +23,16 @@ def test_bodies_are_short_and_arguments_few(name):
     assert node.end_lineno - node.lineno + 1 <= 80
 
 
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_no_constant_comes_from_a_function_of_the_gpu(name):
+    """What that returns is a tensor to Triton 3.6; triton.constexpr_function is for constants."""
+    jitted = {each.rpartition(".")[2] for each in FUNCTIONS}
+    for node in ast.walk(FUNCTIONS[name]):
+        if isinstance(node, ast.AnnAssign):
+            calls = {ast.unparse(c.func) for c in ast.walk(node.value) if isinstance(c, ast.Call)}
+            assert not calls & jitted, ast.unparse(node)
+
+
 @pytest.mark.parametrize("op", ["clip_loss", "contrastive", "norm_relu_pool"])
 def test_cases_give_every_argument_a_type_or_a_value(op):
     pytest.importorskip("triton")
