@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mim4dd.kernels._ahead_of_time import SINGLE, Compilation, compilation
+from mim4dd.kernels._ahead_of_time import EVERY_CASE, SINGLE, Compilation, compilation
 from mim4dd.kernels._arguments import Form, Norms, Pairs, Saved, Scales, Upstream
 from mim4dd.kernels._critic import (
     IGNORE,
@@ -313,12 +313,10 @@ def gradient_of_input(
 
 
 def compilations() -> Iterator[Compilation]:
-    """All passes at once, for the softmax with most terms and for "nce"."""
+    """All passes at once, for the softmax with most terms and for "nce"; and gradients alone."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for kind in ("in", "nce"):
-            constants = {
-                "upstream.loss": None,
-                "upstream.lse": None,
+            shared = {
                 "saved.positives": None,
                 "UPSTREAM": 1.0,
                 "WANT_WEIGHTS": True,
@@ -326,4 +324,8 @@ def compilations() -> Iterator[Compilation]:
                 **SINGLE,
                 **row_launch(1024),
             }
+            constants = {"upstream.loss": None, "upstream.lse": None, **shared}
             yield compilation(f"chunk {kind}", chunk_kernel, dtype, ("weights_ptr",), constants)
+            constants = {"loss_ptr": None, **shared}
+            name = f"chunk gradients {kind}"
+            yield compilation(name, chunk_kernel, dtype, ("weights_ptr",), constants, EVERY_CASE)
