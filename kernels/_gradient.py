@@ -172,12 +172,13 @@ def store_parts(
     parts, sums, factor_ptr, own, slab, offs_own, stride_split, num_layers, tiling: tl.constexpr
 ):
     """What a program has found."""
+    DIVISOR: tl.constexpr = tiling.DIVISOR  # a plain number to Triton 3.6, which takes none as such
     mask = offs_own < own.count
     split = tl.program_id(2).to(tl.int64)
     if parts.rows is not None:
         offs_d = slab.first + tl.arange(0, tiling.BLOCK_D)
         offsets = slab.before * own.count + offs_own[:, None] * own.D + offs_d[None, :]
-        pointers = parts.rows + tl.multiple_of(split * stride_split, tiling.DIVISOR) + offsets
+        pointers = parts.rows + tl.multiple_of(split * stride_split, DIVISOR) + offsets
         mask_d = offs_d < own.D
         tl.store(pointers, sums.rows * tl.load(factor_ptr), mask=mask[:, None] & mask_d[None, :])
     if slab.first == 0:  # every stretch of columns finds the same
