@@ -6,6 +6,7 @@ all know all results. What is written of the whole, the first rank writes.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +45,9 @@ Value = TypeVar("Value")
 # Tasks are shared out evenly, but one may take as long as a whole distillation. A rank that died is
 # noticed by torchrun, whatever the others wait for.
 _PATIENCE = timedelta(days=7)
+_TO_MEET = timedelta(minutes=30)  # for those on other machines to be started
+_TO_CONNECT = timedelta(seconds=10)
+_PORT = "mim4dd.port.{}"
 
 _is_sharing = ContextVar("is_sharing", default=False)
 _is_alone = ContextVar("is_alone", default=False)
@@ -69,11 +73,56 @@ def joined_ranks(device: str) -> Iterator[None]:
                 f"device must be 'cuda' under torchrun, which numbers the GPUs, got {device!r}"
             )
         take_own_gpu()
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    store, number, count = _meet()
+    dist.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo",
+        store=store,
+        rank=number,
+        world_size=count,
+        timeout=_PATIENCE,
+    )
     yield
     # Not after an error, which other ranks need not share: torchrun ends those.
     wait_for_ranks()
     dist.destroy_process_group()
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """A store of these processes alone, the number of this one, and how many there are.
+
+    torchrun keeps its store when it starts the ranks again, after one died. They would read there
+    where those before were to be met, and wait for them (pytorch/pytorch#135712). How often they
+    were started does not tell them apart: on several machines it is counted on each.
+    """
+    shared, number, count = next(dist.rendezvous("env://", timeout=_TO_MEET))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return shared, number, count
+    host = os.environ["MASTER_ADDR"]
+    if number == 0:
+        own = dist.TCPStore(host, 0, is_master=True, timeout=_TO_MEET)
+        for other in range(1, count):
+            shared.set(_PORT.format(other), str(own.port))
+        return own, number, count
+    return _store_of_first(host, shared, _PORT.format(number)), number, count
+
+
+def _store_of_first(host: str, shared: dist.Store, key: str) -> dist.Store:
+    """The store that the first rank has just opened."""
+    until = time.monotonic() + _TO_MEET.total_seconds()
+    while True:
+        port = shared.get(key).decode()
+        if port:
+            shared.compare_set(key, port, "")  # read: it is of this start alone
+            try:
+                store = dist.TCPStore(host, int(port), timeout=_TO_CONNECT)
+                store.set_timeout(_TO_MEET)
+                return store
+            except dist.DistError:  # of a first rank that died before this one could read it
+                if time.monotonic() > until:
+                    raise
+        elif time.monotonic() > until:
+            raise TimeoutError(f"the first rank did not start within {_TO_MEET}")
+        time.sleep(0.05)
 
 
 def take_own_gpu() -> None:
