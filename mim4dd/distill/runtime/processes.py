@@ -77,8 +77,8 @@ def run_parallel(
     When a task fails, the caller stops iterating, or Ctrl-C is pressed, the workers are stopped:
     asked by SIGTERM, and killed five seconds later. When this process is killed, they exit.
 
-    Where ranks share tasks (:func:`~mim4dd.distill.runtime.ranks.sharing`), each runs some of them,
-    in so many workers of its own. It yields these first, then those of the others.
+    Where ranks share tasks, as in commands under torchrun, each runs some of them, in so many
+    workers of its own. It yields these first, then those of the others.
 
     Args:
         start: Makes the function that runs tasks. Workers are started afresh, so it is pickled: a
