@@ -1,19 +1,16 @@
 """DD-Ranking's scores: their formulas, beside its own code, and of which accuracies they are."""
 
-import importlib.metadata
 import importlib.util
 import math
-import random
+import os
 import sys
 from decimal import Decimal
 from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 import torch
 
 from mim4dd.distill.commands.cross import score_table
-from mim4dd.distill.evaluation import dd_ranking
 from mim4dd.distill.evaluation.dd_ranking import (
     Scores,
     augmentation_robust_score,
@@ -29,11 +26,6 @@ _TORCHVISION = ["torchvision", "torchvision.transforms", "torchvision.datasets"]
 _UNUSED = [*_TORCHVISION, "timm", "kornia", "pandas"]
 
 
-@pytest.fixture
-def by_formula(monkeypatch):
-    monkeypatch.setattr(dd_ranking, "by_ddranking", lambda: None)
-
-
 def fractions():
     return torch.rand(4, dtype=torch.float64).tolist()
 
@@ -43,7 +35,7 @@ def exact(exponent):
     return float((Decimal(exponent).exp() - (-one).exp()) / (one.exp() - (-one).exp()))
 
 
-def test_label_robust_score(by_formula):
+def test_label_robust_score():
     full, hard, own, real = fractions()
     for weight in (0.5, 0.2):
         expected = exact(weight * (own - real) - (1 - weight) * (full - hard))
@@ -52,7 +44,7 @@ def test_label_robust_score(by_formula):
     assert label_robust_score(1, 0, 0, 1) == pytest.approx(0, abs=1e-15)
 
 
-def test_augmentation_robust_score(by_formula):
+def test_augmentation_robust_score():
     augmented, of_real, plain, plain_of_real = fractions()
     for weight in (0.5, 0.2):
         expected = exact(weight * (augmented - of_real) + (1 - weight) * (plain - plain_of_real))
@@ -69,58 +61,64 @@ def test_percent_is_refused():
 
 
 @pytest.fixture
-def by_ddranking(monkeypatch):
-    """DD-Ranking's own code, past what it imports and no score needs."""
+def metrics(monkeypatch, tmp_path):
+    """DD-Ranking's own classes, past what they import and no score needs."""
     if importlib.util.find_spec("ddranking") is None:
         pytest.skip("pip install --no-deps ddranking==0.2.0")
     for name in [each for each in sys.modules if each.partition(".")[0] == "ddranking"]:
         monkeypatch.delitem(sys.modules, name)
     for name in _UNUSED:
         monkeypatch.setitem(sys.modules, name, MagicMock())
-    cached = dd_ranking.by_ddranking, dd_ranking._metrics
-    for each in cached:
-        each.cache_clear()
-    assert dd_ranking.by_ddranking() == importlib.metadata.version("ddranking")
-    yield
-    for each in cached:
-        each.cache_clear()
+    monkeypatch.chdir(tmp_path)  # where it writes its results
+    return importlib.import_module("ddranking.metrics")
 
 
-def test_ddranking_computes_the_same(by_ddranking, monkeypatch, capsys):
-    accuracies = [fractions() for _ in range(3)]
-    streams = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    scores = (label_robust_score, augmentation_robust_score)
-    theirs = [score(*row, w) for row in accuracies for score in scores for w in (0.5, 0.2)]
-    assert streams[0] == random.getstate()
-    assert streams[1] == np.random.get_state()[1].tolist()
-    assert torch.equal(streams[2], torch.get_rng_state())
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(dd_ranking, "by_ddranking", lambda: None)
-    ours = [score(*row, w) for row in accuracies for score in scores for w in (0.5, 0.2)]
-    assert ours == pytest.approx(theirs, rel=1e-12)
-    assert len(set(ours)) == 12
+def theirs(metric, key, weights, **attributes):
+    """What a class makes of accuracies that are told in the place of its trainings."""
+    asked = object.__new__(metric)
+    vars(asked).update(
+        num_eval=1, rank=0, use_dist=False, eval_full_data=True, save_path=os.devnull, ipc=1,
+        num_classes=1, soft_label_mode="M", **attributes,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        return float(asked.compute_metrics(image_tensor="syn", syn_lr=1.0, **weights)[key])
 
 
-@pytest.mark.parametrize("version", ["0.3.0", None])
-def test_another_version_is_not_asked(version, monkeypatch):
-    def of(name):
-        if version is None:
-            raise importlib.metadata.PackageNotFoundError
-        return version
-
-    monkeypatch.setattr(importlib.metadata, "version", of)
-    dd_ranking.by_ddranking.cache_clear()
-    try:
-        assert "by its formulas" in dd_ranking.score_source()
-    finally:
-        dd_ranking.by_ddranking.cache_clear()
+@pytest.mark.parametrize("weight", [0.5, 0.2, 0.9])
+def test_ddranking_computes_the_same(metrics, weight):
+    first, second, third, fourth = fractions()
+    hard, soft = {"real": first, "syn": second}, {"syn": third, "random": fourth}
+    lrs = theirs(
+        metrics.LabelRobustScoreSoft,
+        "label_robust_score_mean",
+        {"lrs_lambda": weight},
+        _compute_hard_label_metrics_helper=lambda mode, **_: (hard[mode], None),
+        _compute_soft_label_metrics_helper=lambda image_tensor, **_: (soft[image_tensor], None),
+        _get_random_data_helper=lambda eval_iter: (None, "random", None),
+    )
+    assert label_robust_score(first, second, third, fourth, weight) == pytest.approx(lrs)
+    with_it, without = {"syn": first, "random": second}, {"syn": third, "random": fourth}
+    ars = theirs(
+        metrics.AugmentationRobustScore,
+        "augmentation_robust_score_mean",
+        {"ars_lambda": weight},
+        label_type="hard",
+        _compute_with_aug_metrics_helper=lambda image_tensor, **_: (with_it[image_tensor], 0),
+        _compute_without_aug_metrics_helper=lambda image_tensor, **_: (
+            without[image_tensor],
+            0,
+        ),
+        _get_random_data_helper=lambda eval_iter: (None, "random", None, None),
+    )
+    own = augmentation_robust_score(first, second, third, fourth, weight)
+    assert own == pytest.approx(ars)
 
 
 def accuracy():
     return Accuracy(tuple(torch.rand(2, dtype=torch.float64).tolist()))
 
 
-def test_which_accuracies_a_score_is_of(by_formula):
+def test_which_accuracies_a_score_is_of():
     own, hard, plain = (
         Gain(Recipe(labels, strategy), accuracy(), accuracy())
         for labels, strategy in (("soft", "crop"), ("hard", "crop"), ("hard", "none"))
@@ -146,7 +144,7 @@ def test_which_accuracies_a_score_is_of(by_formula):
     assert score_gains([plain], full).augmentation_robust is None  # nothing is augmented
 
 
-def test_two_sets_stand_beside_the_same_networks_on_real_images(by_formula):
+def test_two_sets_stand_beside_the_same_networks_on_real_images():
     full, of_sets, real = accuracy(), Accuracy(accuracy().values + accuracy().values), accuracy()
     scores = score_hard_labels(full, of_sets, real)
     expected = [
@@ -156,17 +154,17 @@ def test_two_sets_stand_beside_the_same_networks_on_real_images(by_formula):
     assert list(scores.values) == expected
 
 
-def test_a_network_that_diverged_has_no_score(by_formula):
+def test_a_network_that_diverged_has_no_score():
     diverged = Accuracy((math.nan, 0.5))
     scores = score_hard_labels(Accuracy((0.9, 0.9)), diverged, Accuracy((0.4, 0.4)))
     assert [math.isnan(value) for value in scores.values] == [True, False]
 
 
-def test_the_table(by_formula):
+def test_the_table():
     half = Accuracy((0.5, 0.5))
     rows = {("a", "mlp"): Scores(half, half), ("b", "mlp"): Scores(None, half)}
     title, header, *lines = score_table(rows).splitlines()
-    assert "by its formulas" in title
+    assert title.startswith("DD-Ranking, in percent")
     assert header.split() == ["set", "network", "LRS", "ARS"]
     assert lines == ["a    mlp      50.0 (0.0)  50.0 (0.0)", "b    mlp                  50.0 (0.0)"]
     assert score_table({("a", "mlp"): Scores()}) == ""

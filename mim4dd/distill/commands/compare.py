@@ -15,7 +15,7 @@ from mim4dd.distill.commands.compare_work import distill_all, judge_all, workers
 from mim4dd.distill.config.commands import CompareConfig, DistillConfig, part
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import class_counts
-from mim4dd.distill.evaluation.dd_ranking import score_hard_labels, score_source
+from mim4dd.distill.evaluation.dd_ranking import TITLE, score_hard_labels
 from mim4dd.distill.evaluation.recipe import Accuracy, percent
 from mim4dd.distill.experts.train import train_experts
 from mim4dd.distill.files.atomic import require_writable, write_json
@@ -344,7 +344,7 @@ def _score_lines(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[
     if not scores:
         return []
     width = max(map(len, scores))
-    return [score_source(), *(f"{name:<{width}}  {text}" for name, text in scores.items())]
+    return [TITLE, *(f"{name:<{width}}  {text}" for name, text in scores.items())]
 
 
 def comparison_table(summary: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
 from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.dd_ranking import (
+    TITLE,
     Scores,
     score_gains,
     score_hard_labels,
-    score_source,
 )
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
@@ -343,7 +343,7 @@ def score_table(scores: Mapping[tuple[str, str], Scores]) -> str:
     rows = [["set", "network", *shown]]
     for names, *values in zip(scores, *shown.values(), strict=True):
         rows.append([*names, *("" if one is None else percent(one.summary()) for one in values)])
-    return f"{score_source()}\n{_aligned(rows, num_names=2)}"
+    return f"{TITLE}\n{_aligned(rows, num_names=2)}"
 
 
 def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> None:
