@@ -62,10 +62,12 @@ def distill(
         _require_may_change(context)
     elif from_iteration is not None:
         raise ValueError("--from-iteration is of a run to continue by --resume, got none")
+    device = torch.device(config.device)
     with joined_ranks(config.device):
         run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
-        with run.held(torch.device(config.device)):
-            goes_on = resume is not None or is_restarted()
+        restarted = is_restarted(device)
+        with run.held(device):
+            goes_on = resume is not None or restarted
             if not goes_on:
                 run.require_new()
                 wait_for_ranks()  # before the first one makes it
@@ -73,7 +75,7 @@ def distill(
             for name in log or ():  # whose files go into a folder of that name
                 require_within(run.path / name, run.path)
             # Started again after a death, a run goes on from where it came to since.
-            _distill(config, run, goes_on, None if is_restarted() else from_iteration, loggers)
+            _distill(config, run, goes_on, None if restarted else from_iteration, loggers)
 
 
 def _require_may_change(context: typer.Context) -> None:

@@ -134,9 +134,12 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-def is_restarted() -> bool:
-    """Whether torchrun started this command again, after a rank died (``--max-restarts``)."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def is_restarted(device: torch.device) -> bool:
+    """Whether torchrun started this command again, after a rank died (``--max-restarts``).
+
+    Of several machines only the one where it died counts that.
+    """
+    return any_rank(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", device)
 
 
 def require_one_process(command: str) -> None:
