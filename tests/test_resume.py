@@ -114,7 +114,7 @@ def test_an_edited_loss_is_another_run(edited, arguments, what, data, tmp_path):
 def other_value(field):
     """A value that a setting does not have by default."""
     by_name = {"ipc": 3, "optimizer_img": "adam", "init": "noise", "ema_decay": 0.5}
-    by_name["ipc_by_class"] = "2,1,2"
+    by_name |= {"ipc_by_class": "2,1,2", "beta1_img": 0.5, "beta2_img": 0.5}
     value = by_name.get(field.name, field.default)
     if value != field.default:
         return value

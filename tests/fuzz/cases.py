@@ -66,6 +66,8 @@ class _Watch:
     def _require_inside(self, event: str, path: object) -> None:
         if isinstance(path, int) or path is None:
             return
+        if path == ".lock":  # named within a folder that is held, which the event does not tell
+            return
         # Without following the last part, which is what is made.
         whole = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         if event == "open":

@@ -40,20 +40,19 @@ class LoopSettings(Settings):
         iterations: Outer steps.
         optimizer_img: Of the images; "sgd" has momentum 0.5, as in MTT.
         lr_img: Step size of the images' optimiser.
-        cosine_img: Lower lr_img along a cosine, to 0 after the last iteration.
-        beta1_img: How much of the gradients' average stays in a step of "adam" and "adamw".
-        beta2_img: The same of the average of their squares.
+        cosine_img: Lower lr_img along a cosine, to 0 at the end.
+        beta1_img: Decay of the gradients' average in "adam" and "adamw".
+        beta2_img: Decay of the average of their squares.
         weight_decay_img: Weight decay of the images, towards the mean image.
         patience_img: No new least loss for so long halves lr_img; 0: never.
         clip_img: Clip images to valid pixels after every step.
         lr_lr: Step size of the SGD of syn_lr, with momentum 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9.
         lr_teacher: Initial value of the learned step size syn_lr.
-        positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, which lr_lr cannot drive
-            below 0; at the start both learn alike.
+        positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, so that it stays above 0.
         init: Start from "real" images, Gaussian "noise", or "unit_noise", each image of which has
             length 1, as in RaT-BPTT.
-        ema_decay: Average the images for the result, as FTD does; 0: not.
+        ema_decay: Average the images for the result, as FTD; 0: not.
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
         eval_every: Iterations between evaluations for the curves; 0: none.

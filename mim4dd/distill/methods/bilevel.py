@@ -23,7 +23,7 @@ class BilevelSettings(NetworksSettings):
 
     Args:
         outer_loop: Image steps with a network before a fresh one.
-        inner_loop: Epochs that a network is trained on the synthetic set between two image steps.
+        inner_loop: Epochs of a network on the set between image steps.
         lr_net: Step size of the networks on the synthetic set.
         batch_real: Real images of each class in an image step.
         batch_syn: Synthetic samples per inner step; by default all of them.

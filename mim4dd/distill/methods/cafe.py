@@ -32,10 +32,9 @@ class CAFESettings(BilevelSettings):
         aligned_maps: Align every layer's maps as they come out, "pooled", or before their pooling
             and the last layer's after it too, "unpooled", as the published code does.
         early_weight: Weight of aligning features of layers before the last.
-        last_weight: Weight of aligning the features of the last layer; its unpooled maps count half
-            of it.
-        discrimination_weight: Weight of classifying each real sample by synthetic class centres.
-        lambda_1: A network goes early if its accuracy moved by less over ten image steps.
+        last_weight: Weight of aligning the last layer; its unpooled maps count half.
+        discrimination_weight: Weight of classifying real samples by synthetic centres.
+        lambda_1: A network goes if its accuracy moved less in ten steps.
         lambda_2: A network's training between two steps ends early if accuracy moved by more over
             ten epochs.
     """

@@ -26,7 +26,7 @@ class DATMSettings(MTTSettings):
 
     Args:
         min_start_epoch: Start epochs are drawn from it on.
-        initial_max_start_epoch: What max_start_epoch grows from; by default it is there at once.
+        initial_max_start_epoch: What max_start_epoch grows from; else it is there at once.
         expansion_end: Iteration by which max_start_epoch is reached.
     """
 
