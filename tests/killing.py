@@ -8,7 +8,7 @@ import sys
 
 # How often test_killed kills. Moments differ with the sources (MIM4DD_TEST_SEED), so that few a run
 # become many; MIM4DD_KILLS=20 asks for more at once.
-KILLS = int(os.environ.get("MIM4DD_KILLS", "6"))
+KILLS = int(os.environ.get("MIM4DD_KILLS", "3"))
 
 # Children are forked from a server that has imported everything, and so start within milliseconds.
 _SERVER = multiprocessing.get_context("forkserver")

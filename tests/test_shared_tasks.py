@@ -55,12 +55,12 @@ def test_evaluate(tmp_path):
 
 
 def test_sweep(tmp_path):
-    alone, ranks, _ = both(tmp_path, f"sweep {SMALL} --vary weight=0,0.1 --seeds 2 --out", "sweep")
+    alone, ranks, _ = both(tmp_path, f"sweep {SMALL} --vary weight=0,0.1 --seeds 1 --out", "sweep")
     results = [
         {str(path.relative_to(folder)): read_json(path)["accuracy"] for path in files(folder)}
         for folder in (alone, ranks)
     ]
-    assert len(results[0]) == 6  # two settings and real images, with two seeds
+    assert len(results[0]) == 3  # two settings and real images
     assert results[0] == results[1]
     assert {path.name for path in alone.iterdir()} == {path.name for path in ranks.iterdir()}
 
@@ -70,7 +70,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_compare(tmp_path):
-    alone, ranks, printed = both(tmp_path, f"compare {SMALL} --num-distill 2 --out", "compare")
+    alone, ranks, printed = both(tmp_path, f"compare {SMALL} --num-distill 1 --out", "compare")
     summaries = [read_json(folder / "summary.json") for folder in (alone, ranks)]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
     assert summaries[0]["mim4dd_gain"] == summaries[1]["mim4dd_gain"]
