@@ -124,23 +124,22 @@ def evaluate(
     with joined_ranks(judged[0].config.device), sharing():
         if fairness:
             gains = cross.cross_gains(judged, columns, ByTeacher() if regimes else None)
+            scores = cross.cross_scores(judged, columns, gains, baselines)
         else:
             table = cross.cross_evaluate(judged, columns, baselines, coresets)
+            scores = cross.scores_of_table(judged, table) if baselines else {}
         if not leads():
             return
     if fairness:
         typer.echo(cross.gain_table(gains))
         if csv is not None:
             cross.save_gains(csv, gains)
-        if scored := cross.score_table(cross.cross_scores(judged, columns, gains, baselines)):
-            typer.echo(scored)
-        return
-    if networks is None:
+    elif networks is None:
         own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
         typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))
     else:
         typer.echo(cross.cross_table(table))
-    if csv is not None:
+    if csv is not None and not fairness:
         cross.save_accuracies(csv, table)
-    if baselines and (scored := cross.score_table(cross.scores_of_table(judged, table))):
+    if scored := cross.score_table(scores):
         typer.echo(scored)
