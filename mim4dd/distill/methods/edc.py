@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.identity.describe import describe_object
-from mim4dd.distill.methods.base import BaseMethod, Ingredients, Objective, RealData
+from mim4dd.distill.methods.base import Ingredients, Objective, RealData
 from mim4dd.distill.methods.layer_statistics import (
     RealStatistics,
     layers_with_statistics,
@@ -23,7 +23,7 @@ from mim4dd.distill.methods.rded import random_crop
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import unchanged
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers, require_tileable
+from mim4dd.distill.methods.teachers import TaughtMethod, require_tileable
 from mim4dd.distill.networks import make_network, networks_with
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.features import reading_inputs
@@ -71,7 +71,7 @@ class EDCSettings(SqueezeSettings):
 
 
 @method("edc", title="EDC", settings=EDCSettings)
-class EDC(BaseMethod):
+class EDC(TaughtMethod):
     r"""Recover images that BatchNorm networks, in turn, take for their classes and for real data.
 
     .. math::
@@ -146,10 +146,6 @@ class EDC(BaseMethod):
         """What defines the method: not what it has seen."""
         return describe_object(self, without=("statistics", "averages"))
 
-    def example_network(self) -> nn.Module:
-        """The first teacher."""
-        return self.teachers.networks[0]
-
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> Objective:
@@ -177,19 +173,17 @@ class EDC(BaseMethod):
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teachers are not of ``data``, or these are no images to crop."""
         require_tileable("edc", "least_area", 1, data)
-        require_data_of_teachers(self.data, data)
+        super().require_data(data)
 
     def state(self) -> dict[str, Tensor]:
         """The teachers, once they are trained, and the averages of the images' statistics."""
         averages = {f"{_AVERAGE}{name}": value for name, value in self.averages.items()}
-        return self.teachers.state() | averages
+        return super().state() | averages
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up the teachers and the averages."""
         averages = {name: value for name, value in state.items() if name.startswith(_AVERAGE)}
-        self.teachers.restore(
-            {name: value for name, value in state.items() if name not in averages}
-        )
+        super().restore({name: value for name, value in state.items() if name not in averages})
         self.averages = {name.removeprefix(_AVERAGE): each for name, each in averages.items()}
         self.statistics = {}
 

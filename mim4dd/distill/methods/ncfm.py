@@ -13,7 +13,6 @@ from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import PerClass, class_counts
 from mim4dd.distill.methods.base import (
-    BaseMethod,
     ComparedNetwork,
     Ingredients,
     Initial,
@@ -23,7 +22,7 @@ from mim4dd.distill.methods.base import (
 )
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers, require_tileable
+from mim4dd.distill.methods.teachers import TaughtMethod, require_tileable
 from mim4dd.distill.training.augment import Augmentation, ComposedAugmentation
 from mim4dd.distill.training.features import embedding_read, last_linear
 from mim4dd.distill.training.passes import has_batch_norm, in_passes, sum_over_classes
@@ -63,7 +62,7 @@ class NCFMSettings(SqueezeSettings):
 
 
 @method("ncfm", title="NCFM", settings=NCFMSettings)
-class NCFM(BaseMethod):
+class NCFM(TaughtMethod):
     r"""Match the characteristic function of every class's features in partly trained networks.
 
     .. math::
@@ -124,10 +123,6 @@ class NCFM(BaseMethod):
         """What defines the method: what its networks are, not how they are called."""
         return identity_by_network(self, self.new_network)
 
-    def example_network(self) -> nn.Module:
-        """A network as it trains them."""
-        return self.teachers.networks[0]
-
     @property
     def tiles(self) -> int:
         """Of the settings."""
@@ -173,15 +168,7 @@ class NCFM(BaseMethod):
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the networks are not of ``data``, or these cannot be tiled."""
         require_tileable("ncfm", "tiles", self.settings.tiles, data)
-        require_data_of_teachers(self.data, data)
-
-    def state(self) -> dict[str, Tensor]:
-        """The networks, once they are trained."""
-        return self.teachers.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up the networks."""
-        self.teachers.restore(state)
+        super().require_data(data)
 
     def _distance(
         self,

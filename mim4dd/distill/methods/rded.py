@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import PerClass, class_counts
-from mim4dd.distill.methods.base import BaseMethod, Ingredients, Initial, Objective, RealData
+from mim4dd.distill.methods.base import Ingredients, Initial, Objective, RealData
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import unchanged
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers, require_tileable
+from mim4dd.distill.methods.teachers import TaughtMethod, require_tileable
 from mim4dd.distill.training.passes import in_passes
 from mim4dd.distill.training.tiles import mosaic
 
@@ -42,7 +42,7 @@ class RDEDSettings(SqueezeSettings):
 
 
 @method("rded", title="RDED", settings=RDEDSettings)
-class RDED(BaseMethod):
+class RDED(TaughtMethod):
     r"""Take the crops of real images that a teacher gives the least cross entropy.
 
     Of every class ``candidates`` real images are drawn, and of each ``crops`` random squares, which
@@ -80,10 +80,6 @@ class RDED(BaseMethod):
         """From what a configuration holds."""
         return cls(ingredients.new_network, ingredients.data, ingredients.seed, settings)
 
-    def example_network(self) -> nn.Module:
-        """The teacher."""
-        return self.teachers.networks[0]
-
     def initial(self, real: RealData, ipc: PerClass) -> Initial:
         """The mosaics.
 
@@ -120,7 +116,7 @@ class RDED(BaseMethod):
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teacher is not of ``data``, or these are no images to crop."""
         require_tileable("rded", "mosaic", self.settings.mosaic, data)
-        require_data_of_teachers(self.data, data)
+        super().require_data(data)
 
     def require_per_class(self, counts: Sequence[int]) -> None:
         """Raise ValueError if there are more tiles of a class than candidates."""
@@ -130,14 +126,6 @@ class RDED(BaseMethod):
                 f"candidates must be at least ipc · mosaic², which is {needed}, "
                 f"got {self.settings.candidates}"
             )
-
-    def state(self) -> dict[str, Tensor]:
-        """The teacher, once it is trained."""
-        return self.teachers.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up the teacher."""
-        self.teachers.restore(state)
 
     def _best_crops(
         self, teacher: nn.Module, images: Tensor, label: int, generator: torch.Generator

@@ -10,7 +10,6 @@ from torch.func import functional_call
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.methods.base import (
-    BaseMethod,
     Ingredients,
     Objective,
     RealData,
@@ -24,7 +23,7 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import require_data_of_teachers
+from mim4dd.distill.methods.teachers import TaughtMethod
 from mim4dd.distill.networks import networks_with
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.features import reading_inputs
@@ -52,7 +51,7 @@ class SRe2LSettings(NetworksSettings, SqueezeSettings):
 
 
 @method("sre2l", title="SRe2L", settings=SRe2LSettings)
-class SRe2L(BaseMethod):
+class SRe2L(TaughtMethod):
     r"""Recover images that a trained BatchNorm network takes for its classes and for real data.
 
     .. math::
@@ -105,10 +104,6 @@ class SRe2L(BaseMethod):
         """From what a configuration holds."""
         return cls(ingredients.new_network, ingredients.data, ingredients.seed, settings)
 
-    def example_network(self) -> nn.Module:
-        """The first teacher."""
-        return self.teachers.networks[0]
-
     def loss(
         self, image_syn: Tensor, label_syn: Tensor, syn_lr: Tensor, real: RealData
     ) -> Objective:
@@ -125,10 +120,6 @@ class SRe2L(BaseMethod):
         """What the teachers take the images for, in the mean. (n, C)"""
         return self.teachers.mean_softmax(image_syn, self.data)
 
-    def require_data(self, data: ImageData) -> None:
-        """Raise ValueError if the teachers are not of ``data``."""
-        require_data_of_teachers(self.data, data)
-
     def require_per_class(self, counts: Sequence[int]) -> None:
         """Raise ValueError unless every class has as many images."""
         if len(set(counts)) > 1:
@@ -137,14 +128,6 @@ class SRe2L(BaseMethod):
                 "recovers groups of one image of every class, got "
                 f"{', '.join(map(str, counts))}"
             )
-
-    def state(self) -> dict[str, Tensor]:
-        """The teachers, once they are trained."""
-        return self.teachers.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up the teachers."""
-        self.teachers.restore(state)
 
     def _moved(self, image_syn: Tensor, real: RealData) -> Tensor:
         """The images, rolled and augmented by one draw."""

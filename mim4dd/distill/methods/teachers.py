@@ -10,11 +10,12 @@ from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import describe_object, differences, named_differences
+from mim4dd.distill.methods.base import BaseMethod
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.network import train_network
 from mim4dd.distill.training.passes import in_passes
 
-__all__ = ["Teachers", "require_data_of_teachers", "require_tileable"]
+__all__ = ["TaughtMethod", "Teachers", "require_tileable"]
 
 
 class Teachers:
@@ -127,13 +128,31 @@ class Teachers:
             raise FloatingPointError(f"teacher {index} diverged: lower its step size {self.lr}")
 
 
-def require_data_of_teachers(trained_on: ImageData, data: ImageData) -> None:
-    """Raise ValueError unless ``data`` is what a method's teachers are trained on."""
-    found = differences(describe_data(trained_on), describe_data(data))
-    if found:
-        raise ValueError(
-            f"data must be what the teachers are trained on, got {named_differences(found)}"
-        )
+class TaughtMethod(BaseMethod):
+    """A method that has networks trained on its data: what comes of that is alike for all."""
+
+    data: ImageData
+    teachers: Teachers
+
+    def example_network(self) -> nn.Module:
+        """The first teacher."""
+        return self.teachers.networks[0]
+
+    def require_data(self, data: ImageData) -> None:
+        """Raise ValueError if the teachers are not of ``data``."""
+        found = differences(describe_data(self.data), describe_data(data))
+        if found:
+            raise ValueError(
+                f"data must be what the teachers are trained on, got {named_differences(found)}"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """The teachers, once they are trained."""
+        return self.teachers.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up the teachers."""
+        self.teachers.restore(state)
 
 
 def require_tileable(method: str, option: str, tiles: int, data: ImageData) -> None:
