@@ -6,7 +6,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["PerClass", "class_counts", "draw_of_class", "rows_of_classes", "spread"]
+__all__ = [
+    "PerClass",
+    "class_counts",
+    "draw_of_class",
+    "evenly_over_classes",
+    "rows_of_classes",
+    "spread",
+]
 
 PerClass: TypeAlias = int | Sequence[int]
 """Images per class: one number for all classes, or one for each in their order."""
@@ -67,6 +74,12 @@ def draw_of_class(
 def rows_of_classes(labels: Tensor, num_classes: int) -> tuple[Tensor, ...]:
     """The rows of every class, in their order."""
     return labels.argsort(stable=True).split(labels.bincount(minlength=num_classes).tolist())
+
+
+def evenly_over_classes(labels: Tensor, num_classes: int, total: int) -> Tensor:
+    """About ``total`` rows, by class: as many of each as there can be, at equal distances."""
+    most = -(-total // num_classes)
+    return torch.cat([spread(rows, most) for rows in rows_of_classes(labels, num_classes)])
 
 
 def spread(rows: Tensor, most: int) -> Tensor:

@@ -9,7 +9,7 @@ from mim4dd._checks import check_integer, check_rank, check_tensor
 from mim4dd.distill.data.byte_images import ByteImages, standardize_bytes
 from mim4dd.distill.data.image_data import ImageData
 from mim4dd.distill.data.normalization import Normalization, fit_zca, standardize
-from mim4dd.distill.data.per_class import rows_of_classes, spread
+from mim4dd.distill.data.per_class import evenly_over_classes
 from mim4dd.distill.data.split import hold_out_a_fifth
 from mim4dd.distill.data.streamed import SAMPLED, StreamedPixels
 
@@ -128,9 +128,8 @@ def from_stream(
         test_part = test[0], torch.arange(len(test[1])), test[1]
     class_names = _check_classes(labels, test_part[2], class_names)
     if normalization is None:
-        most = -(-SAMPLED // len(class_names))
-        of_classes = [spread(rows, most) for rows in rows_of_classes(labels, len(class_names))]
-        normalization = standardize_bytes(images, train[torch.cat(of_classes)])
+        rows = evenly_over_classes(labels, len(class_names), SAMPLED)
+        normalization = standardize_bytes(images, train[rows])
     return _as_bytes(name, (images, train, labels), test_part, class_names, normalization)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "evaluate",
     "evaluate_full",
     "evaluate_random_real",
+    "of_seeds",
     "percent",
     "trained_network",
 ]
@@ -234,6 +235,11 @@ def _evaluate(
         )
         return accuracy(network, data.image_test, data.label_test)
 
+    return of_seeds(judge, evaluation)
+
+
+def of_seeds(judge: Callable[[int], float], evaluation: Evaluation) -> Accuracy:
+    """What the networks of a recipe reach, each by its seed; ranks that share do some of them."""
     seeds = range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval)
     return Accuracy(tuple(share(judge, seeds)))
 

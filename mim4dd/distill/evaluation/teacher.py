@@ -13,8 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mim4dd._checks import check_positive
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation
-from mim4dd.distill.runtime.ranks import share
+from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation, of_seeds
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.network import accuracy, seeded_network
@@ -217,5 +216,4 @@ def evaluate_by_teacher(
         )
         return accuracy(network, data.image_test, data.label_test)
 
-    seeds = range(evaluation.eval_seed, evaluation.eval_seed + evaluation.num_eval)
-    return Accuracy(tuple(share(judge, seeds)))
+    return of_seeds(judge, evaluation)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mim4dd.distill.data.datasets import stack, to_tensor
 from mim4dd.distill.data.image_data import ImageData
-from mim4dd.distill.data.per_class import rows_of_classes, spread
+from mim4dd.distill.data.per_class import evenly_over_classes
 from mim4dd.distill.data.readers.folder_layout import find_parts
 from mim4dd.distill.data.readers.image_files import image_names, read_image
 from mim4dd.distill.data.streamed import SAMPLED, FileNames, StreamedPixels, num_readers
@@ -103,10 +103,8 @@ class _Files:
 
     def sample(self) -> list[Path]:
         """Some files of every class."""
-        num_classes = int(self.labels[-1]) + 1
-        most = -(-SAMPLED // num_classes)
-        rows = [spread(rows, most) for rows in rows_of_classes(self.labels, num_classes)]
-        return [self.path(row) for row in torch.cat(rows).tolist()]
+        rows = evenly_over_classes(self.labels, int(self.labels[-1]) + 1, SAMPLED)
+        return [self.path(row) for row in rows.tolist()]
 
 
 @dataclass(frozen=True)
