@@ -8,7 +8,7 @@ all know all results. What is written of the whole, the first rank writes.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -109,20 +109,17 @@ def _meet() -> tuple[dist.Store, int, int]:
 def _store_of_first(host: str, shared: dist.Store, key: str) -> dist.Store:
     """The store that the first rank has just opened."""
     until = time.monotonic() + _TO_MEET.total_seconds()
-    while True:
+    while time.monotonic() < until:
         port = shared.get(key).decode()
         if port:
             shared.compare_set(key, port, "")  # read: it is of this start alone
-            try:
+            # Or of a first rank that died before this one could read it: it refuses.
+            with suppress(dist.DistError):
                 store = dist.TCPStore(host, int(port), timeout=_TO_CONNECT)
                 store.set_timeout(_TO_MEET)
                 return store
-            except dist.DistError:  # of a first rank that died before this one could read it
-                if time.monotonic() > until:
-                    raise
-        elif time.monotonic() > until:
-            raise TimeoutError(f"the first rank did not start within {_TO_MEET}")
         time.sleep(0.05)
+    raise TimeoutError(f"the first rank did not start within {_TO_MEET}")
 
 
 def take_own_gpu() -> None:

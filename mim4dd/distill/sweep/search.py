@@ -80,40 +80,27 @@ def search(
     if _DECIDING.isdisjoint(space):
         require_effect(space, [base])
     with hold(out):
-        return _search(given, space, base, out, trials, seeds, workers, paper)
-
-
-def _search(
-    given: Mapping[str, Any],
-    space: Space,
-    base: Setting,
-    out: Path,
-    trials: int,
-    seeds: int,
-    workers: int,
-    paper: bool,
-) -> Study:
-    tried = _try_settings(given, space, base, out, trials, seeds, workers)
-    best = max(
-        (trial for trial in tried if trial.accuracy is not None),
-        key=lambda trial: trial.accuracy or 0.0,
-        default=None,
-    )
-    if best is None:
-        raise FloatingPointError(f"all {len(tried)} settings tried diverged; narrow the ranges")
-    table, picture = out / "trials.csv", out / "plots" / "search.png"
-    _write_trials(table, tried)
-    title = f"{base.config.data}, ipc {base.config.ipc_title}"
-    pictures = draw_search(picture, tried, space, title, paper=paper)
-    settings = list({setting.name: setting for setting in (base, best.setting)}.values())
-    references = dict.fromkeys((setting.name for setting in settings), base.name)
-    study = judge_settings(settings, out, seeds, workers, references, paper=paper)
-    note = (
-        f"- Best of {len(tried)} by held-out training images, on which it reached "
-        f"{100 * (best.accuracy or 0.0):.1f} %: {best.setting.name}. "
-        "The table is of the test images."
-    )
-    return Study(study.rows, f"{study.table}\n{note}", [table, *pictures, *study.paths])
+        tried = _try_settings(given, space, base, out, trials, seeds, workers)
+        best = max(
+            (trial for trial in tried if trial.accuracy is not None),
+            key=lambda trial: trial.accuracy or 0.0,
+            default=None,
+        )
+        if best is None:
+            raise FloatingPointError(f"all {len(tried)} settings tried diverged; narrow the ranges")
+        table, picture = out / "trials.csv", out / "plots" / "search.png"
+        _write_trials(table, tried)
+        title = f"{base.config.data}, ipc {base.config.ipc_title}"
+        pictures = draw_search(picture, tried, space, title, paper=paper)
+        settings = list({setting.name: setting for setting in (base, best.setting)}.values())
+        references = dict.fromkeys((setting.name for setting in settings), base.name)
+        study = judge_settings(settings, out, seeds, workers, references, paper=paper)
+        note = (
+            f"- Best of {len(tried)} by held-out training images, on which it reached "
+            f"{100 * (best.accuracy or 0.0):.1f} %: {best.setting.name}. "
+            "The table is of the test images."
+        )
+        return Study(study.rows, f"{study.table}\n{note}", [table, *pictures, *study.paths])
 
 
 def _try_settings(
