@@ -1,35 +1,15 @@
 """Truncated back-propagation through Adam as its definition has it, for RaT-BPTT and AT-BPTT."""
 
-import dataclasses
-
+import tiny
 import torch
 import torch.nn.functional as F
 
-from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.training.network import seeded_network
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
-
-
-def maker(data, norm="instance"):
-    def make(seed):
-        return seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
-        ).double()
-
-    return make
-
-
-def stream(seed=3):
-    return torch.Generator().manual_seed(seed)
-
 
 def make_set(data):
-    images, labels = data.sample(2, stream())
+    """With soft labels, which are learned."""
+    images, labels = tiny.make_set(data)
     labels = F.one_hot(labels, 3) * 0.7 + 0.1
-    return images.clone().requires_grad_(), labels.double().requires_grad_()
+    return images, labels.double().requires_grad_()
 
 
 def naive_adam(call, theta, image_syn, label_syn, batches, window):

@@ -1,34 +1,10 @@
-"""What SRe2L and its followers recover images from, as their definitions have it."""
+"""Networks with BatchNorm, and what SRe2L and its followers recover images from, by definition."""
 
-import dataclasses
-
-import torch
-
-from mim4dd.distill.networks import ConvNet
-from mim4dd.distill.training.network import seeded_network
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
+import tiny
 
 
 def maker(data, norm="batch"):
-    def make(seed):
-        network = seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
-        )
-        return network.to(data.image_train.dtype)
-
-    return make
-
-
-def stream():
-    return torch.Generator().manual_seed(3)
-
-
-def make_set(data, ipc=2):
-    images, labels = data.sample(ipc, stream())
-    return images.clone().requires_grad_(), labels
+    return tiny.maker(data, norm)
 
 
 def by_hand(network, images):

@@ -9,8 +9,8 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from naive_bptt import doubled, make_set, maker, naive_adam, stream
-from tiny import make_data, make_network, same_after_a_stop
+from naive_bptt import make_set, naive_adam
+from tiny import doubled, make_data, make_network, maker, same_after_a_stop, stream
 
 from mim4dd._unroll.functional import FunctionalModel
 from mim4dd.distill.loop import LoopSettings

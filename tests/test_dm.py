@@ -5,38 +5,25 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import all_classes_at_once, at_once, make_data, make_network, same_after_a_stop
+from tiny import (
+    all_classes_at_once,
+    at_once,
+    doubled,
+    make_data,
+    make_network,
+    make_set,
+    maker,
+    same_after_a_stop,
+    stream,
+)
 from torch import nn
 
 from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.dm import DM, DMSettings
-from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = DMSettings(batch_real=5)
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
-
-
-def maker(data, norm="instance"):
-    def make(seed):
-        return seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
-        ).double()
-
-    return make
-
-
-def stream():
-    return torch.Generator().manual_seed(3)
-
-
-def make_set(data, ipc=2):
-    images, labels = data.sample(ipc, stream())
-    return images.clone().requires_grad_(), labels
 
 
 def embeddings(network, images):

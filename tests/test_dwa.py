@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from recovered import by_hand, doubled, make_set, maker, stream
-from tiny import make_data, same_after_a_stop
+from recovered import by_hand, maker
+from tiny import doubled, make_data, make_set, same_after_a_stop, stream
 
 from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods.base import RealData

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from recovered import doubled, make_set, maker, stream
-from tiny import make_data, same_after_a_stop
+from recovered import maker
+from tiny import doubled, make_data, make_set, same_after_a_stop, stream
 from torch import nn
 
 from mim4dd import MIM4DDLoss

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_data, same_after_a_stop
+from tiny import doubled, make_data, maker, same_after_a_stop, stream
 from torch import nn
 
 from mim4dd import MIM4DDLoss
@@ -15,32 +15,12 @@ from mim4dd.distill.data import from_tensors
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.ncfm import NCFM, NCFMSettings, characteristic_distance
-from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.training.augment import ComposedAugmentation
-from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = NCFMSettings(
     num_pairs=2, squeeze_epochs=2, squeeze_batch=16, batch_real=5, num_frequencies=7
 )
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
-
-
-def maker(data, norm="instance"):
-    def make(seed):
-        network = seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
-        )
-        return network.to(data.image_train.dtype)
-
-    return make
-
-
-def stream():
-    return torch.Generator().manual_seed(3)
 
 
 def characteristic(frequencies, rows):

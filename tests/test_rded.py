@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_data, same_after_a_stop
+from tiny import doubled, make_data, maker, same_after_a_stop, stream
 
 from mim4dd import MIM4DDLoss
 from mim4dd.distill.add_ons.mutual_information import MIM4DD
@@ -14,35 +14,15 @@ from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import RealData
 from mim4dd.distill.methods.rded import RDED, RDEDSettings, random_crop
 from mim4dd.distill.methods.teachers import Teachers
-from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
-from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = RDEDSettings(squeeze_epochs=3, squeeze_batch=16, candidates=9, crops=3)
-
-
-def doubled(data):
-    return dataclasses.replace(data, image_train=data.image_train.double())
-
-
-def maker(data):
-    def make(seed):
-        network = seeded_network(
-            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, "batch"), seed
-        )
-        return network.to(data.image_train.dtype)
-
-    return make
-
-
-def stream():
-    return torch.Generator().manual_seed(3)
 
 
 def test_the_set_is_the_definition():
     """Each candidate's crop of least −log p_y amid zeros, of those the least, tile by tile."""
     data = doubled(make_data(size=12))
-    method = RDED(maker(data), data, 0, dataclasses.replace(SETTINGS, mosaic=2))
+    method = RDED(maker(data, "batch"), data, 0, dataclasses.replace(SETTINGS, mosaic=2))
     initial = method.initial(RealData(data, stream()), ipc=2)
 
     (teacher,) = method.teachers.networks
@@ -108,7 +88,7 @@ def test_alone_the_images_stay_and_the_teacher_labels_them(tmp_path):
     data = make_data()
     run = RunDirectory(tmp_path / "run")
     run.create({})
-    method = RDED(maker(data), data, 0, SETTINGS)
+    method = RDED(maker(data, "batch"), data, 0, SETTINGS)
     result = distill(method, data, LoopSettings(ipc=2, iterations=3), run)
     assert torch.equal(result.image_syn, SyntheticSet.load(run.initial).image_syn)
     (teacher,) = method.teachers.networks
@@ -122,7 +102,9 @@ def test_mim4dd_moves_the_images(tmp_path):
     data = make_data()
     run = RunDirectory(tmp_path / "run")
     run.create({})
-    method = MIM4DD(RDED(maker(data), data, 0, SETTINGS), MIM4DDLoss(), weight=1.0, num_keys=12)
+    method = MIM4DD(
+        RDED(maker(data, "batch"), data, 0, SETTINGS), MIM4DDLoss(), weight=1.0, num_keys=12
+    )
     result = distill(method, data, LoopSettings(iterations=2, lr_img=1.0), run)
     assert not torch.equal(result.image_syn, SyntheticSet.load(run.initial).image_syn)
     first = run.read_metrics()[0]
@@ -134,7 +116,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path):
     settings = LoopSettings(iterations=5, checkpoint_every=2, lr_img=0.1)
 
     def make():
-        base = RDED(maker(data), data, 0, SETTINGS)
+        base = RDED(maker(data, "batch"), data, 0, SETTINGS)
         return MIM4DD(base, MIM4DDLoss(), weight=0.1, num_keys=12)
 
     assert same_after_a_stop(make, data, settings, tmp_path)
@@ -143,30 +125,38 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path):
 def test_a_resumed_run_trains_no_teacher_again(tmp_path, monkeypatch):
     data, run = make_data(), RunDirectory(tmp_path / "run")
     run.create({})
-    distill(RDED(maker(data), data, 0, SETTINGS), data, LoopSettings(iterations=1), run)
+    distill(RDED(maker(data, "batch"), data, 0, SETTINGS), data, LoopSettings(iterations=1), run)
     monkeypatch.setattr(Teachers, "_train", lambda *_: pytest.fail("trained again"))
     distill(
-        RDED(maker(data), data, 0, SETTINGS), data, LoopSettings(iterations=2), run, resume=True
+        RDED(maker(data, "batch"), data, 0, SETTINGS),
+        data,
+        LoopSettings(iterations=2),
+        run,
+        resume=True,
     )
 
 
 def test_what_cannot_be_used_is_refused():
     data = make_data()
-    few = RDED(maker(data), data, 0, dataclasses.replace(SETTINGS, mosaic=2))
+    few = RDED(maker(data, "batch"), data, 0, dataclasses.replace(SETTINGS, mosaic=2))
     with pytest.raises(ValueError, match=r"candidates must be at least ipc · mosaic², which is 12"):
         few.require_per_class([3, 1, 3])
-    lacking = RDED(maker(data), data, 0, dataclasses.replace(SETTINGS, mosaic=2, candidates=20))
+    lacking = RDED(
+        maker(data, "batch"), data, 0, dataclasses.replace(SETTINGS, mosaic=2, candidates=20)
+    )
     with pytest.raises(ValueError, match=r"ipc · mosaic² .* 16 were asked for .* has 12"):
         lacking.initial(RealData(data, stream()), ipc=4)
     with pytest.raises(ValueError, match="mosaic must divide the size of the images, 8, got 3"):
-        RDED(maker(data), data, 0, dataclasses.replace(SETTINGS, mosaic=3)).require_data(data)
+        RDED(maker(data, "batch"), data, 0, dataclasses.replace(SETTINGS, mosaic=3)).require_data(
+            data
+        )
     other = dataclasses.replace(data, label_train=data.label_train.flip(0))
     with pytest.raises(ValueError, match="data must be what the teachers are trained on"):
         few.require_data(other)
     images = torch.rand(30, 1, 8, 8)
     whitened = from_tensors(images, torch.arange(30) % 3, name="white", zca=True)
     with pytest.raises(ValueError, match="'rded' scales images, white holds images whitened"):
-        RDED(maker(whitened), whitened, 0, SETTINGS).require_data(whitened)
+        RDED(maker(whitened, "batch"), whitened, 0, SETTINGS).require_data(whitened)
     rows = from_tensors(torch.rand(30, 5), torch.arange(30) % 3, name="table")
     with pytest.raises(ValueError, match="'rded' scales images, table holds rows"):
         few.require_data(rows)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from recovered import by_hand, doubled, make_set, maker, stream
-from tiny import at_once, make_data, same_after_a_stop
+from recovered import by_hand, maker
+from tiny import at_once, doubled, make_data, make_set, same_after_a_stop, stream
 
 from mim4dd import MIM4DDLoss
 from mim4dd.distill.add_ons.mutual_information import MIM4DD

@@ -1,5 +1,6 @@
 """A data set, a network and experts small enough to distil in a second."""
 
+import dataclasses
 import os
 import signal
 
@@ -12,6 +13,7 @@ from mim4dd.distill.experts import ExpertTraining, train_experts
 from mim4dd.distill.loop import Interrupted, distill
 from mim4dd.distill.networks import ConvNet
 from mim4dd.distill.runs import RunDirectory
+from mim4dd.distill.training.network import seeded_network
 from mim4dd.distill.training.passes import sum_over_classes
 
 TRAINING = ExpertTraining(num_experts=2, train_epochs=4, lr_expert=0.05, batch_train=16)
@@ -28,6 +30,33 @@ def make_data(num_classes=3, per_class=15, size=8):
 
 def make_network(data):
     return ConvNet(data.num_classes, data.channels, 8, 2, data.image_size)
+
+
+def doubled(data):
+    """The data in float64, as definitions are compared in."""
+    return dataclasses.replace(data, image_train=data.image_train.double())
+
+
+def maker(data, norm="instance"):
+    """Makes a network of a seed, in the dtype of the data."""
+
+    def make(seed):
+        network = seeded_network(
+            lambda: ConvNet(data.num_classes, data.channels, 8, 2, data.image_size, norm), seed
+        )
+        return network.to(data.image_train.dtype)
+
+    return make
+
+
+def stream(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_set(data, ipc=2):
+    """Real images to distil from, and their classes."""
+    images, labels = data.sample(ipc, stream())
+    return images.clone().requires_grad_(), labels
 
 
 def make_experts(data, folder, training=TRAINING, network_name="tiny", **options):
