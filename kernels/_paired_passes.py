@@ -18,10 +18,10 @@ from mim4dd.kernels._single_positive_passes import (
     Sums,
     add_keys,
     boost_of,
-    from_row,
     plain_tiles,
     store_losses,
     store_rows,
+    stream_tile,
 )
 from mim4dd.kernels._tiles import Block, Side, load_tile
 
@@ -176,11 +176,7 @@ def add_pairs(
     MASKED: tl.constexpr, tiling: tl.constexpr,
 ):  # fmt: skip
     """Add what BLOCK rows of the other side, from ``start`` on, are in the gradient."""
-    offs = tl.arange(0, BLOCK)
-    present = offs < stream.count - start
-    loaded = present if MASKED else tl.full((BLOCK,), True, tl.int1)
-    offs_d = tl.arange(0, tiling.BLOCK_K)
-    tile = load_tile(from_row(stream, start), Block(offs, loaded), offs_d, tiling.INTERPRETED)
+    tile, offs, present, loaded = stream_tile(stream, start, BLOCK, MASKED, tiling)
     shares = load_shares(others, start + offs, loaded)
     similarity = tl.dot(own_tile, tl.trans(tile), out_dtype=tl.float32)
     exponent = scale * LOG2_E

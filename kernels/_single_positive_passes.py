@@ -174,16 +174,26 @@ def from_row(side, start):
 
 
 @triton.jit
+def stream_tile(stream, start, BLOCK: tl.constexpr, MASKED: tl.constexpr, tiling: tl.constexpr):
+    """BLOCK rows of a side from ``start`` on: their numbers from there; which are there and loaded.
+
+    Without masks all of them are.
+    """
+    offs = tl.arange(0, BLOCK)
+    present = offs < stream.count - start
+    loaded = present if MASKED else tl.full((BLOCK,), True, tl.int1)
+    offs_d = tl.arange(0, tiling.BLOCK_K)
+    tile = load_tile(from_row(stream, start), Block(offs, loaded), offs_d, tiling.INTERPRETED)
+    return tile, offs, present, loaded
+
+
+@triton.jit
 def add_keys(
     sums, own_tile, labels, stream, start, scale, gradients, BLOCK: tl.constexpr,
     MASKED: tl.constexpr, tiling: tl.constexpr,
 ):  # fmt: skip
     """Add BLOCK keys from ``start`` on to the sums of some queries."""
-    offs = tl.arange(0, BLOCK)
-    offs_d = tl.arange(0, tiling.BLOCK_K)
-    present = offs < stream.count - start
-    loaded = present if MASKED else tl.full((BLOCK,), True, tl.int1)
-    tile = load_tile(from_row(stream, start), Block(offs, loaded), offs_d, tiling.INTERPRETED)
+    tile, offs, present, _loaded = stream_tile(stream, start, BLOCK, MASKED, tiling)
     similarity = tl.dot(own_tile, tl.trans(tile), out_dtype=tl.float32)
     inside, positive = similarity, sums.positive
     if MASKED:

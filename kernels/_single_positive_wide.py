@@ -18,9 +18,9 @@ from mim4dd.kernels._single_positive_passes import (
     QueryGradients,
     Statistics,
     boost_of,
-    from_row,
     plain_tiles,
     store_rows,
+    stream_tile,
 )
 from mim4dd.kernels._tiles import Block, load_tile, sides_of
 
@@ -101,11 +101,7 @@ def add_known(
     MASKED: tl.constexpr, tiling: tl.constexpr,
 ):  # fmt: skip
     """Add BLOCK keys from ``start`` on to the gradient of some queries."""
-    offs = tl.arange(0, BLOCK)
-    present = offs < stream.count - start
-    loaded = present if MASKED else tl.full((BLOCK,), True, tl.int1)
-    offs_d = tl.arange(0, tiling.BLOCK_K)
-    tile = load_tile(from_row(stream, start), Block(offs, loaded), offs_d, tiling.INTERPRETED)
+    tile, offs, present, _loaded = stream_tile(stream, start, BLOCK, MASKED, tiling)
     similarity = tl.dot(own_tile, tl.trans(tile), out_dtype=tl.float32)
     above = tl.fma(similarity, scale * LOG2_E, -known.shift[:, None])
     weights = tl.exp2(above - known.log_sum[:, None])
