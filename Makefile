@@ -155,9 +155,10 @@ kills: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills $(KILLS) --seed $$(date +%s)
 	MIM4DD_DEATHS=20 $(BIN)/python -m pytest -n 0 -q tests/test_ranks.py -k death
 
-# AddressSanitizer and UndefinedBehaviorSanitizer: g++ brings both.
+# AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer: g++ brings them.
 sanitize: $(VENV)/.tested
 	$(BIN)/python tools/sanitize.py
+	$(BIN)/python tools/sanitize.py --threads
 
 # $(call measure,suites,name): results, table and picture under runs/bench
 define measure
