@@ -1,16 +1,27 @@
 """Commands as a user types them, in the process of a test."""
 
+import io
 import sys
 
 import pytest
+from PIL import Image
 
 from mim4dd.__main__ import main
 
 
-def exit_status(*words):
-    """Run a command; what it exits with."""
+def _save_blank(figure, file, **_):
+    """In place of drawing, which takes a small command most of its time."""
+    picture = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(picture, "png")
+    file.write(picture.getvalue())
+
+
+def exit_status(*words, draw=False):
+    """Run a command; what it exits with. Its pictures are blank unless it is to ``draw``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mim4dd", *map(str, words)])
+        if not draw:
+            patch.setattr("matplotlib.figure.Figure.savefig", _save_blank)
         try:
             main()
         except SystemExit as stopped:

@@ -6,12 +6,13 @@ import json
 import shlex
 import shutil
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import exit_status as call
+from command_line import exit_status
 from event_files import events_of, scalars_of
 from PIL import Image
 
@@ -21,6 +22,7 @@ from mim4dd.distill.report.show import draw_run, draw_run_features, run_names
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runs.metrics import final_bound
 
+call = partial(exit_status, draw=True)
 NAME = "<script>alert('1')&amp;\"<b>"
 EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
 DISTILL = (
@@ -48,6 +50,12 @@ def runs(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return [Path("runs") / NAME, Path("runs/mtt")]
+
+
+def test_distilling_leaves_pictures(runs):
+    for name in ("synthetic", "curves"):
+        with Image.open(runs[0] / "pictures" / f"{name}.png") as picture:
+            assert picture.convert("L").getextrema()[0] < 100  # not blank
 
 
 def test_show_draws_everything_and_prints_where(runs, capsys):
