@@ -89,7 +89,7 @@ def run_ranks(scenario, folder):
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(120)
     hanging = [child for child in children if child.is_alive()]
     for child in hanging:
         child.kill()
