@@ -30,7 +30,9 @@ LIBRARIES = {ADDRESSES: ("libasan.so", "libubsan.so"), THREADS: ("libtsan.so",)}
 OPTIONS = {
     # Python and torch keep what they allocate; the soak judges leaks. An allocation that fails is
     # for the caller to handle, as it is without a sanitizer.
-    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    # Fresh memory is full of NaN, so that a number that was not written shows in a result.
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1"
+    ":max_malloc_fill_size=1073741824:malloc_fill_byte=255",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # Of races in code that is not ours, built without the sanitizer, it knows but half.
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
