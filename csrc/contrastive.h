@@ -84,8 +84,10 @@ inline Inputs check_inputs(Inputs inputs) {
   }
   STD_TORCH_CHECK(
       logit_scale.numel() == 1 && logit_scale.scalar_type() == wide &&
-          (!bias || (bias->numel() == 1 && bias->scalar_type() == wide)),
-      "contrastive: logit_scale and bias must be single numbers, float32 or wider");
+          (!bias || ((bias->numel() == 1 || bias->numel() == labels.numel()) &&
+                     bias->scalar_type() == wide)),
+      "contrastive: logit_scale and bias must be single numbers, float32 or wider; a bias may also "
+      "be (N,)");
   STD_TORCH_CHECK(
       labels.scalar_type() == ScalarType::Long && labels.dim() == 1 &&
           (!key_labels || (key_labels->scalar_type() == ScalarType::Long &&
@@ -148,7 +150,7 @@ struct Problem {
   Pairs pairs;
   std::vector<Layer<T>> layers;
   T logit_scale;
-  std::optional<T> bias;
+  std::vector<T> bias;  // of every query, one for all of them, or none
 
   // The column, if the row has one positive and that in the denominator, where what is left of
   // p - 1 is formed from the other keys.
@@ -164,7 +166,7 @@ struct Problem {
   }
   // What is added to the logits of a row by the binary critic.
   T bias_of(int64_t row) const {
-    if (bias) return *bias;
+    if (!bias.empty()) return bias[bias.size() == 1 ? 0 : pairs.queries[row]];
     const T keys = T(std::max<int64_t>(1, pairs.num_keys(row)));
     return -std::log(
         T(std::max<int64_t>(1, pairs.num_keys(row) - pairs.num_positives[row])) / keys);
@@ -203,7 +205,11 @@ Problem<T> make_problem(const Inputs& inputs) {
           excluded_c.const_data_ptr<int64_t>(), excluded ? excluded->size(1) : 0),
       {},
       valid ? scale : std::numeric_limits<T>::quiet_NaN(),
-      bias ? std::optional<T>(*bias->const_data_ptr<T>()) : std::nullopt};
+      {}};
+  if (bias) {
+    const Tensor bias_c = torch::stable::contiguous(*bias);
+    problem.bias.assign(bias_c.const_data_ptr<T>(), bias_c.const_data_ptr<T>() + bias_c.numel());
+  }
   for (size_t i = 0; i < query.size(); ++i) {
     problem.layers.push_back(
         {make_features<T>(

@@ -69,7 +69,7 @@ def prepare(
     if excluded is not None:
         fill = -len(labels) % LONGEST_TILE
         excluded = F.pad(excluded.T.to(torch.int32), (0, fill), value=IGNORE).contiguous()
-    stride_bias = 0
+    stride_bias = 0 if bias is None or bias.dim() == 0 else 1
     if weight is None or (critic.kind == Kind.NCE and bias is None):
         wide = torch.promote_types(key.dtype, torch.float32)
         weight, by_count = count(labels, key_labels, excluded, len(key), critic, wide)
