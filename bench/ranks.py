@@ -1,9 +1,11 @@
 """InfoNCE over gloo ranks: time, peak memory and bytes sent, by ring, by gathering, as others do.
 
     python bench/ranks.py --ranks 2 4 --pairs 8192 --dimension 256
+    python bench/ranks.py --ranks 2 --delay 0.01      # a ring whose messages take 10 ms longer
 
-Ranks share this machine's cores, so times tell what a way costs, not how it scales. The delay is a
-network's: a message that is waited for is there no sooner than so many seconds after it was sent.
+Ranks share this machine's cores, so times tell what a way costs, not how it scales. Memory is what
+the loss and its gradients take beside the features, beside that of one process with all pairs. The
+delay is a network's: a message is there no sooner than so many seconds after it was sent.
 """
 
 import argparse
@@ -44,6 +46,7 @@ def ours(how: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 WAYS = {"ring": ours("ring"), "gather": ours("gather"), "gather, all logits": gathered}
+LATE, WAITED = "ring, late messages", "the same, waited for"  # at once, as without overlap
 
 
 class Late:
@@ -58,36 +61,70 @@ class Late:
         time.sleep(max(0.0, self.ready - time.perf_counter()))
 
 
+class Messages:
+    """Those of rings: how many bytes, and how many seconds each takes longer than here."""
+
+    def __init__(self, delay: float) -> None:
+        self.sent, self.delay, self.way = 0, delay, ""
+        self._begin = dist.batch_isend_irecv
+
+    def begin(self, messages: list[dist.P2POp]) -> list:
+        """In place of PyTorch's."""
+        self.sent += sum(each.tensor.nbytes for each in messages if each.op is dist.isend)
+        under_way = self._begin(messages)
+        if self.way not in (LATE, WAITED):
+            return under_way
+        late = [Late(work, time.perf_counter() + self.delay) for work in under_way]
+        for each in late if self.way == WAITED else []:
+            each.wait()
+        return late
+
+
+def all_ways(delay: float) -> list[str]:
+    return [*WAYS, *([LATE, WAITED] if delay else [])]
+
+
+def features_of(world: int, pairs: int, dimension: int) -> list[Tensor]:
+    return [F.normalize(torch.randn(pairs // world, dimension)).requires_grad_() for _ in range(2)]
+
+
 def on_rank(_rank: int, world: int, pairs: int, dimension: int, rounds: int, delay: float) -> list:
-    """By way: seconds of each round, peak bytes beyond the features, bytes sent by rings."""
+    """By way: seconds of each round, peak bytes beyond the features; bytes sent by a ring."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of dist.nn
-    sent = 0
-    begin = dist.batch_isend_irecv
-
-    def counted(messages: list[dist.P2POp]) -> list:
-        nonlocal sent
-        sent += sum(each.tensor.nbytes for each in messages if each.op is dist.isend)
-        return [Late(work, time.perf_counter() + delay) for work in begin(messages)]
-
-    exchange.dist.batch_isend_irecv = counted
-    features = [torch.randn(pairs // world, dimension, requires_grad=True) for _ in range(2)]
+    messages = Messages(delay)
+    exchange.dist.batch_isend_irecv = messages.begin
+    features = features_of(world, pairs, dimension)
 
     def step(way: str) -> None:
         for each in features:
             each.grad = None
-        WAYS[way](*(F.normalize(each) for each in features)).backward()
+        messages.way = way
+        WAYS["ring" if way in (LATE, WAITED) else way](*features).backward()
 
-    results: dict[str, list[float]] = {way: [] for way in WAYS}
-    for way in [*WAYS] * (rounds + 1):
+    ways = all_ways(delay)
+    results: dict[str, list[float]] = {way: [] for way in ways}
+    for way in ways * (rounds + 1):
         dist.barrier()
         started = time.perf_counter()
         step(way)
         results[way].append(time.perf_counter() - started)
-    sent = 0
+    messages.sent = 0
     step("ring")
-    by_ring = sent
-    peaks = [peak_memory(lambda way=way: step(way)) for way in WAYS]
-    return [[torch.tensor(results[way][1:]) for way in WAYS], peaks, by_ring]
+    by_ring = messages.sent
+    peaks = []
+    for way in ways:
+        for each in features:
+            each.grad = None
+        peaks.append(peak_memory(lambda way=way: step(way)))
+    return [[torch.tensor(results[way][1:]) for way in ways], peaks, by_ring]
+
+
+def of_one_process(_rank: int, pairs: int, dimension: int) -> int:
+    """Peak bytes beyond the features, of all pairs."""
+    query, key = features_of(1, pairs, dimension)
+    info_nce(query, key).backward()
+    query.grad = key.grad = None
+    return peak_memory(lambda: info_nce(query, key).backward())
 
 
 def main() -> None:
@@ -98,24 +135,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that a message takes")
     arguments = parser.parse_args()
-    print("ranks  way                   seconds (spread)      peak MiB a rank  MiB sent a rank")
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = arguments.pairs, arguments.dimension
+        (whole,) = on_ranks(1, of_one_process, Path(folder), *sizes, seconds=3600)
+    print(f"one process: {whole / MIB:.1f} MiB")
+    print(
+        "ranks  way                    seconds (spread)      MiB a rank (of one process)  MiB sent"
+    )
     for world in arguments.ranks:
         with tempfile.TemporaryDirectory() as folder:
             by_rank = on_ranks(
-                world, on_rank, Path(folder), world, arguments.pairs, arguments.dimension,
-                arguments.rounds, arguments.delay, seconds=3600,
+                world, on_rank, Path(folder), world, *sizes, arguments.rounds, arguments.delay,
+                seconds=3600,
             )  # fmt: skip
-        for place, way in enumerate(WAYS):
+        ring: list[float] = []
+        for place, way in enumerate(all_ways(arguments.delay)):
             # A step is over when the last rank's is.
             seconds = [
                 max(map(float, each))
                 for each in zip(*(rank[0][place] for rank in by_rank), strict=True)
             ]
-            peak = max(rank[1][place] for rank in by_rank) / MIB
-            sent = f"{max(rank[2] for rank in by_rank) / MIB:.1f}" if way == "ring" else ""
-            spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-            middle = statistics.median(seconds)
-            print(f"{world:<6} {way:<21} {middle:.2f} ({spread})   {peak:>10.1f} {sent:>16}")
+            peak = max(rank[1][place] for rank in by_rank)
+            spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+            share, note = f"{peak / MIB:.1f} ({peak / whole:.2f})", ""
+            if way == "ring":
+                ring, note = seconds, f"{max(rank[2] for rank in by_rank) / MIB:.1f}"
+            elif way in (LATE, WAITED):  # beside the same round's without a delay
+                ratios = [late / plain for late, plain in zip(seconds, ring, strict=True)]
+                note = f"{statistics.median(ratios):.2f} x ring"
+                note += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{world:<6} {way:<22} {spread:<22} {share:>20}   {note}", flush=True)
 
 
 if __name__ == "__main__":

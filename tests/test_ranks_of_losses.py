@@ -6,7 +6,8 @@ import torch.distributed as dist
 from on_ranks import on_ranks
 
 import mim4dd
-from mim4dd import Ranks, info_nce, log_sum_exp, nce, sup_con
+from mim4dd import Ranks, clip_loss, info_nce, log_sum_exp, nce, sup_con
+from mim4dd.ops.contrastive import exchange, ranks
 
 ROWS = {
     1: [(5, 7)],
@@ -53,7 +54,25 @@ CASES = {
     "masked": lambda q, k, y, z, own, **o: info_nce(
         q, k, positive_index=own[:, 0], key_mask=z >= 0, **o
     ),
+    "both masked": lambda q, k, y, z, own, **o: info_nce(
+        q, k, labels=y.abs(), key_labels=z.abs(), query_mask=y >= 0, key_mask=z >= 0, **o
+    ),
+    "not itself": lambda q, k, y, z, own, **o: sup_con(q, q.sin(), y, y, exclude_self=True, **o),
+    "decoupled": lambda q, k, y, z, own, **o: sup_con(q, k, y, z, decoupled=True, **o),
+    "decoupled in": lambda q, k, y, z, own, **o: sup_con(
+        q, k, y, z, variant="in", decoupled=True, hardness=0.5, **o
+    ),
+    "decoupled by index": lambda q, k, y, z, own, **o: info_nce(
+        q, k, positive_index=own[:, 0], decoupled=True, normalize=True, **o
+    ),
+    "pairs": lambda q, k, y, z, own, **o: clip_loss(q, q.sin(), **o),
     "nce": lambda q, k, y, z, own, **o: nce(q, k, y, z, bias=-1.5, **o),
+    "nce, hard": lambda q, k, y, z, own, **o: nce(
+        q, k, y, z, bias=-1.5, hardness=0.5, normalize=True, **o
+    ),
+    "nce, by count": lambda q, k, y, z, own, **o: nce(
+        q, k, y, z, hardness=0.25, self_index=own[:, 0], exclude_index=own, **o
+    ),
     "nce, self": lambda q, k, y, z, own, **o: nce(
         q, k, y, z, bias=o["temperature"] * 2, self_index=own[:, 0], exclude_index=own, **o
     ),
@@ -62,14 +81,21 @@ CASES = {
 REDUCTIONS = "mean", "none"
 
 
-def of_rank(rank, world, exchange):
-    """By case and reduction: loss, and gradients of query, key and temperature."""
+# Keys by the ring, whole and in pieces of a few rows, or all at once.
+WAYS = {"ring": (1 << 18, 512), "ring in pieces": (1, 2), "gather": (1 << 18, 512)}
+
+
+def of_rank(rank, world):
+    """By way, case and reduction: loss, and gradients of query, key and temperature."""
     everything, cuts = batch(world)
     counts = [cuts[side] for side in (0, 1, 0, 1)]
     own = own_index(cuts[0][rank : rank + 1], cuts[1][rank : rank + 1])
     parts = [each.split(count)[rank] for each, count in zip(everything, counts, strict=True)]
-    group = Ranks(dist.group.WORLD, "sum", exchange)
-    return [found(case, *parts, own, reduction, group=group) for case, reduction in tried()]
+    results = []
+    for way, (exchange.PIECE_BYTES, ranks.BLOCK) in WAYS.items():
+        group = Ranks(dist.group.WORLD, "sum", way.split()[0])
+        results += [found(case, *parts, own, reduction, group=group) for case, reduction in tried()]
+    return results
 
 
 def tried():
@@ -83,7 +109,7 @@ def found(case, query, key, labels, key_labels, own, reduction, **options):
     ]
     options |= {"temperature": temperature, "reduction": reduction}
     loss = CASES[case](query, key, labels, key_labels, own, **options)
-    return [loss, *torch.autograd.grad(loss.sum(), leaves)]
+    return [loss, *torch.autograd.grad(loss.sum() + 0 * key.sum(), leaves)]  # it may not be used
 
 
 def own_index(queries, keys):
@@ -97,17 +123,17 @@ def own_index(queries, keys):
     return torch.cat(named)
 
 
-@pytest.mark.parametrize("exchange", ["ring", "gather"])
 @pytest.mark.parametrize("world", ROWS)
-def test_equal_one_process(world, exchange, tmp_path):
-    by_rank = on_ranks(world, of_rank, tmp_path, world, exchange)
+def test_equal_one_process(world, tmp_path):
+    by_rank = on_ranks(world, of_rank, tmp_path, world)
     everything, cuts = batch(world)
-    for (case, reduction), *results in zip(tried(), *by_rank, strict=True):
-        expected = found(case, *everything, own_index(*cuts), reduction)
+    of_one = {each: found(each[0], *everything, own_index(*cuts), each[1]) for each in tried()}
+    for each, *results in zip([*of_one] * len(WAYS), *by_rank, strict=True):
+        expected = of_one[each]
         loss, of_query, of_key, of_temperature = zip(*results, strict=True)
         if loss[0].ndim == 0:
-            for each in loss:
-                close(each, expected[0])
+            for of_a_rank in loss:
+                close(of_a_rank, expected[0])
         else:
             close(joined(loss), expected[0])
         close(joined(of_query), expected[1])
@@ -195,53 +221,74 @@ def test_certain_positives_keep_their_digits(tmp_path):
         close(joined(parts), expected if place < 3 else gradient, 1e-5)
 
 
+# Of encoded queries and keys, their labels, a learned temperature and bias: as trained under DDP.
+TRAINED = {
+    "info_nce": lambda q, k, y, z, own, bias, **o: info_nce(q, k, positive_index=own, **o),
+    "sup_con": lambda q, k, y, z, own, bias, **o: sup_con(q, k, y, z, self_index=own, **o),
+    "nce": lambda q, k, y, z, own, bias, **o: nce(q, k, y, z, bias=bias, **o),
+    "clip_loss": lambda q, k, y, z, own, bias, **o: clip_loss(q, q.sin(), **o),
+    "log_sum_exp": lambda q, k, y, z, own, bias, group=None, **o: (
+        log_sum_exp(q, k, group=group, **o).sum() * (1 if group is None else WORLD)
+    ),
+}
+WORLD = 4
+
+
 def gradients_of_rank(rank, gradients):
-    """Of a model's parameters and a learned temperature, as DDP averages them, or added up."""
-    (query, key, *_), (queries, keys) = batch(4)
-    query, key = query.split(queries)[rank], key.split(keys)[rank]
-    network = Encoder()
-    group = dist.group.WORLD if gradients == "mean" else Ranks(dist.group.WORLD, "sum")
-    if gradients == "mean":
-        network = torch.nn.parallel.DistributedDataParallel(network)
-    index = own_index(queries[rank : rank + 1], keys[rank : rank + 1])
-    both = network(torch.cat([query, key]))
-    query, key = both.split([len(query), len(key)])
-    temperature = next(network.parameters())  # a module's own come first
-    loss = mim4dd.InfoNCELoss()
-    loss.temperature = temperature
-    loss(query, key, positive_index=index[:, 0], group=group).backward()
-    found = [parameter.grad for parameter in network.parameters()]
-    if gradients == "sum":
-        for each in found:
-            dist.all_reduce(each)
-    return found
+    """By loss: of a model's parameters, temperature and bias, averaged by DDP, or added up."""
+    everything, (queries, keys) = batch(WORLD)
+    counts = queries, keys, queries, keys
+    query, key, *labels = (
+        each.split(count)[rank] for each, count in zip(everything, counts, strict=True)
+    )
+    index = own_index(queries[rank : rank + 1], keys[rank : rank + 1])[:, 0]
+    results = []
+    for loss in TRAINED.values():
+        network = Encoder()
+        group = dist.group.WORLD if gradients == "mean" else Ranks(dist.group.WORLD, "sum")
+        own = network
+        if gradients == "mean":
+            network = torch.nn.parallel.DistributedDataParallel(network)
+        both = network(torch.cat([query, key])).split([len(query), len(key)])
+        options = {"temperature": own.temperature, "group": group}
+        value = loss(*both, *labels, index, own.bias, **options)
+        if gradients == "sum" and loss is TRAINED["log_sum_exp"]:
+            value = value / WORLD  # nothing is reduced, so nothing is scaled
+        value.backward()
+        found = [parameter.grad for parameter in own.parameters()]
+        if gradients == "sum":
+            for each in found:
+                dist.all_reduce(each)
+        results.append(found)
+    return results
 
 
 class Encoder(torch.nn.Module):
-    """Linear, with a temperature that is learned beside it."""
+    """Linear, with a temperature and a bias that are learned beside it."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
         self.linear = torch.nn.Linear(5, 3, dtype=torch.float64)
         self.temperature = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.bias = torch.nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
 
     def forward(self, rows):
-        return self.linear(rows) + 0 * self.temperature
+        return self.linear(rows) + 0 * (self.temperature + self.bias)
 
 
 @pytest.mark.parametrize("gradients", ["mean", "sum"])
 def test_parameters_have_the_gradient_of_the_whole_batch(gradients, tmp_path):
-    by_rank = on_ranks(4, gradients_of_rank, tmp_path, gradients)
-    (query, key, *_), cuts = batch(4)
-    network = Encoder()
-    info_nce(
-        network(query), network(key), positive_index=own_index(*cuts)[:, 0],
-        temperature=network.temperature,
-    ).backward()  # fmt: skip
-    for found in by_rank:
-        for gradient, parameter in zip(found, network.parameters(), strict=True):
-            close(gradient, parameter.grad)
+    by_rank = on_ranks(WORLD, gradients_of_rank, tmp_path, gradients)
+    (query, key, *labels), cuts = batch(WORLD)
+    for loss, *of_ranks in zip(TRAINED.values(), *by_rank, strict=True):
+        network = Encoder()
+        both = network(torch.cat([query, key])).split([len(query), len(key)])
+        index = own_index(*cuts)[:, 0]
+        loss(*both, *labels, index, network.bias, temperature=network.temperature).backward()
+        for found in of_ranks:
+            for gradient, parameter in zip(found, network.parameters(), strict=True):
+                close(gradient, parameter.grad)
 
 
 def refusals_of_rank(rank):
@@ -253,15 +300,18 @@ def refusals_of_rank(rank):
         lambda: info_nce(query if rank else query.detach(), key, group=group),
         lambda: info_nce([query] * (1 + rank), [key] * (1 + rank), group=group),
         lambda: sup_con(query, key, labels, labels + 100, group=group),
-        lambda: info_nce(query, key, decoupled=True, group=group),
-        lambda: nce(query, key, labels, labels, group=group),
-        lambda: nce(query, key, labels, labels, bias=0.0, hardness=0.5, group=group),
         lambda: info_nce(query, key, backend="reference", group=group),
         lambda: info_nce(query, key, negative_keys=key, group=group),
         lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 3]), group=group),
         lambda: Ranks("world"),
         lambda: Ranks(group, "average"),
-        lambda: twice_differentiated(query, key, group),
+        *(
+            lambda loss=loss, how=how: twice_differentiated(
+                loss, query, key, Ranks(group, exchange=how)
+            )
+            for how in ("ring", "gather")
+            for loss in (info_nce, clip_loss, of_classes, log_sum_exp)
+        ),
     ]
     messages = []
     for each in refused:
@@ -275,8 +325,14 @@ def refusals_of_rank(rank):
     return messages
 
 
-def twice_differentiated(query, key, group):
-    (gradient,) = torch.autograd.grad(info_nce(query, key, group=group), query, create_graph=True)
+def of_classes(query, key, group):
+    labels = torch.arange(3)
+    return nce(query, key, labels, labels, group=group)
+
+
+def twice_differentiated(loss, query, key, group):
+    value = loss(query, key, group=group).sum()
+    (gradient,) = torch.autograd.grad(value, query, create_graph=True)
     gradient.sum().backward()
 
 
@@ -286,15 +342,12 @@ def test_refusals(tmp_path):
         "all ranks of the group must give the same layers",
         "all ranks of the group must give the same layers",
         "none of the 6 queries has a positive key",
-        "decoupled",
-        "default bias",
-        "hardness of nce",
-        "backend",
+        "backend must be None with a group",
         "negative_keys excludes group",
         "positive_index must lie in [0, 3)",
         "group must be a process group, got str",
         "gradients must be",
-        "no second derivative",
+        *["no second derivative"] * 8,
     ]
     for messages in on_ranks(2, refusals_of_rank, tmp_path):
         for message, part in zip(messages, expected, strict=True):

@@ -22,7 +22,7 @@ from mim4dd.reference._contrastive import (
     unit_rows_bwd,
 )
 from mim4dd.reference._norm_relu_pool import norm_relu_pool
-from mim4dd.reference._parts import OfParts, contrastive_of_parts
+from mim4dd.reference._parts import OfPart, contrastive_of_part, contrastive_of_parts
 from mim4dd.reference._steps import adam_adjoint, adam_step, sgd_adjoint, sgd_step
 from mim4dd.reference._trajectory import (
     scatter_add_rows,
@@ -37,11 +37,12 @@ __all__ = [
     "Contrast",
     "Critic",
     "Kind",
-    "OfParts",
+    "OfPart",
     "Reduce",
     "adam_adjoint",
     "adam_step",
     "contrastive",
+    "contrastive_of_part",
     "contrastive_of_parts",
     "count_each",
     "count_queries",

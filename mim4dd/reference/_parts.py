@@ -6,25 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim4dd.reference._contrastive import IGNORE, Contrast, Kind
+from mim4dd.reference._contrastive import IGNORE, Contrast, Critic, Kind
 
 
-class OfParts(NamedTuple):
-    """Losses against the keys of all parts, and how they depend on each part's own."""
+class OfPart(NamedTuple):
+    """How the losses against all keys depend on those against a part, (L, N) each."""
 
-    contrast: Contrast  # loss and lse (L, N), positive_weight (N,)
-    on_loss: Tensor  # dℓ/dℓ_t of the part's loss, (T, L, N)
-    on_lse: Tensor  # dℓ/dlse_t of its log-sum-exp
+    on_loss: Tensor  # dℓ/dℓ_t
+    on_lse: Tensor  # dℓ/dlse_t
     share: Tensor  # dlse/dlse_t
 
 
 def contrastive_of_parts(
-    loss: Tensor,  # (T, L, N)
-    lse: Tensor,  # (T, L, N)
-    positive_weight: Tensor,  # (T, N)
+    part: Contrast,  # of each part: loss and lse (T, L, N), positive_weight (T, N)
     labels: Tensor,  # (N,)
-    kind: Kind,
-) -> OfParts:
+    critic: Critic,
+) -> Contrast:
     r"""The losses of :func:`contrastive` over all keys from its results for T parts of them.
 
     With |P_t| positives in part t, :math:`a_t = |P_t| / \sum_s |P_s|`, the mean outside the
@@ -33,66 +30,89 @@ def contrastive_of_parts(
     :math:`\ell = \mathrm{lse} - \mathrm{lse}(c_1, …) + \log \sum_t |P_t|`. Both are sums of what is
     not negative, so that at p = 1 the loss has as many digits as those of the parts.
 
+    With ``decoupled`` a part may have positives and no denominator: its loss is given without
+    :math:`\mathrm{lse}_t`, which then is not subtracted either.
+
     The binary critic's is the sum of its parts, where a part gives every query a loss, whether the
     query has a positive there or not.
     """
-    count = torch.where(positive_weight > 0, 1 / positive_weight, 0).round()  # (T, N)
+    loss, lse, positive_weight = part
+    count = _counts(positive_weight)  # (T, N)
     total = count.sum(0)
     counted = (total > 0).expand_as(lse[0])
-    zero = torch.zeros_like(lse)
-    if kind == Kind.NCE:
-        combined, of_all = loss.sum(0), zero[0]
-        on_loss, on_lse, share = torch.ones_like(lse), zero, zero
+    if critic.kind == Kind.NCE:
+        combined, of_all = loss.sum(0), torch.zeros_like(lse[0])
+        rest = combined
     else:
-        of_all = lse.logsumexp(0)
-        share = _exp_of_difference(lse, of_all)
-        form = _inside if kind == Kind.IN else _outside
-        combined, on_loss, on_lse = form(loss, lse, of_all, share, count[:, None])
+        of_all = rest = lse.logsumexp(0)
+        form = _inside if critic.kind == Kind.IN else _outside
+        combined = form(loss, lse, of_all, count[:, None], critic.decoupled)
+        if critic.decoupled:
+            counted = counted & (of_all != -torch.inf)
     ignored = labels == IGNORE
     # A NaN survives in a row that has no positive.
-    rest = combined if kind == Kind.NCE else of_all
     none = torch.where(rest.isnan(), rest, 0)
-    return OfParts(
-        Contrast(
-            torch.where(counted, combined, none).masked_fill(ignored, 0),
-            of_all.masked_fill(ignored, 0),
-            torch.where(total > 0, 1 / total, 0),
-        ),
-        torch.where(counted, on_loss, 0),
-        torch.where(counted, on_lse, 0),
-        share,
+    return Contrast(
+        torch.where(counted, combined, none).masked_fill(ignored, 0),
+        of_all.masked_fill(ignored, 0),
+        torch.where(counted[0], 1 / total, 0),
     )
 
 
-def _outside(
-    loss: Tensor, lse: Tensor, of_all: Tensor, share: Tensor, count: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """lse − the mean over the positives, and its derivatives by part."""
-    rest = _of_the_others(lse)
-    on_loss = (count / count.sum(0).clamp(min=1)).expand_as(lse)
+def contrastive_of_part(part: Contrast, of_all: Contrast, critic: Critic) -> OfPart:
+    """The derivatives of :func:`contrastive_of_parts`, ``of_all``, by the results of one part."""
+    zero = torch.zeros_like(part.lse)
+    counted = of_all.positive_weight > 0
+    if critic.kind == Kind.NCE:
+        return OfPart(zero.masked_fill(counted, 1), zero, zero)
+    share = _exp_of_difference(part.lse, of_all.lse)
+    count, total = _counts(part.positive_weight), _counts(of_all.positive_weight)
+    some = (count > 0) & counted
+    # How far the log-sum-exp is above that of the positives, here and in all.
+    above = part.loss - count.clamp(min=1).log()
+    inside = of_all.loss - total.clamp(min=1).log()
+    if critic.kind == Kind.IN:
+        own = -above if critic.decoupled else part.lse - above
+        on_loss = torch.where(some, (own - (of_all.lse - inside)).exp(), 0)
+        on_lse = on_loss * (above - inside).expm1()
+    else:
+        on_loss = torch.where(some, count / total.clamp(min=1), 0).expand_as(zero)
+        # With all positives here, the difference has the digits of the loss, also at p = 1.
+        on_lse = torch.where(on_loss == 1, (part.loss - of_all.loss).expm1(), share - on_loss)
+    if critic.decoupled:
+        on_lse = share - on_loss
+    on_lse = torch.where(some, on_lse, share)
+    return OfPart(on_loss, torch.where(counted, on_lse, 0), share)
+
+
+def _counts(positive_weight: Tensor) -> Tensor:
+    return torch.where(positive_weight > 0, 1 / positive_weight, 0).round()
+
+
+def _outside(loss: Tensor, lse: Tensor, of_all: Tensor, count: Tensor, decoupled: bool) -> Tensor:
+    """lse − the mean over the positives."""
+    weight = (count / count.sum(0).clamp(min=1)).expand_as(lse)
+    if decoupled:
+        return of_all + (weight * loss).sum(0)
     # lse − lse_t. Not softplus, which PyTorch replaces by its asymptote from 20 on.
-    above = torch.where(on_loss > 0, -F.logsigmoid(lse - rest), 0)
-    combined = (on_loss * (loss + above)).sum(0)
-    others = _exp_of_difference(rest, of_all)
-    on_lse = torch.where(on_loss == 1, -others, share - on_loss)
-    return combined, on_loss, on_lse
+    above = torch.where(weight > 0, -F.logsigmoid(lse - _of_the_others(lse)), 0)
+    return (weight * (loss + above)).sum(0)
 
 
-def _inside(
-    loss: Tensor, lse: Tensor, of_all: Tensor, share: Tensor, count: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """lse − lse of the positives + log of their number, and its derivatives by part."""
+def _inside(loss: Tensor, lse: Tensor, of_all: Tensor, count: Tensor, decoupled: bool) -> Tensor:
+    """lse − lse of the positives + log of their number."""
     some = count > 0
-    above = loss - count.clamp(min=1).log()  # lse_t − c_t, not negative
-    of_positives = torch.where(some, lse - above, -torch.inf)
+    above = loss - count.clamp(min=1).log()  # lse_t − c_t; not negative, but where decoupled
+    own = -above if decoupled else lse - above
+    of_positives = torch.where(some, own, -torch.inf)
     of_all_positives = of_positives.logsumexp(0)
-    on_loss = _exp_of_difference(of_positives, of_all_positives)
-    # Near p = 1 the difference has no digits, but this sum does.
-    excess = torch.where(some, on_loss * above.expm1(), (lse - of_all_positives).exp()).sum(0)
-    difference = of_all - of_all_positives
-    inside = torch.where(difference > 1, difference, excess.log1p())
-    on_lse = torch.where(some, on_loss * (above - inside).expm1(), share)
-    return inside + count.sum(0).clamp(min=1).log(), on_loss, on_lse
+    inside = of_all - of_all_positives
+    if not decoupled:
+        # Near p = 1 the difference has no digits, but this sum does.
+        shares = _exp_of_difference(of_positives, of_all_positives)
+        excess = torch.where(some, shares * above.expm1(), (lse - of_all_positives).exp()).sum(0)
+        inside = torch.where(inside > 1, inside, excess.log1p())
+    return inside + count.sum(0).clamp(min=1).log()
 
 
 def _exp_of_difference(of_part: Tensor, of_all: Tensor) -> Tensor:

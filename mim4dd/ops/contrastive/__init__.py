@@ -14,7 +14,7 @@ from mim4dd._transforms import active
 from mim4dd.ops.contrastive import rules
 from mim4dd.ops.contrastive.inputs import Positives, Sides
 from mim4dd.ops.contrastive.ranks import Across, Shared, over_ranks
-from mim4dd.reference import Contrast, Critic, Kind, Reduce, count_queries, reduce_queries
+from mim4dd.reference import Contrast, Critic, Reduce, count_queries, reduce_queries
 
 _REDUCTIONS = {"none": Reduce.NONE, "mean": Reduce.MEAN, "sum": Reduce.SUM}
 
@@ -56,15 +56,11 @@ def _over_ranks(
     backend: Backend,
 ) -> tuple[Tensor, Contrast]:
     """The same with the keys of all ranks."""
-    binary = critic.kind == Kind.NCE
-    refused = {
-        "backend='reference'": backend is not None,
-        "decoupled=True": critic.decoupled,
-        "hardness of nce": binary and critic.hardness > 0,
-        "nce's default bias, which counts the keys of one process": binary and shared.bias is None,
-    }
-    if given := [name for name, is_given in refused.items() if is_given]:
-        raise ValueError(f"group goes with the losses' kernels, not yet with {given[0]}")
+    if backend is not None:
+        raise ValueError(
+            f"backend must be None with a group, got {backend!r}: the reference stores all logits, "
+            "and those of other ranks' keys are stored nowhere"
+        )
     how = _REDUCTIONS[reduction]
     reduced, count, contrast = over_ranks(across, sides.query, sides.key, shared, critic, how)
     if how == Reduce.NONE:

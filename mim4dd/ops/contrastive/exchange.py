@@ -3,7 +3,6 @@
 Both give the keys of one rank at a time, from the own rank's on. Nothing here knows a loss.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,6 +13,11 @@ from torch import Tensor
 # Up to here all keys are gathered: so few bytes are a single message, where a ring sends one after
 # another. `make bench-ranks` measures both.
 GATHERED_BYTES = 1 << 20
+
+# In how many pieces the keys of a rank go round, one after another: so much less is under way. None
+# has fewer bytes than these, on a CPU and elsewhere, for every call of the op costs time.
+PIECES = 5
+PIECE_BYTES, PIECE_BYTES_OF_GPU = 1 << 18, 1 << 24
 
 
 class Layout(NamedTuple):
@@ -34,8 +38,18 @@ class Layout(NamedTuple):
         return sum(self.num_keys[:rank])
 
 
-# Gradients of the keys of a rank, by tensor, from those keys: what walk_back calls.
-Backward = Callable[[int, list[Tensor]], list[Tensor]]
+class Piece(NamedTuple):
+    """Keys of one rank, and what belongs to them."""
+
+    source: int  # the rank
+    first: int  # which of its keys is the first here
+    tensors: list[Tensor]
+
+
+# This rank's own tensors, from one key up to another.
+Own = Callable[[int, int], list[Tensor]]
+# Gradients of the tensors of a piece that have one: what walk_back calls.
+Backward = Callable[[Piece], list[Tensor]]
 
 
 def share_layout(group: dist.ProcessGroup, *described: int, device: torch.device) -> Layout:
@@ -60,26 +74,35 @@ def share_layout(group: dist.ProcessGroup, *described: int, device: torch.device
 class _Exchange:
     """What both ways share."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, num_pieces: int = 1) -> None:
         self.layout, self.rank, self.world = layout, layout.rank, len(layout.num_keys)
+        self.num_pieces = num_pieces
+
+    @property
+    def num_parts(self) -> int:
+        """How many pieces this rank sees."""
+        return self.num_pieces * self.world
 
     def source(self, step: int) -> int:
         """Whose keys are multiplied in a step: the own ones first."""
         return (self.rank - step) % self.world
 
+    def bounds(self, piece: int, rank: int) -> tuple[int, int]:
+        """The first key of a rank's piece, and the one after its last."""
+        count = self.layout.num_keys[rank]
+        return piece * count // self.num_pieces, (piece + 1) * count // self.num_pieces
+
 
 class _Ring(_Exchange):
-    """Keys move one rank on while the tile before them is computed: two ranks' keys at a time."""
+    """Keys move one rank on while the tile before them is computed.
 
-    def send(self, tensors: Sequence[Tensor], source: int) -> tuple[list[Tensor], list[dist.Work]]:
-        """Hand tensors to the next rank, and take those of ``source`` from the one before."""
-        if self.world == 1:
-            return list(tensors), []
-        taken = [
-            torch.empty(self.layout.num_keys[source], *each.shape[1:], dtype=each.dtype,
-                        device=each.device)
-            for each in tensors
-        ]  # fmt: skip
+    All pieces go round, one after another: of other ranks' keys, and of their gradients, there are
+    two pieces at a time.
+    """
+
+    def send(self, tensors: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[dist.Work]]:
+        """Hand tensors to the next rank, and take those of ``count`` keys from the one before."""
+        taken = [each.new_empty(count, *each.shape[1:]) for each in tensors]
         group, following, previous = self.layout.group, self.rank + 1, self.rank - 1
         messages = [
             dist.P2POp(dist.isend, each, group=group, group_peer=following % self.world)
@@ -92,56 +115,78 @@ class _Ring(_Exchange):
         ]
         return taken, dist.batch_isend_irecv(messages) if messages else []
 
-    def walk(self, tensors: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """(rank, its tensors) for every rank; the next ones travel until the caller comes back."""
-        for step in range(self.world):
-            under_way: list[dist.Work] = []
-            following: list[Tensor] = []
-            if step + 1 < self.world:
-                following, under_way = self.send(tensors, self.source(step + 1))
-            yield self.source(step), tensors
-            _wait(under_way)
-            tensors = following
+    def count(self, piece: int, step: int) -> int:
+        """How many keys are multiplied in a step."""
+        first, last = self.bounds(piece, self.source(step))
+        return last - first
 
-    def walk_back(self, tensors: list[Tensor], backward: Backward) -> list[Tensor]:
-        """Gradients of this rank's tensors, to which every rank that sees them adds its part."""
+    def walk(self, own: Own) -> Iterator[Piece]:
+        """Every piece of every rank; the next one travels until the caller comes back."""
+        for piece in range(self.num_pieces):
+            tensors = own(*self.bounds(piece, self.rank))
+            for step in range(self.world):
+                source = self.source(step)
+                under_way: list[dist.Work] = []
+                following: list[Tensor] = []
+                if step + 1 < self.world:
+                    following, under_way = self.send(tensors, self.count(piece, step + 1))
+                yield Piece(source, self.bounds(piece, source)[0], tensors)
+                _wait(under_way)
+                tensors = following
+
+    def walk_back(self, own: Own, backward: Backward) -> list[Tensor]:
+        """Gradients of this rank's tensors, to which every rank that sees them adds its part.
+
+        Those of a piece follow it from the rank after its own on, and come home at the end.
+        """
+        pieces = self.walk(own)
+        home: list[Tensor] = []
         arriving: list[Tensor] = []
-        leaving: list[Tensor] = []  # must live until they have left
         under_way: list[dist.Work] = []
-        for step, (source, held) in enumerate(self.walk(tensors)):
-            gradients = backward(source, held)
-            _wait(under_way)
-            # To what the ranks that saw these keys before found, in place.
-            for found, before in zip(gradients, arriving, strict=step > 0):
-                found += before
-            leaving = gradients
-            # They follow their keys, and after the last step come home.
-            arriving, under_way = self.send(leaving, self.source(step + 1))
+        places: list[Tensor] = []  # at home, of the piece that comes there
+        for piece in range(self.num_pieces):
+            for step in range(self.world):
+                found = backward(next(pieces))
+                _wait(under_way)  # what leaves has left, too
+                if step == 0:
+                    _add(places, arriving)
+                    home = home or [self._empty(each) for each in found]
+                    first, last = self.bounds(piece, self.rank)
+                    places = [each[first:last] for each in home]
+                    for place, each in zip(places, found, strict=True):
+                        place.copy_(each)
+                    arriving, under_way = [], []
+                    continue
+                _add(found, arriving)
+                arriving, under_way = self.send(found, self.count(piece, step + 1))
         _wait(under_way)
-        return arriving
+        _add(places, arriving)
+        return home
+
+    def _empty(self, gradient: Tensor) -> Tensor:
+        """For the gradients of all own keys."""
+        return gradient.new_empty(self.layout.num_keys[self.rank], *gradient.shape[1:])
 
 
 class _Gathered(_Exchange):
     """All keys on every rank: one message, and one sum of all gradients."""
 
-    def walk(self, tensors: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """As of a ring, and in its order."""
-        by_rank = [self._gather(each) for each in tensors]
+    def walk(self, own: Own) -> Iterator[Piece]:
+        """As of a ring in one piece, and in its order."""
+        by_rank = [self._gather(each) for each in own(*self.bounds(0, self.rank))]
         for step in range(self.world):
             source = self.source(step)
-            yield source, [each[source] for each in by_rank]
+            yield Piece(source, 0, [each[source] for each in by_rank])
 
-    def walk_back(self, tensors: list[Tensor], backward: Backward) -> list[Tensor]:
+    def walk_back(self, own: Own, backward: Backward) -> list[Tensor]:
         """As of a ring."""
-        gradients: dict[int, list[Tensor]] = {}
-        for source, held in self.walk(tensors):
-            gradients[source] = backward(source, held)
-        own = []
+        gradients = {piece.source: backward(piece) for piece in self.walk(own)}
+        summed = []
         for place in range(len(gradients[self.rank])):
             of_all = torch.cat([gradients[source][place] for source in range(self.world)])
             dist.all_reduce(of_all, group=self.layout.group)
-            own.append(of_all.split(self.layout.num_keys)[self.rank])
-        return own
+            summed.append(of_all.split(self.layout.num_keys)[self.rank])
+        return summed
 
     def _gather(self, own: Tensor) -> Sequence[Tensor]:
         """By rank. Padded to the most rows, for not every backend gathers uneven tensors."""
@@ -154,13 +199,21 @@ class _Gathered(_Exchange):
 
 
 def exchange_of(
-    layout: Layout, tensors: Sequence[Tensor], how: Literal["auto", "ring", "gather"]
+    layout: Layout, row_bytes: int, device: torch.device, how: Literal["auto", "ring", "gather"]
 ) -> _Ring | _Gathered:
-    """The way that suits tensors of this size; the same on all ranks."""
+    """The way that suits keys of so many bytes each; the same on all ranks."""
     if how == "auto":
-        row = sum(math.prod(each.shape[1:]) * each.element_size() for each in tensors)
-        how = "gather" if sum(layout.num_keys) * row <= GATHERED_BYTES else "ring"
-    return (_Ring if how == "ring" else _Gathered)(layout)
+        how = "gather" if sum(layout.num_keys) * row_bytes <= GATHERED_BYTES else "ring"
+    if how == "gather":
+        return _Gathered(layout)
+    smallest = PIECE_BYTES if device.type == "cpu" else PIECE_BYTES_OF_GPU
+    return _Ring(layout, max(1, min(PIECES, max(layout.num_keys) * row_bytes // smallest)))
+
+
+def _add(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """In place, where there is anything to add."""
+    for each, other in zip(to, tensors, strict=False):
+        each += other
 
 
 def _wait(under_way: Sequence[dist.Work]) -> None:

@@ -5,7 +5,7 @@ and backward, and :func:`mim4dd.reference.contrastive_of_parts` says what the pa
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,13 +15,21 @@ from torch import Tensor
 
 from mim4dd import reference
 from mim4dd._checks import check_choice
-from mim4dd.ops.contrastive.exchange import Layout, exchange_of, share_layout
-from mim4dd.ops.contrastive.parts import OfPart, Pairs, gradients_of_part, losses_of_part
-from mim4dd.reference import IGNORE, NO_POSITIVE, Contrast, Critic, Reduce
+from mim4dd.ops.contrastive.exchange import Layout, Piece, exchange_of, share_layout
+from mim4dd.ops.contrastive.parts import (
+    Pairs,
+    count_of_part,
+    gradients_of_part,
+    losses_of_part,
+)
+from mim4dd.reference import IGNORE, NO_POSITIVE, Contrast, Critic, Kind, Reduce
 
 __all__ = ["Across", "Group", "Ranks", "Shared", "across", "over_ranks"]
 
 _NUM_SHARED = 5
+# Of so many queries at a time gradients are formed, where keys come in pieces: the kernel of a CPU
+# copies its queries, and stores the weights of many pairs. That of a GPU does not.
+BLOCK = 512
 _DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -103,7 +111,7 @@ class Shared(NamedTuple):
     key_labels: Tensor | None  # (M,) int64, of this rank
     excluded: Tensor | None  # (N, K) int64
     logit_scale: Tensor  # ()
-    bias: Tensor | None  # ()
+    bias: Tensor | None  # (), or (N,) where the binary critic has its default
 
 
 def over_ranks(
@@ -119,6 +127,8 @@ def over_ranks(
     With :attr:`Reduce.NONE` the first two are of no use.
     """
     call = _Call(*across, critic, reduction)
+    if critic.kind == Kind.NCE and shared.bias is None:
+        shared = shared._replace(bias=_Queries(call, [*shared, *query, *key]).default_bias())
     reduced, count, *of_queries = _OverRanks.apply(call, *shared, *query, *key)
     return reduced, count, Contrast(*of_queries)
 
@@ -127,13 +137,12 @@ class _OverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Any) -> tuple[Tensor, ...]:
         queries = _Queries(call, tensors)
-        exchange = exchange_of(call.layout, queries.travelling, call.ranks.exchange)
-        parts = [queries.part(*arrived) for arrived in exchange.walk(queries.travelling)]
-        loss, lse, positive_weight = (torch.stack(each) for each in zip(*parts, strict=True))
-        contrast = queries.of_parts(loss, lse, positive_weight).contrast
+        parts = [queries.part(piece) for piece in queries.exchange.walk(queries.own_keys)]
+        part = Contrast(*(torch.stack(each) for each in zip(*parts, strict=True)))
+        contrast = reference.contrastive_of_parts(part, queries.shared.labels, call.critic)
         reduced, count = _reduced(call, contrast)
         ctx.call = call
-        ctx.save_for_backward(*tensors, loss, lse, positive_weight, count)
+        ctx.save_for_backward(*tensors, *part, *contrast, count)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count, contrast.positive_weight)
         return reduced, count, *contrast
@@ -150,16 +159,34 @@ class _OverRanks(torch.autograd.Function):
         # Silence would drop what a penalty on gradients asks for.
         if torch.is_grad_enabled():
             raise RuntimeError("a loss with a group has no second derivative (create_graph=True)")
-        *tensors, loss, lse, positive_weight, count = ctx.saved_tensors
-        queries = _Queries(ctx.call, tensors)
-        of_parts = queries.of_parts(loss, lse, positive_weight)
+        *tensors, count = ctx.saved_tensors
+        parts, of_all = Contrast(*tensors[-6:-3]), Contrast(*tensors[-3:])
+        queries = _Queries(ctx.call, tensors[:-6])
         on_each = _on_each(ctx.call, grad_reduced, grad_loss, count)
-        on_loss, on_lse = on_each * of_parts.on_loss, on_each * of_parts.on_lse
-        if grad_lse is not None:
-            on_lse = on_lse + grad_lse * of_parts.share
-        parts = map(OfPart, loss, lse, positive_weight)
-        upstream = zip(parts, on_loss, on_lse, strict=True)
-        return None, *queries.gradients(list(upstream), ctx.needs_input_grad[1:])
+
+        def upstream() -> Iterator[_Upstream]:
+            """Part by part: all of them at a time would be as large as features."""
+            for part in map(Contrast, *parts):
+                of_part = reference.contrastive_of_part(part, of_all, ctx.call.critic)
+                on_lse = on_each * of_part.on_lse
+                if grad_lse is not None:
+                    on_lse += grad_lse * of_part.share
+                yield _Upstream(part, on_each * of_part.on_loss, on_lse)
+
+        return None, *queries.gradients(upstream(), ctx.needs_input_grad[1:])
+
+
+class _Upstream(NamedTuple):
+    """What a part gave, and what reaches that: (L, N) each."""
+
+    part: Contrast
+    on_loss: Tensor
+    on_lse: Tensor
+
+    def of_rows(self, rows: slice) -> tuple[Contrast, Tensor, Tensor]:
+        """Those of some queries."""
+        part = Contrast(*(each[..., rows] for each in self.part))
+        return part, self.on_loss[:, rows], self.on_lse[:, rows]
 
 
 class _Queries:
@@ -171,98 +198,141 @@ class _Queries:
         features = tensors[_NUM_SHARED:]
         self.num_layers = len(features) // 2
         self.query = list(features[: self.num_layers])
-        key = list(features[self.num_layers :])
-        self.sizes = [rows.shape[1] for rows in key]
-        self.travelling = [_beside(key)]
+        self.key = list(features[self.num_layers :])
+        self.sizes = [rows.shape[1] for rows in self.key]
+        key_labels = self.shared.key_labels
+        row_bytes = sum(self.sizes) * self.key[0].element_size()
+        row_bytes += 0 if key_labels is None else key_labels.element_size()
+        self.exchange = exchange_of(call.layout, row_bytes, self.key[0].device, call.ranks.exchange)
+
+    def own_keys(self, first: int, last: int) -> list[Tensor]:
+        """What travels of some keys of this rank: all layers in one message, and labels."""
+        travelling = [_beside([rows[first:last] for rows in self.key])]
         if self.shared.key_labels is not None:
-            self.travelling.append(self.shared.key_labels)
+            travelling.append(self.shared.key_labels[first:last])
+        return travelling
 
-    def of_parts(self, loss: Tensor, lse: Tensor, positive_weight: Tensor) -> reference.OfParts:
-        """What the parts (T, L, N) come to."""
-        kind = self.call.critic.kind
-        return reference.contrastive_of_parts(loss, lse, positive_weight, self.shared.labels, kind)
+    def own_labels(self, first: int, last: int) -> list[Tensor]:
+        """The labels alone, beside features of no columns: of these no bytes travel."""
+        features, labels = self.own_keys(first, last)
+        return [features[:, :0], labels]
 
-    def part(self, source: int, held: list[Tensor]) -> OfPart:
-        """The losses against the keys of one rank alone."""
-        pairs = self._against(source, held)
+    def default_bias(self) -> Tensor:
+        """The bias of the binary critic that is given none, over the keys of all ranks. (N,)"""
+        wide = self.shared.logit_scale
+        positives, keys = wide.new_zeros(2, len(self.shared.labels))
+        for piece in self.exchange.walk(self.own_labels):
+            if (pairs := self._against(piece)) is not None:
+                for total, count in zip((positives, keys), count_of_part(pairs), strict=True):
+                    total += count
+        return -((keys - positives).clamp(min=1) / keys.clamp(min=1)).log()
+
+    def part(self, piece: Piece) -> Contrast:
+        """The losses against the keys of one piece alone."""
+        pairs = self._against(piece)
         if pairs is None:
             none = self.shared.logit_scale.new_zeros(self.num_layers, len(self.shared.labels))
-            return OfPart(none, torch.full_like(none, -torch.inf), none[0])
+            return Contrast(none, torch.full_like(none, -torch.inf), none[0])
         return losses_of_part(pairs, self.call.critic)
 
     def gradients(
-        self, upstream: Sequence[tuple[OfPart, Tensor, Tensor]], needed: Sequence[bool]
+        self, upstream: Iterator[_Upstream], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Of the tensors, from every part in turn, and what reaches its loss and its lse."""
         layers = self.num_layers
         of_query, of_key = needed[_NUM_SHARED:-layers], needed[-layers:]
         wanted = [True in of_query, True in of_key, needed[3], needed[4]]
-        own: list[Tensor] = []  # of queries, logit scale and bias
-        steps = iter(upstream)
+        sums = _Sums(self, wanted)
 
-        def backward(source: int, held: list[Tensor]) -> list[Tensor]:
+        def backward(piece: Piece) -> list[Tensor]:
             """Add to the own ones; return those of the keys."""
-            pairs, saved = self._against(source, held), next(steps)
-            if pairs is None:
-                return [torch.zeros_like(held[0], dtype=self.shared.logit_scale.dtype)]
-            found = gradients_of_part(pairs, self.call.critic, *saved, wanted)
-            begin, end = layers * wanted[0], layers * (wanted[0] + wanted[1])
-            of_keys, found[begin:end] = found[begin:end], []
-            if own:
-                torch._foreach_add_(own, found)
-            else:
-                own.extend(found)
-            return [_beside(of_keys)] if of_keys else []
+            return sums.add(self._against(piece), next(upstream), piece.tensors[0])
 
-        exchange = exchange_of(self.call.layout, self.travelling, self.call.ranks.exchange)
         home: Sequence[Tensor] = []
         if wanted[1]:
-            (packed,) = exchange.walk_back(self.travelling, backward)
+            (packed,) = self.exchange.walk_back(self.own_keys, backward)
             home = packed.split(self.sizes, 1)
         else:
-            for arrived in exchange.walk(self.travelling):
-                backward(*arrived)
-        return self._ordered(own, home, wanted)
+            for piece in self.exchange.walk(self.own_keys):
+                backward(piece)
+        return self._ordered(sums, home, wanted)
+
+    def blocks(self) -> Iterator[slice]:
+        """The queries whose gradients are formed at a time."""
+        rows = num_queries = len(self.shared.labels)
+        if self.exchange.num_pieces > 1 and self.shared.labels.device.type == "cpu":
+            rows = BLOCK
+        for first in range(0, num_queries, rows):
+            yield slice(first, min(first + rows, num_queries))
 
     def _ordered(
-        self, own: list[Tensor], home: Sequence[Tensor], wanted: list[bool]
+        self, sums: "_Sums", home: Sequence[Tensor], wanted: Sequence[bool]
     ) -> list[Tensor | None]:
         """In the order of the tensors."""
         none: list[Tensor | None] = [None] * self.num_layers
         dtype = self.query[0].dtype
-        if not own:  # no pair anywhere; a parameter still has a gradient, for which DDP waits
-            own = [torch.zeros_like(rows) for rows in self.query if wanted[0]]
-            own += [self.shared.logit_scale.new_zeros(1) for each in wanted[2:] if each]
-        rest = iter(own[self.num_layers * wanted[0] :])
+        rest = iter(sums.numbers)
         scale, bias = (next(rest).sum() if each else None for each in wanted[2:])
         return [
             *(None, None, None, scale, bias),
-            *([each.to(dtype) for each in own[: self.num_layers]] if wanted[0] else none),
+            *([each.to(dtype) for each in sums.query] if wanted[0] else none),
             *([each.to(dtype) for each in home] if wanted[1] else none),
         ]
 
-    def _against(self, source: int, held: list[Tensor]) -> Pairs | None:
-        """What the op takes for the keys of one rank; None where there is nothing to multiply."""
-        packed, *of_keys = held
+    def _against(self, piece: Piece) -> Pairs | None:
+        """What the op takes for the keys of a piece; None where there is nothing to multiply."""
+        packed, *of_keys = piece.tensors
         shared = self.shared
         if not len(packed) or not len(shared.labels):
             return None
+        before = self.call.layout.keys_before(piece.source) + piece.first
         labels, key_labels = shared.labels, of_keys[0] if of_keys else None
         if key_labels is None:
-            labels = self._within(labels, source, NO_POSITIVE)
+            labels = _within(labels, before, len(packed), NO_POSITIVE)
         excluded = shared.excluded
         if excluded is not None:
-            excluded = self._within(excluded, source, IGNORE)
-        key = list(packed.split(self.sizes, 1))
+            excluded = _within(excluded, before, len(packed), IGNORE)
+        key = list(packed.split(self.sizes, 1)) if packed.numel() else []
         numbers = shared.logit_scale, shared.bias
         return Pairs(self.query, key, labels, key_labels, excluded, *numbers)
 
-    def _within(self, index: Tensor, source: int, elsewhere: int) -> Tensor:
-        """Indices into all keys as those into one rank's."""
-        layout = self.call.layout
-        local = index - layout.keys_before(source)
-        inside = (local >= 0) & (local < layout.num_keys[source])
-        return local.where(inside, elsewhere).where(index != IGNORE, IGNORE)
+
+class _Sums:
+    """Gradients over all parts, of what stays on this rank: in float32 or wider."""
+
+    def __init__(self, queries: _Queries, wanted: list[bool]) -> None:
+        self.queries, self.wanted = queries, wanted
+        self.wide = wide = queries.shared.logit_scale
+        self.query = [torch.zeros_like(x, dtype=wide.dtype) for x in queries.query if wanted[0]]
+        self.numbers = [wide.new_zeros(queries.num_layers) for each in wanted[2:] if each]
+
+    def add(self, pairs: Pairs | None, upstream: _Upstream, packed: Tensor) -> list[Tensor]:
+        """Those of a part; the gradient of its packed keys is returned."""
+        of_keys = [torch.zeros_like(packed, dtype=self.wide.dtype)] if self.wanted[1] else []
+        if pairs is not None:
+            for rows in self.queries.blocks():
+                self._add_block(rows, pairs, upstream, of_keys)
+        return of_keys
+
+    def _add_block(
+        self, rows: slice, pairs: Pairs, upstream: _Upstream, of_keys: list[Tensor]
+    ) -> None:
+        """In a function, so that what it has found is gone before the next block's is formed."""
+        critic = self.queries.call.critic
+        found = gradients_of_part(pairs.of_rows(rows), critic, *upstream.of_rows(rows), self.wanted)
+        sums = [each[rows] for each in self.query]
+        for each in of_keys:
+            sums += each.split(self.queries.sizes, 1)
+        # Nothing is found where no query of the block takes part.
+        for each, other in zip([*sums, *self.numbers] if found else [], found, strict=True):
+            each += other
+
+
+def _within(index: Tensor, before: int, count: int, elsewhere: int) -> Tensor:
+    """Indices into all keys as those into ``count`` of them, which come after ``before`` others."""
+    local = index - before
+    inside = (local >= 0) & (local < count)
+    return local.where(inside, elsewhere).where(index != IGNORE, IGNORE)
 
 
 def _beside(layers: Sequence[Tensor]) -> Tensor:
