@@ -39,7 +39,12 @@ def public_names(module):
 PEERS = adapted_peers()
 # There, Inf-CL's kernels need a GPU, and MTT's module is in no package: what they compute.
 THEIRS = PEERS | {
-    "inf_cl": SimpleNamespace(cal_inf_loss=lambda q, k: F.cross_entropy(q @ k.T, torch.arange(6))),
+    "inf_cl": SimpleNamespace(
+        **dict.fromkeys(
+            ("cal_inf_loss", "cal_ring_loss"),
+            lambda q, k: F.cross_entropy(q @ k.T, torch.arange(6)),
+        )
+    ),
     "reparam_module": SimpleNamespace(ReparamModule=NaiveReparamModule),
     "torch_optim": torch.optim,
 }
@@ -91,6 +96,7 @@ def of_flat_parameters(module, first, second, labels):
 
 CALLS = {
     ("inf_cl", "cal_inf_loss"): of_two_sides,
+    ("inf_cl", "cal_ring_loss"): of_two_sides,
     ("info_nce_pytorch", "InfoNCE"): of_module,
     ("info_nce_pytorch", "info_nce"): of_two_sides,
     ("lightly", "NTXentLoss"): of_module,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from on_ranks import on_ranks
 from peers import adapted_peers
 from torch import nn
-from two_ranks import gathering_losses
+from two_ranks import gathering_losses, ring_losses
 
 from mim4dd.adapters import inf_cl, info_nce_pytorch, lightly, open_clip, pytorch_metric_learning
 
@@ -371,8 +371,6 @@ def test_what_several_processes_do_not_share(monkeypatch):
     lightly.NTXentLoss()(ONE, ONE)
     with pytest.raises(ValueError, match="gather_distributed must be False beside a memory bank"):
         lightly.NTXentLoss(memory_bank_size=(4, 1), gather_distributed=True)(ONE, ONE)
-    with pytest.raises(ValueError, match="shares keys between processes"):
-        inf_cl.cal_inf_loss(ONE, ONE)
 
 
 def test_losses_that_gather(tmp_path):
@@ -381,3 +379,12 @@ def test_losses_that_gather(tmp_path):
         assert len(results) == 5
         for mine, theirs in results.values():
             torch.testing.assert_close(mine, theirs)
+
+
+def test_losses_on_a_ring(tmp_path):
+    """Inf-CL's on two ranks: values and gradients as in the peer on each."""
+    for results in on_ranks(2, ring_losses, tmp_path):
+        assert results.keys() == {"own", "by index"}
+        for theirs, *ours in results.values():
+            for mine in ours:
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)

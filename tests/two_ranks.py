@@ -1,12 +1,13 @@
 """Functions that run on two gloo processes at once."""
 
 import torch
-from peers import adapted_peers
+from peers import adapted_peers, peer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mim4dd
 import mim4dd.adapters
+import mim4dd.adapters.inf_cl
 import mim4dd.adapters.lightly
 import mim4dd.adapters.open_clip
 
@@ -121,4 +122,25 @@ def gathering_losses(rank):
         both(f"SigLipLoss {way}", *losses, scale, bias)
     sides = mim4dd.adapters.lightly, peers["lightly"]
     both("NTXentLoss", *(side.NTXentLoss(0.3, gather_distributed=True) for side in sides))
+    return results
+
+
+def ring_losses(rank):
+    """Losses and gradients of both of Inf-CL's, and of its loss on a ring, which needs no GPU."""
+    ours, theirs = mim4dd.adapters.inf_cl, peer("inf_cl.ring")
+    generator = torch.Generator().manual_seed(rank)
+    query, key = (
+        nn.functional.normalize(torch.randn(count, 6, generator=generator)) for count in (5, 7)
+    )
+    index = torch.randint(7, (5,), generator=generator)
+    results = {}
+    for case, labels in (("own", None), ("by index", index)):
+        results[case] = []
+        for loss in (theirs.cal_ring_loss, ours.cal_ring_loss, ours.cal_inf_loss):
+            leaves = [each.clone().requires_grad_() for each in (query, key, torch.tensor(7.0))]
+            value = loss(leaves[0], leaves[1], labels, leaves[2], head_dim=6)
+            *gradients, of_scale = torch.autograd.grad(value, leaves)
+            if loss is not theirs.cal_ring_loss:  # which adds that of the scale up by itself
+                torch.distributed.all_reduce(of_scale)
+            results[case].append([value.detach(), *gradients, of_scale])
     return results

@@ -1,11 +1,13 @@
-"""cal_inf_loss of Inf-CL 1.2.1."""
+"""cal_inf_loss and cal_ring_loss of Inf-CL 1.2.1."""
 
 import torch
+from torch import distributed
 
 from mim4dd.adapters._processes import num_processes as _num_processes
+from mim4dd.ops.contrastive.ranks import Ranks as _Ranks
 from mim4dd.ops.info_nce import info_nce as _info_nce
 
-__all__ = ["cal_inf_loss"]
+__all__ = ["cal_inf_loss", "cal_ring_loss"]
 
 
 def cal_inf_loss(
@@ -15,7 +17,11 @@ def cal_inf_loss(
     scale: torch.Tensor | float | None = None,  # ()
     head_dim: int = 256,
 ) -> torch.Tensor:
-    """``inf_cl.cal_inf_loss`` of one process, on any device and with two derivatives.
+    """``inf_cl.cal_inf_loss``, on any device; over the keys of all processes, if there are several.
+
+    These are all of ``torch.distributed``'s, and keys go from one to the next
+    (:class:`mim4dd.Ranks`). Each returns the mean over its own queries. Averaged over the
+    processes, as DistributedDataParallel does, the gradients are those of the mean over all.
 
     Args:
         q: Queries, used as they are.
@@ -28,17 +34,46 @@ def cal_inf_loss(
         The mean over the queries, ().
 
     Raises:
-        ValueError: In more than one process, whose keys the peer would share.
+        ValueError: On features, labels or a scale that :func:`mim4dd.info_nce` refuses.
 
     Example:
         >>> import torch
         >>> from mim4dd.adapters.inf_cl import cal_inf_loss
         >>> cal_inf_loss(torch.eye(3), torch.eye(3))
         tensor(0.5514)
+
+    References:
+        Cheng et al. Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive
+        Loss. arXiv:2410.17243.
     """
-    if _num_processes() > 1:
-        raise ValueError(
-            f"cal_inf_loss shares keys between processes, which is not supported in the "
-            f"{_num_processes()} here; use mim4dd.info_nce for the loss of each alone"
-        )
-    return _info_nce(q, k, positive_index=labels, logit_scale=1.0 if scale is None else scale)
+    logit_scale = 1.0 if scale is None else scale
+    world = distributed.group.WORLD if _num_processes() > 1 else None
+    if world is None:
+        return _info_nce(q, k, positive_index=labels, logit_scale=logit_scale)
+    losses = _info_nce(
+        q,
+        k,
+        positive_index=labels,
+        logit_scale=logit_scale,
+        reduction="none",
+        group=_Ranks(world, exchange="ring"),
+    )
+    return losses.mean() if labels is None else losses.sum() / (labels >= 0).sum()
+
+
+def cal_ring_loss(
+    q: torch.Tensor,  # (N, D)
+    k: torch.Tensor,  # (M, D)
+    labels: torch.Tensor | None = None,  # (N,)
+    scale: torch.Tensor | float | None = None,  # ()
+    head_dim: int = 256,
+) -> torch.Tensor:
+    """``inf_cl.cal_ring_loss``: :func:`cal_inf_loss`, which the peer computes in another way.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.adapters.inf_cl import cal_ring_loss
+        >>> cal_ring_loss(torch.eye(3), torch.eye(3))
+        tensor(0.5514)
+    """
+    return cal_inf_loss(q, k, labels, scale, head_dim)
