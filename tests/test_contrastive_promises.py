@@ -351,3 +351,21 @@ def test_squared_norms_may_overflow(backend):
     torch.testing.assert_close(long_loss, loss)
     torch.testing.assert_close(long_grad_query * 2.0**100, grad_query)
     torch.testing.assert_close(long_grad_key * 2.0**-20, grad_key)
+
+
+def test_a_bias_of_each_query(backend):
+    """One call with all of them is as many calls, whose gradients of keys add up."""
+    critic = Critic(Kind.NCE, hardness=0.3)
+    case = Case((7, 5, [3, 4]), torch.float64, backend.device, num_excluded=1)
+    biases = torch.randn(7, dtype=torch.float64, device=backend.device)
+    wanted = [True, True, True, False]
+    labels, case.bias = case.labels, biases
+    (loss, *_), gradients = run(backend.ops, case, critic, wanted)
+    found = []
+    for query, case.bias in enumerate(biases):
+        alone = torch.arange(7, device=backend.device) == query
+        case.labels = labels.where(alone, IGNORE)
+        (of_one, *_), gradients_of_one = run(backend.ops, case, critic, wanted)
+        found.append([of_one, *gradients_of_one])
+    for together, *each in zip([loss, *gradients], *found, strict=True):
+        torch.testing.assert_close(together, sum(each))

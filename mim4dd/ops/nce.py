@@ -69,8 +69,8 @@ def nce(
         bias: Added to every logit; a tensor, () or (1,), receives a gradient.
         reduction: ``"mean"`` or ``"sum"`` over the queries that have a positive, or ``"none"``.
         normalize: Scale every row of both sides to unit length first.
-        group: Processes whose keys count too, as in :func:`mim4dd.sup_con`; with ``bias``, and
-            without ``hardness``.
+        group: Processes whose keys count too, as in :func:`mim4dd.sup_con`. The default bias then
+            counts the keys of all.
         backend: None, or ``"reference"`` for the plain PyTorch definition.
 
     Returns:

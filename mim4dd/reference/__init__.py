@@ -22,7 +22,12 @@ from mim4dd.reference._contrastive import (
     unit_rows_bwd,
 )
 from mim4dd.reference._norm_relu_pool import norm_relu_pool
-from mim4dd.reference._parts import OfPart, contrastive_of_part, contrastive_of_parts
+from mim4dd.reference._parts import (
+    OfPart,
+    contrastive_of_part,
+    contrastive_of_parts,
+    contrastive_of_two,
+)
 from mim4dd.reference._steps import adam_adjoint, adam_step, sgd_adjoint, sgd_step
 from mim4dd.reference._trajectory import (
     scatter_add_rows,
@@ -44,6 +49,7 @@ __all__ = [
     "contrastive",
     "contrastive_of_part",
     "contrastive_of_parts",
+    "contrastive_of_two",
     "count_each",
     "count_queries",
     "log_sum_exp",

@@ -20,6 +20,7 @@ _PAIRS = (
 _CRITIC = "int kind, bool decoupled, float hardness, bool normalize"
 _UPSTREAM = "Tensor lse, Tensor positive_weight, Tensor grad_loss, Tensor? grad_lse"
 
+# A bias is one number, or one for each query, which then has no gradient.
 # `gradients` says which are wanted: of query, key, logit_scale, bias. They come in that order, the
 # last two as one number per layer, (L,). The unit gradients are those of the reduced losses, for
 # NONE of the summed ones, in the dtype of the losses: they are to be multiplied before they are

@@ -10,7 +10,7 @@ from mim4dd import reference
 from mim4dd.ops.contrastive import rules
 from mim4dd.reference import IGNORE, Contrast, Critic, Kind, Reduce
 
-__all__ = ["Pairs", "count_of_part", "gradients_of_part", "losses_of_part"]
+__all__ = ["Pairs", "Parts", "count_of_part", "gradients_of_part", "losses_of_part"]
 
 
 class Pairs(NamedTuple):
@@ -32,6 +32,36 @@ class Pairs(NamedTuple):
             excluded=None if self.excluded is None else self.excluded[rows],
             bias=self.bias[rows] if self.bias is not None and self.bias.dim() else self.bias,
         )
+
+
+class Parts:
+    """What the backward pass takes of every part, and no more: they are many."""
+
+    def __init__(self, critic: Critic) -> None:
+        self.kind = critic.kind
+        self.loss: list[Tensor] = []
+        self.lse: list[Tensor] = []
+        self.positive_weight: list[Tensor] = []
+
+    def keep(self, part: Contrast) -> None:
+        """The next part."""
+        self.positive_weight.append(part.positive_weight)
+        if self.kind != Kind.NCE or not self.lse:
+            self.lse.append(part.lse)
+        if self.kind == Kind.IN or not self.loss:
+            self.loss.append(part.loss)
+        else:  # it counts where all positives are in one part
+            self.loss[0] = part.loss.where(part.positive_weight > 0, self.loss[0])
+
+    def saved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T or 1, L, N), lse (T or 1, L, N), weights (T, N)."""
+        return torch.stack(self.loss), torch.stack(self.lse), torch.stack(self.positive_weight)
+
+    @staticmethod
+    def restored(loss: Tensor, lse: Tensor, positive_weight: Tensor) -> Iterator[Contrast]:
+        """Every part, as far as it was kept."""
+        for place, weight in enumerate(positive_weight):
+            yield Contrast(loss[min(place, len(loss) - 1)], lse[min(place, len(lse) - 1)], weight)
 
 
 def losses_of_part(pairs: Pairs, critic: Critic) -> Contrast:

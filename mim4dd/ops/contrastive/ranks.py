@@ -18,6 +18,7 @@ from mim4dd._checks import check_choice
 from mim4dd.ops.contrastive.exchange import Layout, Piece, exchange_of, share_layout
 from mim4dd.ops.contrastive.parts import (
     Pairs,
+    Parts,
     count_of_part,
     gradients_of_part,
     losses_of_part,
@@ -137,12 +138,21 @@ class _OverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Any) -> tuple[Tensor, ...]:
         queries = _Queries(call, tensors)
-        parts = [queries.part(piece) for piece in queries.exchange.walk(queries.own_keys)]
-        part = Contrast(*(torch.stack(each) for each in zip(*parts, strict=True)))
-        contrast = reference.contrastive_of_parts(part, queries.shared.labels, call.critic)
+        parts, together = Parts(call.critic), None
+        for piece in queries.exchange.walk(queries.own_keys):
+            part = queries.part(piece)
+            parts.keep(part)
+            together = (
+                part
+                if together is None
+                else reference.contrastive_of_two(together, part, call.critic)
+            )
+        assert together is not None  # there is a rank
+        labels = queries.shared.labels
+        contrast = reference.contrastive_of_parts(together, labels, call.critic)
         reduced, count = _reduced(call, contrast)
         ctx.call = call
-        ctx.save_for_backward(*tensors, *part, *contrast, count)
+        ctx.save_for_backward(*tensors, *parts.saved(), *contrast, count)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count, contrast.positive_weight)
         return reduced, count, *contrast
@@ -160,13 +170,14 @@ class _OverRanks(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("a loss with a group has no second derivative (create_graph=True)")
         *tensors, count = ctx.saved_tensors
-        parts, of_all = Contrast(*tensors[-6:-3]), Contrast(*tensors[-3:])
+        of_all = Contrast(*tensors[-3:])
+        saved = tensors[-6:-3]
         queries = _Queries(ctx.call, tensors[:-6])
         on_each = _on_each(ctx.call, grad_reduced, grad_loss, count)
 
         def upstream() -> Iterator[_Upstream]:
             """Part by part: all of them at a time would be as large as features."""
-            for part in map(Contrast, *parts):
+            for part in Parts.restored(*saved):
                 of_part = reference.contrastive_of_part(part, of_all, ctx.call.critic)
                 on_lse = on_each * of_part.on_lse
                 if grad_lse is not None:
