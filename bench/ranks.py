@@ -68,16 +68,18 @@ class Messages:
         self.sent, self.delay, self.way = 0, delay, ""
         self._begin = dist.batch_isend_irecv
 
-    def begin(self, messages: list[dist.P2POp]) -> list:
+    def begin(self, messages: list[dist.P2POp]) -> list[Any]:
         """In place of PyTorch's."""
         self.sent += sum(each.tensor.nbytes for each in messages if each.op is dist.isend)
         under_way = self._begin(messages)
         if self.way not in (LATE, WAITED):
             return under_way
         late = [Late(work, time.perf_counter() + self.delay) for work in under_way]
-        for each in late if self.way == WAITED else []:
+        if self.way == LATE:
+            return late
+        for each in late:  # once: gloo would wait for another message
             each.wait()
-        return late
+        return []
 
 
 def all_ways(delay: float) -> list[str]:

@@ -158,7 +158,8 @@ def layers(dtype):
 
 
 def pairs_of_rank(rank):
-    """In float64 layers and CLIP's pairs; float32 and bfloat16; on one rank alone, or all."""
+    """Layers and CLIP's pairs in float64, float32 and bfloat16, in pieces of a few rows."""
+    exchange.PIECE_BYTES, ranks.BLOCK = WAYS["ring in pieces"]
     results = []
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         query, key = (
