@@ -44,9 +44,10 @@ NARROW = re.compile(r"\b(?:ld|st)\.global[.\w]*\.b16\b")
 
 HEADING = """# What every GPU kernel takes
 
-Written by `python bench/resources.py`: each kernel compiled ahead of time, without a GPU. CI does
-so too, and refuses spilled registers. For sm_90 every specialisation is here; for the others every
-one of CUDA, and of Triton's those that take most.
+`python bench/resources.py` writes this page. It compiles every kernel ahead of time, without a GPU.
+CI does the same, and fails if a kernel spills registers. For sm_90 the page lists every
+specialisation. For the other GPUs it lists every CUDA kernel, and for each Triton kernel the
+specialisation that takes most.
 """
 
 
