@@ -169,7 +169,7 @@ def test_a_table_by_images_per_class_is_of_the_accuracies():
 def test_a_table_of_other_options_has_gains_and_is_escaped():
     rows, _ = sweep_of({"critic": ["info_nce", "nce"]})
     lines = latex_table(rows).splitlines()
-    assert r"critic & accuracy [\%] & gain \\" in lines
+    assert r"critic & accuracy [\%] & gain [points] \\" in lines
     assert sum(line.startswith(r"info\_nce & $") for line in lines) == 1
     assert not re.search(r"(?<!\\)[%_]", "\n".join(lines[2:]))
 

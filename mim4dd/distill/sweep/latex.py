@@ -76,7 +76,13 @@ def _flat(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     return [
         rf"\begin{{tabular}}{{{'l' * left}cc}}",
         r"\toprule",
-        _line([*([_escaped(named(name)) for name in names] or [""]), r"accuracy [\%]", "gain"]),
+        _line(
+            [
+                *([_escaped(named(name)) for name in names] or [""]),
+                r"accuracy [\%]",
+                "gain [points]",
+            ]
+        ),
         r"\midrule",
         *(
             _line(
