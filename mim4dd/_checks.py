@@ -59,8 +59,8 @@ def check_probabilities(name: str, rows: Tensor) -> None:
     if not (lowest >= -rounding and least >= 1 - rounding and most <= 1 + rounding):  # nor NaN
         raise ValueError(
             f"{name} (n, C) must hold probabilities, rows of at least 0 that sum to 1, got values "
-            f"from {lowest:.7g} and sums from {least:.7g} to {most:.7g}: logits want a softmax(1), "
-            "and other rows a loss of their own"
+            f"from {lowest:.7g} and sums from {least:.7g} to {most:.7g}: apply softmax(1) to "
+            f"logits, or give a loss of your own for other labels"
         )
 
 

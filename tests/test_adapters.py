@@ -369,7 +369,7 @@ def test_what_several_processes_do_not_share(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     lightly.NTXentLoss()(ONE, ONE)
-    with pytest.raises(ValueError, match="gather_distributed must be False beside a memory bank"):
+    with pytest.raises(ValueError, match="gather_distributed must be False with a memory bank"):
         lightly.NTXentLoss(memory_bank_size=(4, 1), gather_distributed=True)(ONE, ONE)
 
 

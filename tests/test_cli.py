@@ -139,8 +139,8 @@ def test_a_config_file_holds_options_and_the_command_line_wins(with_experts):
         ("--num-keys 0", "num_keys must be at least 1"),
         ("--dsa-strategy blur", "strategy must join some of color, crop"),
         ("--data nowhere", "data must be one of breast_cancer, cifar10, cifar100, digits, "),
-        ("--device tpu9", "device must be one of PyTorch's, got 'tpu9'"),
-        ("--from-iteration 3", "--from-iteration is of a run to continue by --resume, got none"),
+        ("--device tpu9", "device must be a device that PyTorch knows, got 'tpu9'"),
+        ("--from-iteration 3", "--from-iteration needs --resume with the run to continue"),
         ("--resume run", "run/config.json does not exist"),
     ],
 )
@@ -177,7 +177,10 @@ def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     for command, message in (
         ("buffer experts other --config width.json", "its experts are, got --config\n"),
         ("buffer buffer wide", "parameter 0 is (8, 1, 3, 3), and (32, 1, 3, 3) in the network"),
-        ("buffer experts other --width 8", "experts says itself what its experts are, got --width"),
+        (
+            "buffer experts other --width 8",
+            "experts already says what its experts are; leave out --width",
+        ),
         ("buffer run other", "run holds neither"),
     ):
         status, _, err = mim4dd(command)
@@ -192,7 +195,7 @@ def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     [
         ("--workers 0", "workers must be at least 1"),
         ("--devices cpu,cpu", "workers must be at least the number of devices, got 1 for cpu,cpu"),
-        ("--devices cpu,gpu", "devices must be one of PyTorch's, got 'gpu'"),
+        ("--devices cpu,gpu", "devices must be a device that PyTorch knows, got 'gpu'"),
     ],
 )
 def test_workers_and_devices_that_cannot_be_are_refused(options, message, mim4dd):
@@ -335,7 +338,7 @@ def test_more_images_than_a_class_has_start_from_noise(mim4dd, monkeypatch):
         }.items():
             status, _, err = mim4dd(f"evaluate run{option}")
             assert status == 1
-            assert "run can not stand beside random real images: ipc must be at most" in err
+            assert "run cannot be compared with random real images: ipc must be at most" in err
             assert err.strip().endswith(way_out)
     assert mim4dd("evaluate run --no-baselines")[0] == 0
     status, _, err = mim4dd(f"distill {many} --init real --out other")
@@ -519,7 +522,7 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
     assert out.splitlines()[6].startswith("teacher: such a network's labels of every augmented")
     assert out.splitlines()[-2].split() == ["set", "network", "LRS", "ARS"]
     status, _, err = mim4dd("evaluate one --regimes")
-    assert (status, "--regimes is for the table of --fairness" in err) == (1, True)
+    assert (status, "--regimes needs --fairness" in err) == (1, True)
 
     status, out, err = mim4dd("evaluate one --fairness --networks lenet,convnet --csv gains.csv")
     assert status == 0, err

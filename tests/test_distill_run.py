@@ -307,8 +307,8 @@ def test_commands_on_a_run_of_tensors_say_what_they_miss(tmp_path, command, monk
     with pytest.warns(UserWarning, match=r"distill\.run$"):
         distill.run(data, out="run", callback=stop_at(3), **DM)
     missing = (
-        "run is of data 'tensors', which is no data set's name and no folder here: data that were "
-        "given in Python must be given there again, by mim4dd.distill.open_run('run', data)"
+        "run is of data 'tensors', which is neither a known name nor a folder here. Data that "
+        "were given in Python must be given again, by mim4dd.distill.open_run('run', data)"
     )
     for words in ("evaluate run", "distill --resume run", "show --features run"):
         status, _, err = command(*words.split())

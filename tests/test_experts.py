@@ -142,7 +142,7 @@ def test_experts_that_do_not_say_what_they_are_of_are_not_added_to(tmp_path):
         tensors, header = load_tensors(path)
         del header["task"]
         save_tensors(path, tensors, header)
-    message = r"do not say what they were trained on: train them anew or choose another folder$"
+    message = r"do not say what they were trained on: train them again, or choose another folder$"
     with pytest.raises(ValueError, match=message):
         make_experts(data, tmp_path)
     with pytest.raises(

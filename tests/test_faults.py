@@ -261,7 +261,7 @@ def test_nothing_is_written_through_links_out_of_a_run(data, whole, tmp_path):
         run = RunDirectory(tmp_path / f"of_{name}")
         run.path.mkdir()
         (run.path / name).symlink_to(outside)
-        with pytest.raises(ValueError, match=f"{name} is a link out of .*: put a folder in its"):
+        with pytest.raises(ValueError, match=f"{name} is a link out of .*: replace it by a folder"):
             start(data, run)
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(OSError, match=r"metrics\.jsonl could not be written \(it is a link\)"):

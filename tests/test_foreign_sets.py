@@ -249,7 +249,7 @@ def test_bad_files_of_dc(content, message, tmp_path):
 
 def test_what_is_missing(tmp_path):
     write_mtt(tmp_path)
-    with pytest.raises(ValueError, match=r"does not say which classes .* data must be given"):
+    with pytest.raises(ValueError, match=r"does not record the classes .* data must be given"):
         read_set(tmp_path)
     with pytest.raises(ValueError, match="lr must be positive and finite, got 0"):
         read_set(tmp_path, make_data(), lr=0.0)

@@ -269,5 +269,5 @@ def test_a_velocity_from_earlier_steps_is_refused():
     optimizer = two_groups(model, momentum=0.9)
     sgd_options(optimizer, model)
     train(model, optimizer, image_syn.detach(), label_syn, batches)
-    with pytest.raises(ValueError, match="velocity from earlier steps"):
+    with pytest.raises(ValueError, match="momentum from earlier steps"):
         sgd_options(optimizer, model)

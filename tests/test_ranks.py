@@ -180,7 +180,7 @@ def test_every_rank_continues_with_the_networks_it_had(tmp_path):
     assert not torch.equal(tensors["method.0.theta"], tensors["method.1.theta"])
     torch.manual_seed(0)  # as the ranks made it
     data = make_data()
-    with pytest.raises(ValueError, match=r"what the method carries on 2 ranks.*got 1"):
+    with pytest.raises(ValueError, match=r"the method's state on 2 ranks.*got 1"):
         distill(make_dc(data), data, SETTINGS, RunDirectory(parts), resume=True, from_iteration=5)
 
 

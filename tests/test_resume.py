@@ -191,7 +191,7 @@ def test_what_says_nothing_of_itself_or_is_finished_is_not_continued(data, tmp_p
     tensors, header = load_tensors(run.checkpoint)
     del header["identity"]
     save_tensors(run.checkpoint, tensors, header)
-    with pytest.raises(ValueError, match=r"does not say what it is of.*written before"):
+    with pytest.raises(ValueError, match=r"does not say what it is of.*older mim4dd"):
         distill(users(), data, SETTINGS, run, resume=True)
     with pytest.raises(ValueError, match="got 1 without resume"):
         distill(users(), data, SETTINGS, RunDirectory(tmp_path / "new"), from_iteration=1)

@@ -147,9 +147,9 @@ def test_published_defaults_for_sets_of_other_projects(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("run --lr 0.1 --data digits", "--data, --lr is of sets in files, run must be run direct"),
+        ("run --lr 0.1 --data digits", "--data, --lr must be left out for run directories"),
         ("set.safetensors --lr 0.1", "lr must be left out for set.safetensors, which holds"),
-        ("set.safetensors --iteration 1", "iteration is of runs with a config.json, got 1 for"),
+        ("set.safetensors --iteration 1", "iteration applies only to run directories with a con"),
         ("nowhere.safetensors", "nowhere.safetensors/config.json does not exist"),
         ("uneven --data digits", "uneven must hold images of each class, got [2, 0, 1"),
         ("uneven", "data (--data) must name the real data that uneven is of, which says not"),

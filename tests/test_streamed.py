@@ -240,5 +240,5 @@ def test_a_coloured_image_among_grey_ones_is_refused_as_it_is_read(tmp_path):
     data = from_folder(root, stream=True)
     assert data.channels == 1
     Image.new("RGB", (8, 8), (255, 0, 0)).save(root / "class 2" / "02.png")
-    with pytest.raises(ValueError, match=r"02\.png .* all must be grey"):
+    with pytest.raises(ValueError, match=r"02\.png .* all images must be grey"):
         data.image_train[:], data.image_test[:]

@@ -343,8 +343,8 @@ REFUSED = {
     },
     "norm_relu_pool": dict.fromkeys(FORWARD, "norm_relu_pool has no forward-mode derivative")
     | {"hvp": "norm_relu_pool has two derivatives, and a third"},
-    "unroll": dict.fromkeys(FUNC, "the unroll has no rules for torch.func, torch.vmap and forward")
-    | dict.fromkeys((*ONE_AT_A_TIME, "jacobian"), "the unroll walks back for one gradient at a")
+    "unroll": dict.fromkeys(FUNC, "the unroll does not support torch.func, torch.vmap and forward")
+    | dict.fromkeys((*ONE_AT_A_TIME, "jacobian"), "the unroll computes one gradient at a")
     | dict.fromkeys(SECOND, "the unroll is differentiable once"),
 }
 

@@ -17,7 +17,7 @@ from mim4dd.distill.evaluation.recipe import Evaluation, evaluate
 IMAGES = torch.randn(4, 6, dtype=torch.float64)
 LABELS = torch.arange(4) % 3
 BATCHES = torch.arange(4).expand(3, -1)
-ADVICE = "the unroll would leave it without one. Detach it, or make it an input"
+ADVICE = "it would get no gradient. Detach it, or pass it as an input"
 
 
 def model():
@@ -114,7 +114,7 @@ def run(entry=unroll_sgd, **options):
 def test_a_captured_tensor_is_refused(name, entry):
     call, options = ENTRIES[entry]
     place = "augment" if "augment" in name else "model and loss"
-    with pytest.raises(ValueError, match=f"^{place} must read no tensor that requires") as caught:
+    with pytest.raises(ValueError, match=f"^{place} must use no tensor that requires") as caught:
         run(call, **CAPTURES[name](), **options)
     assert ADVICE in str(caught.value)
     assert SHAPES.get(name, "(3, 6)" if "another" in name else "") in str(caught.value)
@@ -137,7 +137,7 @@ def test_a_tensor_that_is_read_in_the_last_step_alone_is_refused(place, entry):
         value = F.cross_entropy(output, labels)
         return value * tensor.sum() if len(calls) >= 3 and place != "augment" else value
 
-    with pytest.raises(ValueError, match=f"^{place} must read no tensor that requires"):
+    with pytest.raises(ValueError, match=f"^{place} must use no tensor that requires"):
         run(call, augment=augment, loss=loss, **options).sum().backward()
 
 
@@ -147,9 +147,9 @@ def test_side_by_side_and_in_the_adapter(name):
     network = options.pop("model", None) or model()
     starts = torch.stack([flatten_parameters(network)] * 2)
     for batches in (BATCHES, BATCHES[:, None].expand(-1, 2, -1)):
-        with pytest.raises(ValueError, match="must read no tensor that requires"):
+        with pytest.raises(ValueError, match="must use no tensor that requires"):
             unroll_sgd(network, starts, IMAGES, LABELS, batches, lr=0.1, **options)
-    with pytest.raises(ValueError, match="must read no tensor that requires"):
+    with pytest.raises(ValueError, match="must use no tensor that requires"):
         ReparamModule(network).unroll(IMAGES, LABELS, BATCHES, lr=0.1, **options)
 
 
@@ -157,7 +157,7 @@ def test_in_captured_steps(monkeypatch):
     monkeypatch.setattr("mim4dd.unroll.check_step_graphs", lambda *_: None)
     monkeypatch.setattr(graphs, "_capture", lambda run, pool: (None, run()))
     for name in CAPTURES:
-        with pytest.raises(ValueError, match="must read no tensor that requires"):
+        with pytest.raises(ValueError, match="must use no tensor that requires"):
             run(**CAPTURES[name](), step_graphs=StepGraphs())
 
 
@@ -174,7 +174,7 @@ def test_an_input_that_is_captured_too_is_refused(name):
     def loss(output, labels):
         return F.cross_entropy(output, labels) + values[name].square().sum()
 
-    with pytest.raises(ValueError, match="model and loss must read no tensor"):
+    with pytest.raises(ValueError, match="model and loss must use no tensor"):
         run(model=network, loss=loss, **values)
 
 

@@ -227,7 +227,9 @@ class Checkpointed(nn.Module):
 def test_a_model_that_is_run_again_in_the_backward_is_refused(budget, device):
     model = Checkpointed().to(device, torch.float64)
     _, images, labels, batches, lr = make("BatchNorm", device)
-    with pytest.raises(RuntimeError, match="Sequential is run again in the backward, as torch"):
+    with pytest.raises(
+        RuntimeError, match="Sequential is run again in the backward pass, as torch"
+    ):
         unroll_sgd(
             model, flatten_parameters(model), images, labels, batches, lr=lr, memory_budget=budget
         )

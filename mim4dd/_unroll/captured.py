@@ -29,9 +29,9 @@ def refuse_captured(
         return
     found = ", ".join(dict.fromkeys(_described(leaf, model) for leaf in strangers))
     raise ValueError(
-        f"{place} must read no tensor that requires a gradient but what the unroll hands it, got "
-        f"{found}: the unroll would leave it without one. Detach it, or make it an input: θ_0, "
-        "image_syn, label_syn and lr get gradients"
+        f"{place} must use no tensor that requires a gradient and is no input of the unroll, got "
+        f"{found}: it would get no gradient. Detach it, or pass it as an input: theta_0, "
+        f"image_syn, label_syn and lr get gradients"
     )
 
 

@@ -89,7 +89,8 @@ def check_augmented(augmented: object, samples: Tensor) -> None:
     if not number or number % len(samples):
         raise ValueError(
             f"augment must return as many images as the {len(samples)} it is given, or a multiple "
-            f"of it: all of them once, then once more; got shape {tuple(augmented.shape)}"
+            f"of it: the whole batch once, then the whole batch again; got shape "
+            f"{tuple(augmented.shape)}"
         )
 
 
@@ -97,8 +98,8 @@ def check_outputs(output: object, num_classes: int) -> None:
     """Require logits (B, C) of all classes; what is no tensor is left to the loss."""
     if isinstance(output, Tensor) and (output.dim() != 2 or output.shape[1] < num_classes):
         raise ValueError(
-            f"label_syn must be of the classes that model tells apart, got {num_classes} classes "
-            f"and outputs of shape {tuple(output.shape)}"
+            "label_syn must be of at most as many classes as model has outputs, "
+            f"got {num_classes} classes and outputs of shape {tuple(output.shape)}"
         )
 
 

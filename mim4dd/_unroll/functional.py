@@ -90,7 +90,7 @@ class FunctionalModel:
 
 def _refuse_call(module: nn.Module, _: object) -> NoReturn:
     raise RuntimeError(
-        f"{type(module).__name__} is run again in the backward, as torch.utils.checkpoint does: it "
-        "would have the model's own parameters there, not those of the step. Leave it out: the "
-        "unroll keeps the activations of one step alone"
+        f"{type(module).__name__} is run again in the backward pass, as torch.utils.checkpoint "
+        f"does. There it would use the model's own parameters, not those of the step. Remove the "
+        f"checkpoint: the unroll keeps the activations of only one step"
     )

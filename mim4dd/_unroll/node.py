@@ -58,8 +58,8 @@ def refuse_transforms() -> None:
     """Raise under a transform, which the node has no rules for."""
     if active():
         raise RuntimeError(
-            "the unroll has no rules for torch.func, torch.vmap and forward mode: "
-            "call torch.autograd.grad or backward() on what is computed from it"
+            "the unroll does not support torch.func, torch.vmap and forward mode: call "
+            "torch.autograd.grad or backward() on a loss of its result"
         )
 
 
@@ -142,8 +142,8 @@ class Unroll(torch.autograd.Function):
     def backward(ctx: Any, grad_theta_T: Tensor) -> tuple[Tensor | None, ...]:
         if is_batched(grad_theta_T):
             raise RuntimeError(
-                "the unroll walks back for one gradient at a time: call torch.autograd.grad for "
-                "each, without is_grads_batched, vectorize or torch.vmap"
+                "the unroll computes one gradient at a time: call torch.autograd.grad for each, "
+                "without is_grads_batched, vectorize or torch.vmap"
             )
         saved = ctx.saved_tensors
         with torch.no_grad(), ctx.autocast, without_saved_tensors_hooks():

@@ -149,8 +149,8 @@ class StepLoss:
             losses = self._side_by_side(value, theta, parts, labels)
         if version(theta) != before:
             raise RuntimeError(
-                "model changes its parameters in place in its forward pass: the gradient would be "
-                "that of other parameters than the step was taken from"
+                "model changes its parameters in place in its forward pass: the gradient would "
+                "belong to other parameters than those of the step"
             )
         return losses
 

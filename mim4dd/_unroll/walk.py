@@ -79,10 +79,10 @@ class Walk:
             theta_adjoint = theta_adjoint + self.product
         if not self.mismatch <= 0:  # nor is it NaN
             raise RuntimeError(
-                "recomputing a step of the unroll gave other parameters than taking it did: model, "
-                "loss or augment draws random numbers of its own, as dropout does, or its mode or "
-                "buffers changed since. Put the model into eval mode before, and draw from the "
-                "generator that augment is given"
+                "recomputing a step of the unroll gave other parameters than the first time: "
+                "model, loss or augment draws random numbers of its own, as dropout does, or the "
+                "model's mode or buffers changed since. Put the model into eval mode before the "
+                "unroll, and draw from the generator that augment gets"
             )
         return theta_adjoint
 

@@ -44,7 +44,9 @@ class NTXentLoss(nn.Module):
         super().__init__()
         _checks.check_positive("abs(temperature)", abs(temperature))
         if gather_distributed and not distributed.is_available():
-            raise ValueError("gather_distributed needs torch.distributed, which is not there")
+            raise ValueError(
+                "gather_distributed needs torch.distributed, which this PyTorch does not have"
+            )
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.memory_bank: _queue.KeyQueue | None = None
@@ -65,8 +67,8 @@ class NTXentLoss(nn.Module):
         across_ranks = self.gather_distributed and _num_processes() > 1
         if across_ranks and self.memory_bank is not None:
             raise ValueError(
-                "gather_distributed must be False beside a memory bank, got True in "
-                f"{_num_processes()} processes: each keeps a bank of its own keys here"
+                "gather_distributed must be False with a memory bank, got True in "
+                f"{_num_processes()} processes: each process keeps a bank of its own keys"
             )
         _checks.check_rank("out0", out0, 2)
         _checks.check_same_device("out0", out0, "out1", out1)

@@ -54,7 +54,7 @@ class ClipLoss(nn.Module):
     ) -> None:
         super().__init__()
         if world_size > 1 and use_horovod:
-            raise ValueError("use_horovod must be False: ranks are torch.distributed's here")
+            raise ValueError("use_horovod must be False: mim4dd supports only torch.distributed")
         _check_processes(rank, world_size)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
@@ -122,7 +122,7 @@ class ClipLoss(nn.Module):
         if self.world_size > 1:
             raise ValueError(
                 "world_size must be 1 for a subclass with its own get_logits or get_ground_truth, "
-                f"got {self.world_size}: logits of several processes are never stored here"
+                f"got {self.world_size}: mim4dd never stores the logits of several processes"
             )
         # Not by name: a get_logits of one's own need not take a bias.
         bias = {} if logit_bias is None else {"logit_bias": logit_bias}

@@ -214,8 +214,8 @@ class ReparamModule(nn.Module):
     def _replicate_for_data_parallel(self) -> "ReparamModule":
         # The replicas would share one module, and put their parameters into it at the same time.
         raise RuntimeError(
-            "ReparamModule cannot be used within DataParallel: take one process per GPU, "
-            "with trajectories of its own"
+            "ReparamModule cannot be used within DataParallel: use one process per GPU, each with "
+            "its own trajectories"
         )
 
 

@@ -65,7 +65,8 @@ def sgd_options(optimizer: torch.optim.SGD, model: nn.Module) -> SGDOptions:
     buffers = [state.get("momentum_buffer") for state in optimizer.state.values()]
     if momentum and any(buffer is not None for buffer in buffers):
         raise ValueError(
-            "optimizer must be new: it has a velocity from earlier steps, the unroll starts at 0"
+            "optimizer must be new: it has momentum from earlier steps, but the unroll starts "
+            "without any"
         )
     like = _trainable(model)[0]
     step_sizes = [

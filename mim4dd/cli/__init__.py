@@ -20,7 +20,7 @@ from mim4dd.distill.runtime.ranks import require_one_process
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Dataset distillation by mutual-information maximisation.",
+    help="Distil data sets: turn a training set into a few synthetic images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

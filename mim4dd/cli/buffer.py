@@ -18,14 +18,14 @@ def buffer(
     source: Annotated[
         Path, typer.Argument(help="Folder of replay_buffer_*.pt or of expert_*.safetensors files.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the other kind.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the converted files.")],
     cast: Annotated[
-        bool, typer.Option("--cast", help="Convert half or double precision to the network's.")
+        bool, typer.Option("--cast", help="Also convert parameters in half or double precision.")
     ] = False,
 ) -> None:
-    """Convert experts from MTT's files, checked against the network of the options, or to them.
+    """Convert experts from MTT's files, or to MTT's files.
 
-    The first expert is tested on the data; one that is no better than chance is warned of.
+    The first expert from MTT is tested on the data; a warning says if it is no better than chance.
     """
     from mim4dd.distill.experts.replay_buffer import export_replay_buffers, import_replay_buffers
 
@@ -48,6 +48,8 @@ def buffer(
         return
     given = flags_on_command_line(context, without=("source", "out"))
     if given:
-        raise ValueError(f"{source} says itself what its experts are, got {', '.join(given)}")
+        raise ValueError(
+            f"{source} already says what its experts are; leave out {', '.join(given)}"
+        )
     for path in export_replay_buffers(source, out):
         typer.echo(str(path))

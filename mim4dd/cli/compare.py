@@ -15,12 +15,12 @@ __all__ = ["compare"]
 @with_options(CompareConfig)
 def compare(
     config: CompareConfig,
-    out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/compare"),
+    out: Annotated[Path, typer.Option(help="Directory for all results.")] = Path("runs/compare"),
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that work at the same time; by default one, or where the networks are "
-            "too small for several threads one for each of the CPU's.",
+            help="Processes that work at the same time; by default one for each CPU thread if the "
+            "networks are small, otherwise one.",
             show_default=False,
         ),
     ] = None,
@@ -29,9 +29,9 @@ def compare(
         float | None, typer.Option(help="What installing took, for the summary.", hidden=True)
     ] = None,
 ) -> None:
-    """Distil by a method and by the same + MIM4DD, and compare both with the baselines.
+    """Distil by a method with and without MIM4DD, and compare both with baselines.
 
-    Experts are trained where the method needs them. Under torchrun every process distils and judges
+    Experts are trained if the method needs them. Under torchrun every process distils and evaluates
     some of the sets.
     """
     from mim4dd.distill.commands.compare import compare as run_comparison

@@ -34,34 +34,33 @@ _ON_RESUME = (
 def distill(
     config: DistillConfig,
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Run directory to make.")] = Path("runs/distill"),
+    out: Annotated[Path, typer.Option(help="Run directory to create.")] = Path("runs/distill"),
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Run to continue, with its own options; step sizes, iterations and evaluation "
-            "may change.",
+            help="Continue this run; docs/runs.md says which options may change.",
         ),
     ] = None,
     from_iteration: Annotated[
         int | None,
-        typer.Option(help="Go back to this checkpoint of the run to resume."),
+        typer.Option(help="With --resume: go back to this checkpoint."),
     ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Log metrics as they come: {' or '.join(LOGGERS)}; repeat it for both.",
+            help=f"Also log metrics to {' or '.join(LOGGERS)}; repeat the option for both.",
         ),
     ] = None,
 ) -> None:
-    """Distil a synthetic set by a method + MIM4DD, or the method alone with --weight 0.
+    """Distil a synthetic set by a method + MIM4DD, or by the method alone (--weight 0).
 
-    Shown are the options and defaults of one method, data and ipc: --help beside others shows
-    theirs. Under torchrun every process matches its own networks; all step along the mean gradient.
+    This shows the options and defaults of one method, data set and ipc; give others beside --help
+    to see theirs. Under torchrun every process uses its own networks, and all average gradients.
     """
     if resume is not None:
         _require_may_change(context)
     elif from_iteration is not None:
-        raise ValueError("--from-iteration is of a run to continue by --resume, got none")
+        raise ValueError("--from-iteration needs --resume with the run to continue")
     device = torch.device(config.device)
     with joined_ranks(config.device):
         run = RunDirectory(out if resume is None else resume, read_only=rank() != 0)
@@ -83,8 +82,8 @@ def _require_may_change(context: typer.Context) -> None:
     if given:
         may = ", ".join(map(flag, sorted(_ON_RESUME - {"resume"})))
         raise ValueError(
-            f"--resume takes the run's own options, got {', '.join(given)} as well; others than "
-            f"the run's may be {may}"
+            f"--resume takes the run's own options, got {', '.join(given)} as well; only these may "
+            f"differ from the run's: {may}"
         )
 
 

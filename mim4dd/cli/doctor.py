@@ -6,7 +6,7 @@ __all__ = ["doctor"]
 
 
 def doctor() -> None:
-    """Report what is built, for which GPUs, and why something is not."""
+    """Report what is built, and the reason if something is not."""
     from mim4dd.doctor import report
 
     text, healthy = report()

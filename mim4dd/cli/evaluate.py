@@ -16,81 +16,86 @@ def evaluate(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Run directories, files of distilled sets, or what MTT, DATM, DC and others left."
+            help="Run directories, files of distilled sets, or files of MTT, DATM, DC and others."
         ),
     ],
     iteration: Annotated[
         int | None,
-        typer.Option(help="Checkpoint to judge; by default the result, or the last there is."),
+        typer.Option(help="Checkpoint to evaluate; by default the result, or the last checkpoint."),
     ] = None,
     networks: Annotated[
         str | None,
         typer.Option(
-            help=f"Networks to train, as columns: some of {', '.join(NETWORKS)}, joined by commas; "
-            "else the run's."
+            help=f"Networks to train, joined by commas: some of {', '.join(NETWORKS)}; by default "
+            "the run's."
         ),
     ] = None,
     fairness: Annotated[
         bool,
         typer.Option(
             "--fairness",
-            help="Show what the sets gain over as many random real images instead: by their own "
-            "labels and hard ones, with augmentation and without.",
+            help="Show instead the gains over the same number of random real images: with the "
+            "set's labels and with hard labels, with and without augmentation.",
         ),
     ] = False,
     regimes: Annotated[
         bool,
         typer.Option(
             "--regimes",
-            help="With --fairness: also by one soft label for each image, and by a teacher's "
-            "labels for every augmented, mixed batch.",
+            help="With --fairness: also with one soft label for each image, and with a teacher's "
+            "labels for every augmented and mixed batch.",
         ),
     ] = False,
-    num_eval: Annotated[int | None, typer.Option(help="Networks to train; else the run's.")] = None,
-    eval_epochs: Annotated[int | None, typer.Option(help="Epochs of each; else the run's.")] = None,
+    num_eval: Annotated[
+        int | None, typer.Option(help="Networks to train; by default the run's.")
+    ] = None,
+    eval_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each; by default the run's.")
+    ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Also random real images, and the whole training set.")
+        bool, typer.Option(help="Also evaluate random real images and the whole training set.")
     ] = True,
     coresets: Annotated[
         bool,
         typer.Option(
             "--coresets",
-            help="Also real images that a network trained on all of them chooses: by herding, "
-            "k-centre and EL2N.",
+            help="Also evaluate real images that a trained network chooses: by herding, k-centre "
+            "and EL2N.",
         ),
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="Real data of sets that do not name them: as for distill."),
+        typer.Option(help="Real data of a set in a file, if the set does not name them."),
     ] = None,
     data_path: Annotated[
-        str | None, typer.Option(help="Where the data of sets lie; by default data.")
+        str | None, typer.Option(help="Folder of downloaded data sets; by default data.")
     ] = None,
     zca: Annotated[
         bool | None,
         typer.Option(
             "--zca/--no-zca",
-            help="Whether images of other projects are whitened; by default as published.",
+            help="Whether images of other projects are ZCA-whitened; by default as published.",
             show_default=False,
         ),
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Step size for sets of other projects; by default their files', or 0.01."
+            help="Step size for sets of other projects; by default that of their files, or 0.01."
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where to judge sets; by default on the CPU.")
+        str | None, typer.Option(help="Device for sets in files; by default the CPU.")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="Also write the table to this CSV file, as fractions.")
+        Path | None,
+        typer.Option(help="Also write the table to this CSV file, with accuracies as fractions."),
     ] = None,
 ) -> None:
     """Train fresh networks on distilled sets and test them on held-out real images.
 
-    Sets in files are judged by what they say of their distillation, others by the defaults for
-    their data and images per class; --data, --data-path, --zca, --lr and --device are for them.
+    A set in a file is evaluated by its own options. If it has none, the defaults for its data and
+    images per class are used. --data, --data-path, --zca, --lr and --device are for sets in files.
     Under torchrun every process trains some of the networks.
     """
     from mim4dd.distill.commands import cross
@@ -101,7 +106,7 @@ def evaluate(
     from mim4dd.distill.runs import is_set
 
     if regimes and not fairness:
-        raise ValueError("--regimes is for the table of --fairness, which must be asked for")
+        raise ValueError("--regimes needs --fairness")
     if coresets and (fairness or not baselines):
         raise ValueError("--coresets takes neither --fairness nor --no-baselines")
     named = None if networks is None else [name.strip() for name in networks.split(",")]
@@ -114,8 +119,8 @@ def evaluate(
     of_sets = {name: value for name, value in asked.items() if value is not None}
     if of_sets and not any(map(is_set, runs)):
         raise ValueError(
-            f"{', '.join(map(flag, of_sets))} is of sets in files, {', '.join(map(str, runs))} "
-            "must be run directories, which have it from their runs"
+            f"{', '.join(map(flag, of_sets))} must be left out for run directories, "
+            f"which have their own, got {', '.join(map(str, runs))}"
         )
     judged = [each for path in runs for each in load_judged(path, iteration, of_sets, changes)]
     for each in judged:

@@ -17,9 +17,9 @@ def experts(
     config: ExpertsConfig,
     out: Annotated[Path, typer.Option(help="Folder for the trajectories.")] = Path("runs/experts"),
 ) -> None:
-    """Train expert trajectories on the real data; continue where a former call stopped.
+    """Train expert networks on the real data; continue an interrupted call.
 
-    Under torchrun every process trains some of them.
+    Under torchrun every process trains some of the experts.
     """
     from mim4dd.distill.job import train_experts_by
 

@@ -23,7 +23,7 @@ __all__ = [
     "with_options",
 ]
 
-PAPER_HELP = "Draw at the size of a paper, without titles, and write PDF and SVG beside PNG."
+PAPER_HELP = "Draw in the size of a paper, without titles, as PNG, PDF and SVG."
 _CONFIG = "config_file"  # as "config" is what a command gets
 _GIVEN = "mim4dd.given_options"
 _WIDEST = 100  # columns of a help
@@ -190,8 +190,18 @@ def _bound(
         for name in order
     ]
     parameters += [
-        _extra(_CONFIG, Path | None, None, "JSON or YAML file of options, as a run's config.json."),
-        _extra("plugin", list[str] | None, None, "Python file, or module, that registers more."),
+        _extra(
+            _CONFIG,
+            Path | None,
+            None,
+            "JSON or YAML file with options, such as a run's config.json.",
+        ),
+        _extra(
+            "plugin",
+            list[str] | None,
+            None,
+            "Python file or module with your own methods, networks or data sets.",
+        ),
     ]
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

@@ -17,21 +17,21 @@ def reproduce(
         typer.Argument(help="Rows, such as mnist-dm-ipc1-0; by default all, one after another."),
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="Show what rows there are instead, with what is here.")
+        bool, typer.Option("--list", help="Only list the rows, and which are finished here.")
     ] = False,
     budget: Annotated[
         str,
         typer.Option(
-            help="small: hours on two cores. published: as many iterations, experts and networks "
-            "as were published, for a GPU."
+            help="small: takes hours on two cores. published: the published iterations, experts, "
+            "networks; for a GPU."
         ),
     ] = "small",
-    data_path: Annotated[str, typer.Option(help="Where the archives lie (docs/data.md).")] = "data",
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    data_path: Annotated[
+        str, typer.Option(help="Folder of the data archives (docs/data.md).")
+    ] = "data",
+    device: Annotated[str, typer.Option(help="Device to compute on.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Processes that work at the same time.")] = 1,
-    note: Annotated[
-        str, typer.Option(help="What else there is to say of the figures, for the table.")
-    ] = "",
+    note: Annotated[str, typer.Option(help="Remark to write into the files of the rows.")] = "",
     out: Annotated[Path, typer.Option(help="Directory for runs and experts.")] = Path(
         "runs/reproduce"
     ),
@@ -39,7 +39,7 @@ def reproduce(
         Path, typer.Option(help="Directory for the files of rows and their table.")
     ] = Path("docs/reproduce"),
 ) -> None:
-    """Distil and judge rows of published tables: ours beside theirs.
+    """Repeat rows of published tables, and compare the accuracies.
 
     The same command continues after an interruption. Under torchrun every process does some of the
     work.

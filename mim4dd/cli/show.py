@@ -14,7 +14,9 @@ __all__ = ["show"]
 def show(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run directories, or sets in files, whose pictures go beside them."),
+        typer.Argument(
+            help="Run directories, or files of sets. Pictures of a file are written beside it."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="PNG file for the curves of several runs.")] = Path(
         "runs/curves.png"
@@ -22,36 +24,39 @@ def show(
     features: Annotated[
         bool | None,
         typer.Option(
-            help="Pictures of what a network trained on real data sees: by default where the "
-            "run's experts are there; --features trains a network where they are not.",
+            help="Draw features of a network trained on real data: by default if the run's experts "
+            "exist. With --features a network is trained if they do not.",
             show_default=False,
         ),
     ] = None,
     iteration: Annotated[
         int | None,
-        typer.Option(help="Checkpoint to look at; by default the result, or the last there is."),
+        typer.Option(help="Checkpoint to draw; by default the result, or the last checkpoint."),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Comma-separated submodules to look at; by default the network's."),
+        typer.Option(
+            help="Submodules whose features to draw, joined by commas; by default the network's."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute the features.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device for the features.")] = "cpu",
     paper: Annotated[bool, typer.Option("--paper", help=PAPER_HELP)] = False,
     gif: Annotated[
         bool,
         typer.Option(
             "--gif",
-            help="Also an animation of the images: distill --keep-every keeps more of its frames.",
+            help="Also write an animation of the images; distill --keep-every gives more frames.",
         ),
     ] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Also write a page with everything in one file.")
+        Path | None, typer.Option(help="Also write one HTML file with all pictures.")
     ] = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Also write event files, one folder in it for each run.")
+        Path | None,
+        typer.Option(help="Also write TensorBoard event files here, in a folder for each run."),
     ] = None,
 ) -> None:
-    """Draw the samples of runs, their curves, and what a network sees in them."""
+    """Draw the images of runs, their loss curves, and their features."""
     from mim4dd.distill.pictures import save_curves
     from mim4dd.distill.report.html import ReportedRun, write_report
     from mim4dd.distill.report.show import (
@@ -66,7 +71,7 @@ def show(
     from mim4dd.distill.runs import RunDirectory, is_set
 
     if features is False and layers is not None:
-        raise ValueError(f"--layers is of the features, which --no-features leaves out: {layers}")
+        raise ValueError(f"--layers has no effect with --no-features, got {layers}")
     sets = [path for path in runs if is_set(path) and not RunDirectory(path).started]
     of_runs = {
         "html": html,

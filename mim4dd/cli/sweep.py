@@ -20,39 +20,41 @@ def sweep(
         list[str],
         typer.Option(
             metavar="NAME=VALUE,…",
-            help="An option and its values, as weight=0,0.1. Repeat it for more options. Where | "
-            "stands it separates the values: layers=none|blocks.0,blocks.1. A search also takes "
-            "ranges: num_keys=50..400, weight=0.001..10:log.",
+            help="An option and its values, such as weight=0,0.1. Repeat it for more options. If "
+            "values contain commas, separate them by |: layers=none|blocks.0,blocks.1. With "
+            "--search also ranges: num_keys=50..400, weight=0.001..10:log.",
         ),
     ],
     one_at_a_time: Annotated[
         bool,
         typer.Option(
-            "--one-at-a-time", help="Vary each option alone, not all combinations of values."
+            "--one-at-a-time", help="Vary one option at a time instead of all combinations."
         ),
     ] = False,
     against: Annotated[
         str | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Show gains over the setting with this value and all else alike; by default over "
-            "the base.",
+            help="Show gains over the setting that has this value and is equal otherwise; by "
+            "default over the base setting.",
         ),
     ] = None,
     search: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Instead of a grid let Optuna try N settings, judged by training images that are "
-            "held out; the best one is then judged by the test images.",
+            help="Let Optuna try N settings instead of a grid. They are judged on held-out "
+            "training images, and the best one at the end on the test images.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Distillations by each setting.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="Distillations of each setting, each with another seed.")
+    ] = 5,
     workers: Annotated[int, typer.Option(help="Processes that work at the same time.")] = 1,
-    out: Annotated[Path, typer.Option(help="Directory for everything.")] = Path("runs/sweep"),
+    out: Annotated[Path, typer.Option(help="Directory for all results.")] = Path("runs/sweep"),
     paper: Annotated[bool, typer.Option("--paper", help=PAPER_HELP)] = False,
 ) -> None:
-    """Distil with many values of options and several seeds: accuracy and cost of every setting.
+    """Distil with several values of options and several seeds; tabulate accuracy and cost.
 
     The same command continues after an interruption. More values, options and seeds may be added.
     Under torchrun every process does some of the runs.

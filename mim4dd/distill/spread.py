@@ -16,7 +16,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation and number of some values; None where there are too few."""
+    """Mean, sample standard deviation and number of some values; None where there are too few.
+
+    Example:
+        >>> from mim4dd.distill.spread import Spread
+        >>> spread = Spread.of([0.88, 0.90])
+        >>> round(spread.mean, 2), spread.count
+        (0.89, 2)
+    """
 
     mean: float | None
     std: float | None

@@ -13,13 +13,13 @@ def check_defaults(
     """Refuse what would change the loss; what says a default explicitly does not."""
     if distance is not None and not _is_cosine(distance):
         raise ValueError(
-            f"distance must be CosineSimilarity(), {loss}'s default, got {distance!r}: others are "
-            "not here, use pytorch_metric_learning's own loss for them"
+            f"distance must be CosineSimilarity(), {loss}'s default, got {distance!r}: for others "
+            f"use pytorch_metric_learning's own loss"
         )
     if reducer is not None and not _is_of_peer(reducer, "reducers", default_reducer):
         raise ValueError(
-            f"reducer must be {default_reducer}(), {loss}'s default, got {reducer!r}: others are "
-            "not here, use pytorch_metric_learning's own loss for them"
+            f"reducer must be {default_reducer}(), {loss}'s default, got {reducer!r}: for others "
+            f"use pytorch_metric_learning's own loss"
         )
     if embedding_regularizer is not None:
         raise ValueError(

@@ -105,8 +105,8 @@ def check_no_miner(name: str, value: object) -> None:
     """Refuse chosen pairs."""
     if value is not None:
         raise ValueError(
-            f"{name} must be None: pairs that a miner chose are not supported, "
-            "positives and negatives are all that labels say"
+            f"{name} must be None: pairs that a miner chose are not supported; labels alone say "
+            f"which pairs are positive"
         )
 
 

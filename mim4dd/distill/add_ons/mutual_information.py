@@ -34,13 +34,17 @@ class MIM4DDSettings(AddOnSettings):
     """What the add-on compares, and what that counts.
 
     Args:
-        temperature: Temperature of the logits of the mutual-information loss.
-        critic: "info_nce"; "nce", of the form that CRD and CMIM take; "l2", without negatives, to
-            compare with.
-        layer_decay: In that loss each layer counts this times the one after it.
-        layers: Names of the submodules to compare, joined by commas; else all.
-        projection: Dimension of a frozen random projection of every layer.
-        num_keys: Real images in the contrastive batch, of all classes.
+        temperature: Temperature of the contrastive loss.
+        critic: "info_nce", "nce" (CRD), or "l2" without negatives.
+        layer_decay: Weight of each layer, relative to the next layer.
+        layers: Submodules to compare, joined by commas; by default all.
+        projection: Randomly project the features of each layer to this dimension.
+        num_keys: Real images in the contrastive batch, over all classes.
+
+    Example:
+        >>> from mim4dd.distill.add_ons import MIM4DDSettings
+        >>> MIM4DDSettings(weight=0.3, layers="blocks.0,blocks.1").temperature
+        0.1
     """
 
     temperature: float = 0.1

@@ -28,7 +28,7 @@ class AddOnSettings(Settings):
     """What every add-on has.
 
     Args:
-        weight: Weight of what is added to the loss; 0 leaves it out.
+        weight: Weight of the added loss; 0 leaves it out.
     """
 
     weight: float = 0.1

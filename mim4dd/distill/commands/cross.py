@@ -268,7 +268,7 @@ def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
         data.require(run.config.per_class)
     except ValueError as error:
         raise ValueError(
-            f"{run.name} can not stand beside random real images: {error}; {way_out}"
+            f"{run.name} cannot be compared with random real images: {error}; {way_out}"
         ) from error
 
 

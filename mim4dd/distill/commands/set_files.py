@@ -41,7 +41,10 @@ def load_judged(
     if not is_set(path):
         return [load_run(path, iteration, **changes)]
     if iteration is not None:
-        raise ValueError(f"iteration is of runs with a config.json, got {iteration} for {path}")
+        raise ValueError(
+            "iteration applies only to run directories with a config.json, "
+            f"got {iteration} for {path}"
+        )
     own = own_file(path)
     if own is None:
         return _of_others(path, of_sets, changes)

@@ -50,14 +50,14 @@ class TaskSettings(Configuration):
     ``config.json``. :meth:`resolve` fills in what was published.
 
     Args:
-        data: A name (docs/data.md), or a folder of class folders.
-        data_path: Where downloaded data sets lie.
+        data: Data set (docs/data.md), or folder of class folders.
+        data_path: Folder of downloaded data sets.
         image_size: Size to resize the images of a folder or ImageNet subset to.
         zca: Whiten by ZCA instead of standardising every channel.
-        keep_bytes: Hold the images of a folder as bytes.
-        stream: Read the images of a folder as they are taken.
-        download: Let torchvision or Hugging Face fetch their data.
-        network: Architecture of experts and students.
+        keep_bytes: Keep the images of a folder as bytes in memory.
+        stream: Read images of a folder only when needed.
+        download: Let torchvision or Hugging Face download data.
+        network: Architecture of the networks.
         device: Where to compute: "cpu", "cuda", "cuda:1", …
     """
 
@@ -167,8 +167,8 @@ class ExpertsConfig(TaskSettings, ExpertTraining):
     """What `mim4dd experts` takes.
 
     Args:
-        workers: Processes that train an expert each; they share the CPU's threads.
-        devices: Devices that the workers take turns over, as in cuda:0,cuda:1; by default device.
+        workers: Processes, each of which trains one expert at a time; they divide the CPU threads.
+        devices: Devices to spread the workers over, such as cuda:0,cuda:1; by default --device.
     """
 
     workers: int = 1
@@ -200,7 +200,7 @@ class DistillConfig(TaskSettings, LoopSettings, Evaluation):
 
     Args:
         method: The base method.
-        add_on: What is added to its loss.
+        add_on: Loss that is added to the method's.
         experts: Folder of the expert trajectories.
 
     Example:
@@ -287,10 +287,10 @@ class CompareConfig(DistillConfig, ExpertTraining):
     """What `mim4dd compare` takes.
 
     Args:
-        experts: Folder of the expert trajectories; by default the comparison trains its own.
+        experts: Folder of experts; by default the comparison trains its own.
         dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
-        num_distill: Distillations by each method, with different seeds.
-        seed: Seed of the first distillation and expert; the others follow.
+        num_distill: Distillations by each method, each with another seed.
+        seed: Seed of the first distillation and expert; the others have the next seeds.
     """
 
     experts: str = ""
@@ -315,11 +315,11 @@ class SweepConfig(DistillConfig, ExpertTraining):
     """What `mim4dd sweep` takes: the base setting, and how to train the experts it needs.
 
     Args:
-        experts: Folder of the expert trajectories; by default the sweep trains its own.
+        experts: Folder of experts; by default the sweep trains its own.
         dsa_strategy: Augmentation of experts and students: families joined by "_", or "none".
-        seed: Seed of the first distillation and expert; the others follow.
-        eval_every: Iterations between evaluations for the curves, which count as time; 0 leaves
-            them out.
+        seed: Seed of the first distillation and expert; the others have the next seeds.
+        eval_every: Iterations between evaluations, which the curves show and the seconds include;
+            0: none.
     """
 
     experts: str = ""
@@ -348,7 +348,7 @@ def check_device(name: str, value: str) -> None:
     try:
         device = torch.device(value)
     except RuntimeError as error:
-        raise ValueError(f"{name} must be one of PyTorch's, got {value!r}") from error
+        raise ValueError(f"{name} must be a device that PyTorch knows, got {value!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} {value!r} was asked for, but PyTorch sees no CUDA GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -49,8 +49,8 @@ def load_data_of(config: TaskSettings, run: str | Path) -> ImageData:
     """
     if not names_data(config.data):
         raise ValueError(
-            f"{run} is of data {config.data!r}, which is no data set's name and no folder here: "
-            f"data that were given in Python must be given there again, by "
+            f"{run} is of data {config.data!r}, which is neither a known name nor a folder here. "
+            f"Data that were given in Python must be given again, by "
             f"mim4dd.distill.open_run({str(run)!r}, data)"
         )
     return config.load_data()

@@ -62,7 +62,9 @@ def from_dataset(
     """
     if stream:
         if zca:
-            raise ValueError("zca must be False with stream, as it is fitted to all at once")
+            raise ValueError(
+                "zca must be False with stream, because it is fitted to all images at once"
+            )
         return from_stream(
             *_streamed(dataset, readers),
             None if test is None else _streamed(test, readers),

@@ -21,6 +21,12 @@ class ImageData:
     Where the samples are not images but rows of D features, ``image_train`` and ``image_test`` are
     (N, D), and all but ``channels`` and ``image_size`` works as it does for images. Images may be
     ``ByteImages``, which are normalised as they are taken.
+
+    Example:
+        >>> from mim4dd.distill.data import load_data
+        >>> data = load_data("digits")
+        >>> data.image_train.shape, data.label_train.shape, data.num_classes
+        (torch.Size([1438, 1, 8, 8]), torch.Size([1438]), 10)
     """
 
     name: str

@@ -59,7 +59,7 @@ def from_tensors(
     labels = _check_part("images", images, "labels", labels)
     if keep_bytes and (zca or images.dtype != torch.uint8):
         raise ValueError(
-            "keep_bytes must be False with zca, and for images that are no bytes, got "
+            "keep_bytes must be False with zca, and for images that are not uint8, got "
             f"{images.dtype}{' with zca' if zca else ''}"
         )
     train, held_out = torch.arange(len(labels)), None

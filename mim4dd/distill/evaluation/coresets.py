@@ -141,6 +141,15 @@ def evaluate_coresets(
 
     Raises:
         ValueError: If a class has fewer images, or the network no linear layer.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.evaluation import Evaluation, evaluate_coresets
+        >>> recipe = Evaluation(num_eval=1, eval_epochs=5, eval_dsa_strategy="none")
+        >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> len(evaluate_coresets(make_network, 1, 0.01, load_data("digits"), recipe))
+        3
     """
     data.require(ipc)
     whole, seed = (data.image_train, data.label_train), evaluation.eval_seed

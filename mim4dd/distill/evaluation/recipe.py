@@ -37,7 +37,14 @@ FIRST_SEED = 2**31
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracies, as fractions, of networks that differ in their seed."""
+    """Test accuracies, as fractions, of networks that differ in their seed.
+
+    Example:
+        >>> from mim4dd.distill.evaluation import Accuracy
+        >>> accuracy = Accuracy((0.8, 0.9))
+        >>> round(accuracy.mean, 3), round(accuracy.std, 3)
+        (0.85, 0.071)
+    """
 
     values: tuple[float, ...]
 
@@ -92,11 +99,16 @@ class Evaluation(PrecisionSettings):
     step size falls to a tenth and the momentum starts anew, as in MTT.
 
     Args:
-        num_eval: Networks to train, with different initial weights and draws.
-        eval_epochs: Epochs of each over the set; published figures take 1000.
-        eval_batch: Images per step.
-        eval_dsa_strategy: Augmentation in evaluation: families joined by "_", or "none".
-        eval_seed: Seed of the first network, none of the experts; others follow.
+        num_eval: Networks to train, each from another seed.
+        eval_epochs: Epochs of each network; published figures use 1000.
+        eval_batch: Images in each step.
+        eval_dsa_strategy: Augmentation: families joined by "_", or "none".
+        eval_seed: Seed of the first evaluation network; the others follow.
+
+    Example:
+        >>> from mim4dd.distill.evaluation import Evaluation
+        >>> Evaluation(num_eval=3, eval_epochs=1000).eval_batch
+        256
     """
 
     GROUP: ClassVar[str] = "Evaluation"
@@ -136,6 +148,17 @@ def evaluate(
 
     Raises:
         ValueError: If the labels do not fit the images or the classes, or hold no probabilities.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.evaluation import Evaluation, evaluate
+        >>> data = load_data("digits")
+        >>> images, labels = data.image_train[:50], data.label_train[:50]
+        >>> recipe = Evaluation(num_eval=2, eval_epochs=5, eval_dsa_strategy="none")
+        >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> evaluate(make_network, images, labels, 0.01, data, recipe).mean > 0.1
+        True
     """
     _check_labels(images, labels, data)
     return _evaluate(make_network, lambda _: (images, labels), lr, data, evaluation, len(images))
@@ -154,6 +177,16 @@ def evaluate_random_real(
     ``ipc`` is a number for all classes, or one for each.
 
     ``label`` gives images (n, channels, H, W) labels (n, C) in the place of their classes.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.evaluation import Evaluation, evaluate_random_real
+        >>> recipe = Evaluation(num_eval=2, eval_epochs=5, eval_dsa_strategy="none")
+        >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> accuracy = evaluate_random_real(make_network, 5, 0.01, load_data("digits"), recipe)
+        >>> len(accuracy.values)
+        2
     """
 
     def draw(draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -174,6 +207,15 @@ def evaluate_full(
     """As :func:`evaluate`, on the whole training set, for as many steps as ``ipc`` images get.
 
     Equal steps, not equal epochs: what longer training brings is no merit of the whole set.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.evaluation import Evaluation, evaluate_full
+        >>> recipe = Evaluation(num_eval=1, eval_epochs=20, eval_dsa_strategy="none")
+        >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> evaluate_full(make_network, 1, 0.01, load_data("digits"), recipe).mean > 0.5
+        True
     """
     whole = data.image_train, data.label_train
     num_images = sum(class_counts(ipc, data.num_classes))

@@ -34,6 +34,11 @@ class ByTeacher(Settings):
         weight_decay: Of the optimiser.
         smoothing: The cosine's length over that of the training: at 1 it ends at 0, at 2 at half.
         ema_decay: Test an exponential moving average of the weights; 0: the last weights.
+
+    Example:
+        >>> from mim4dd.distill.evaluation import ByTeacher
+        >>> ByTeacher(temperature=30, mix="mixup", smoothing=1).lr
+        0.001
     """
 
     temperature: float = 20.0
@@ -199,6 +204,20 @@ def evaluate_by_teacher(
         data: Where the test images come from.
         evaluation: How many networks, epochs, images per step, and which augmentation.
         settings: How to train.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.evaluation import ByTeacher, Evaluation, evaluate_by_teacher
+        >>> data = load_data("digits")
+        >>> recipe = Evaluation(num_eval=1, eval_epochs=2, eval_dsa_strategy="none")
+        >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images, teacher = data.image_train[:20], make_network().eval()
+        >>> accuracy = evaluate_by_teacher(
+        ...     make_network, lambda generator: images, teacher, data, recipe, ByTeacher()
+        ... )
+        >>> len(accuracy.values)
+        1
     """
 
     def judge(seed: int) -> float:

@@ -84,7 +84,7 @@ def _require_alike_told(folder: Path, stored: Mapping[str, Any], asked: Mapping[
     if stored.get("task") is None and asked.get("task") is not None:
         raise ValueError(
             f"the experts in {folder}, of an earlier version or imported, do not say what they "
-            "were trained on: train them anew or choose another folder"
+            f"were trained on: train them again, or choose another folder"
         )
     if stored.get("task") is not None and asked.get("task") is None:
         raise ValueError(

@@ -41,14 +41,19 @@ class ExpertTraining(PrecisionSettings):
 
     Args:
         num_experts: Number of expert trajectories.
-        train_epochs: Epochs of each; a distillation uses max_start_epoch + expert_epochs of them.
+        train_epochs: Epochs of each expert; a distillation needs max_start_epoch + expert_epochs.
         lr_expert: Step size of the experts.
-        batch_train: Real images per step of an expert.
-        dsa_strategy: Augmentation in training: families joined by "_", or "none".
+        batch_train: Real images in each step of an expert.
+        dsa_strategy: Augmentation during training: families joined by "_", or "none".
         momentum: Momentum of the experts' SGD.
         weight_decay: Weight decay of the experts' SGD.
-        decay: Let lr_expert fall to a tenth where MTT does: train_epochs / 2 + 2 epochs in.
-        seed: Seed of the first expert; the others follow.
+        decay: Divide lr_expert by 10 after train_epochs / 2 + 2 epochs, as MTT does.
+        seed: Seed of the first expert; the others have the next seeds.
+
+    Example:
+        >>> from mim4dd.distill.experts import ExpertTraining
+        >>> ExpertTraining(num_experts=3, train_epochs=20).lr_expert
+        0.03
     """
 
     GROUP: ClassVar[str] = "Experts"
@@ -112,6 +117,18 @@ def train_experts(
         BlockingIOError: If another process is at work in ``folder``.
         OSError: If ``folder`` cannot be written, or shared memory has no room for what workers get.
         WorkerError: If a worker dies.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.experts import ExpertTraining, train_experts
+        >>> def make_network(data):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, data.num_classes))
+        >>> data, training = load_data("digits"), ExpertTraining(num_experts=1, train_epochs=2)
+        >>> experts = train_experts(make_network, "linear", data, training, tempfile.mkdtemp())
+        >>> experts.num_epochs
+        2
     """
     folder = Path(folder)
     settings = {

@@ -24,8 +24,7 @@ def require_within(path: Path, root: Path) -> None:
     """Raise ValueError if a link leads from ``path`` out of ``root``, where it stands."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(
-            f"{path} is a link out of {root}, which nothing is written through: put a folder in "
-            "its place"
+            f"{path} is a link out of {root}, where nothing may be written: replace it by a folder"
         )
 
 

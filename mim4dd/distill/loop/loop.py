@@ -95,6 +95,22 @@ def distill(
         BlockingIOError: If another process is at work in ``run``.
         OSError: If ``run`` cannot be written, or is gone; its last checkpoint is as it was.
         Interrupted: After Ctrl-C or SIGTERM, once the state is saved.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.loop import LoopSettings, distill
+        >>> from mim4dd.distill.methods.dm import DM, DMSettings
+        >>> from mim4dd.distill.runs import RunDirectory
+        >>> def new_network(seed):
+        ...     torch.manual_seed(seed)
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> data = load_data("digits")
+        >>> method = DM(new_network, DMSettings(batch_real=16))
+        >>> settings = LoopSettings(ipc=2, iterations=3, eval_every=0)
+        >>> distill(method, data, settings, RunDirectory(tempfile.mkdtemp())).image_syn.shape
+        torch.Size([20, 1, 8, 8])
     """
     if settings.clip_img and not data.has_images:
         raise ValueError(f"clip_img must be False for data of rows, as {data.name} is, got True")

@@ -57,7 +57,7 @@ def checkpoint_to_continue(
         if not resume:
             if from_iteration is not None:
                 raise ValueError(
-                    f"from_iteration is of a run to resume, got {from_iteration} without resume"
+                    f"from_iteration needs resume=True, got {from_iteration} without resume"
                 )
             if run.started:
                 run.require_new()
@@ -91,8 +91,8 @@ def _checked(snapshot: Snapshot, identity: dict[str, Any], run: RunDirectory) ->
     tensors, header = snapshot
     if not isinstance(header.get("identity"), dict):
         raise ValueError(
-            f"{run.checkpoint} does not say what it is of: it was written before mim4dd noted "
-            "that, so nothing could tell whether it is this run's; start anew in another directory"
+            f"{run.checkpoint} does not say what it is of, because an older mim4dd wrote it. So it "
+            f"cannot be continued: start again in another directory"
         )
     found = differences(_with_later_settings(header["identity"]), identity)
     other = [each for each in found if not _may_change(each)]

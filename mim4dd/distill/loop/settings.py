@@ -36,27 +36,31 @@ class LoopSettings(Settings):
 
     Args:
         ipc: Synthetic images per class.
-        ipc_by_class: Of each class in their order, as in 10,10,5, in place of ipc.
-        iterations: Outer steps.
-        optimizer_img: Of the images; "sgd" has momentum 0.5, as in MTT.
+        ipc_by_class: Images for each class instead of ipc, such as 10,10,5.
+        iterations: Steps of the images.
+        optimizer_img: Optimiser of the images; "sgd" has momentum 0.5.
         lr_img: Step size of the images' optimiser.
         cosine_img: Lower lr_img along a cosine, to 0 at the end.
-        beta1_img: Decay of the gradients' average in "adam" and "adamw".
-        beta2_img: Decay of the average of their squares.
+        beta1_img: β1 of "adam" and "adamw".
+        beta2_img: β2 of "adam" and "adamw".
         weight_decay_img: Weight decay of the images, towards the mean image.
-        patience_img: No new least loss for so long halves lr_img; 0: never.
+        patience_img: Steps without a lower loss that halve lr_img; 0: never.
         clip_img: Clip images to valid pixels after every step.
-        lr_lr: Step size of the SGD of syn_lr, with momentum 0.5.
+        lr_lr: Step size of the SGD of syn_lr; its momentum is 0.5.
         lr_y: Step size of the SGD of soft labels, with momentum 0.9.
         lr_teacher: Initial value of the learned step size syn_lr.
         positive_syn_lr: Learn syn_lr as :class:`mim4dd.PositiveStepSize`, so that it stays above 0.
-        init: Start from "real" images, Gaussian "noise", or "unit_noise", each image of which has
-            length 1, as in RaT-BPTT.
-        ema_decay: Average the images for the result, as FTD; 0: not.
+        init: "real" images, "noise", or "unit_noise" (of norm 1).
+        ema_decay: Decay of the images' moving average (FTD); 0: none.
         seed: Seed of everything random in the run.
         checkpoint_every: Iterations between checkpoints.
         eval_every: Iterations between evaluations for the curves; 0: none.
         keep_every: Iterations between copies of the set in sets/; 0: none.
+
+    Example:
+        >>> from mim4dd.distill.loop import LoopSettings
+        >>> LoopSettings(ipc=10, iterations=1000, optimizer_img="adam", lr_img=0.01).lr_img
+        0.01
     """
 
     GROUP: ClassVar[str] = "Loop"

@@ -56,8 +56,8 @@ class Snapshot(NamedTuple):
         of_all = _below(_METHOD, self.tensors)
         if of_all and self.header.get("ranks") != num_ranks():
             raise ValueError(
-                f"the checkpoint holds what the method carries on {self.header.get('ranks')} "
-                f"ranks, so can be continued by as many alone, got {num_ranks()}"
+                f"the checkpoint holds the method's state on {self.header.get('ranks')} "
+                f"ranks, so exactly as many must continue it, got {num_ranks()}"
             )
         of_this = _below(f"{rank()}.", of_all)
         return {name: value.to(device) for name, value in of_this.items()}

@@ -26,7 +26,7 @@ class ATBPTTSettings(RaTBPTTSettings):
     """How AT-BPTT chooses the steps that it differentiates through.
 
     Args:
-        window_change: How many steps longer or shorter than window a window may be.
+        window_change: Most steps by which a window may be longer or shorter than --window.
     """
 
     window_change: int = 0

@@ -13,7 +13,7 @@ class AugmentationSettings(Settings):
     """Of methods that augment images.
 
     Args:
-        dsa_strategy: Augmentation in distillation: families joined by "_", or "none".
+        dsa_strategy: Augmentation: families joined by "_", or "none".
     """
 
     dsa_strategy: str = "none"

@@ -22,11 +22,11 @@ class BilevelSettings(NetworksSettings):
     """How networks are trained on the synthetic set between its steps.
 
     Args:
-        outer_loop: Image steps with a network before a fresh one.
+        outer_loop: Steps of the images before a new network is drawn.
         inner_loop: Epochs of a network on the set between image steps.
         lr_net: Step size of the networks on the synthetic set.
-        batch_real: Real images of each class in an image step.
-        batch_syn: Synthetic samples per inner step; by default all of them.
+        batch_real: Real images of each class in a step of the images.
+        batch_syn: Synthetic images in each training step; by default all.
     """
 
     outer_loop: int = 1

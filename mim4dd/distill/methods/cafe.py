@@ -29,14 +29,13 @@ class CAFESettings(BilevelSettings):
     """What feature alignment counts, and when its networks have learned enough.
 
     Args:
-        aligned_maps: Align every layer's maps as they come out, "pooled", or before their pooling
-            and the last layer's after it too, "unpooled", as the published code does.
+        aligned_maps: Maps to align: those of every layer after pooling, "pooled", or before
+            pooling, with the last layer's also after it, "unpooled", as the published code does.
         early_weight: Weight of aligning features of layers before the last.
         last_weight: Weight of aligning the last layer; its unpooled maps count half.
-        discrimination_weight: Weight of classifying real samples by synthetic centres.
-        lambda_1: A network goes if its accuracy moved less in ten steps.
-        lambda_2: A network's training between two steps ends early if accuracy moved by more over
-            ten epochs.
+        discrimination_weight: Weight of classifying real samples by synthetic means.
+        lambda_1: Replace a network if accuracy changed less in ten steps.
+        lambda_2: End training early if accuracy changed more in ten epochs.
     """
 
     aligned_maps: Literal["pooled", "unpooled"] = "pooled"

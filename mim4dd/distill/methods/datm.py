@@ -25,9 +25,9 @@ class DATMSettings(MTTSettings):
     """What trajectory matching matches, and which start epochs at which iteration.
 
     Args:
-        min_start_epoch: Start epochs are drawn from it on.
-        initial_max_start_epoch: What max_start_epoch grows from; else it is there at once.
-        expansion_end: Iteration by which max_start_epoch is reached.
+        min_start_epoch: Smallest start epoch that is drawn.
+        initial_max_start_epoch: Value from which max_start_epoch grows.
+        expansion_end: Iteration at which max_start_epoch is reached.
     """
 
     min_start_epoch: int = 0

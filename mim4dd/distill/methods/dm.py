@@ -39,7 +39,7 @@ class DMSettings(NetworksSettings, AugmentationSettings):
     """What distribution matching matches.
 
     Args:
-        batch_real: Real images of every class in an outer step.
+        batch_real: Real images of each class in a step of the images.
     """
 
     batch_real: int = 256

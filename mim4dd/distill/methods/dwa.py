@@ -26,9 +26,9 @@ class DWASettings(SRe2LSettings):
     """How far DWA adjusts its teachers, and what it recovers from them.
 
     Args:
-        ascent_steps: Steps of a teacher's weights up the cross entropy of a group's first images.
-        ascent_length: Length of these steps together.
-        variance_weight: Weight of the variances' distance beside that of the means.
+        ascent_steps: Ascent steps of the teacher's weights for each group of images.
+        ascent_length: Total length of these steps.
+        variance_weight: Weight of the variances; the means have weight 1.
     """
 
     ascent_steps: int = 12

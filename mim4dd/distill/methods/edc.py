@@ -37,15 +37,15 @@ class EDCSettings(SqueezeSettings):
     """What EDC recovers from its teachers.
 
     Args:
-        other_teachers: Teachers beside the network itself, joined by commas, with options after
-            colons, as in resnet18,convnet:width=32:depth=3; all have BatchNorm.
-        images_together: Images that are recovered from the statistics of one batch.
-        r_statistics: Weight of the layers' statistics beside the cross entropy.
-        first_multiplier: How often the first layer counts.
-        category_weight: Share of the classes' own statistics; the rest is that of all images'.
-        average_decay: How much of a layer's averaged statistics stays in an outer step.
-        drop_rate: How often a convolution is left out.
-        least_area: Least share of the area that the images are cropped to.
+        other_teachers: More teachers, joined by commas, with options after colons:
+            resnet18,convnet:width=32:depth=3. All have BatchNorm.
+        images_together: Images whose statistics are computed together.
+        r_statistics: Weight of the layers' statistics in the loss.
+        first_multiplier: Relative weight of the first layer.
+        category_weight: Weight w of class statistics; those of all images have 1 − w.
+        average_decay: Decay of the moving average of the statistics.
+        drop_rate: Probability that a convolution is skipped in a step.
+        least_area: Smallest crop, as a fraction of the image area.
     """
 
     other_teachers: str = ""

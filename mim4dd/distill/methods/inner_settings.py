@@ -15,9 +15,9 @@ class InnerSettings(AugmentationSettings):
     """Of methods that differentiate through training on the synthetic set.
 
     Args:
-        syn_steps: Inner steps T of the student.
-        batch_syn: Synthetic samples per inner step; by default all of them.
-        memory_budget: Bytes for recomputing less: mim4dd.unroll_sgd.
+        syn_steps: Training steps T of the student network.
+        batch_syn: Synthetic images in each training step; by default all.
+        memory_budget: Bytes to keep activations in, to save time.
     """
 
     syn_steps: int = 20

@@ -30,8 +30,8 @@ class MTTSettings(NetworksSettings, InnerSettings):
     """What trajectory matching matches.
 
     Args:
-        expert_epochs: Epochs of the expert between start and target.
-        max_start_epoch: Start epochs are drawn from 0 up to, not including, it.
+        expert_epochs: Epochs of the expert from start to target.
+        max_start_epoch: Start epochs are drawn below this number.
     """
 
     expert_epochs: int = 2

@@ -40,12 +40,11 @@ class NCFMSettings(SqueezeSettings):
     """What characteristic functions match, and in which networks.
 
     Args:
-        num_pairs: Networks to train; a step takes one, blended with its initial weights.
-        tiles: Tiles beside each other in an image, and above each other, each of which is enlarged
-            to an image that networks are trained on.
-        num_frequencies: At how many frequencies the characteristic functions are compared.
-        amplitude: Weight α of the amplitudes' difference; that of the phases is 1 − α.
-        batch_real: Real images of every class in an outer step.
+        num_pairs: Networks to train; each step uses one of them.
+        tiles: A stored image holds tiles × tiles small images.
+        num_frequencies: Frequencies at which characteristic functions are compared.
+        amplitude: Weight α of the amplitude term; the phase term has weight 1 − α.
+        batch_real: Real images of each class in a step of the images.
     """
 
     num_pairs: int = 20

@@ -12,7 +12,7 @@ class NetworksSettings(Settings):
     """Of methods whose loss is a mean over networks.
 
     Args:
-        num_networks: Networks matched at once in a step; the loss is their mean.
+        num_networks: Networks in each step; the loss is the mean over them.
     """
 
     num_networks: int = 1

@@ -35,10 +35,9 @@ class RaTBPTTSettings(NetworksSettings, InnerSettings):
     """How far RaT-BPTT trains, and how far back it differentiates.
 
     Args:
-        window: Inner steps to go back through, from a random end between it and syn_steps; by
-            default all of syn_steps.
+        window: Training steps to differentiate; by default all.
         inner_lr: Step size of the inner Adam.
-        batch_target: Real images that the trained network is judged on in an outer step.
+        batch_target: Real images on which the trained network's loss is computed.
     """
 
     window: int | None = None

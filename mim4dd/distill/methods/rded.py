@@ -28,8 +28,8 @@ class RDEDSettings(SqueezeSettings):
 
     Args:
         candidates: Real images of each class to choose from.
-        crops: Random crops of each, of which the teacher chooses one.
-        mosaic: Crops beside each other in an image, and above each other.
+        crops: Random crops of each image; the teacher chooses one.
+        mosaic: An image holds mosaic × mosaic crops.
     """
 
     candidates: int = 300

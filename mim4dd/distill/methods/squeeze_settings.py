@@ -19,8 +19,8 @@ class SqueezeSettings(AugmentationSettings):
 
     Args:
         squeeze_epochs: Epochs of a teacher on the real data.
-        squeeze_lr: Step size of a teacher; after half of its steps a tenth of it.
-        squeeze_batch: Real images per step of a teacher.
+        squeeze_lr: Step size of a teacher; a tenth after half of its steps.
+        squeeze_batch: Real images in each step of a teacher.
     """
 
     squeeze_epochs: int = 20

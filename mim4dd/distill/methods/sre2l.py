@@ -36,9 +36,9 @@ class SRe2LSettings(NetworksSettings, SqueezeSettings):
     """What SRe2L recovers from its teachers.
 
     Args:
-        r_bn: Weight of the BatchNorm statistics beside the cross entropy.
-        first_bn_multiplier: How often the first BatchNorm layer counts.
-        jitter: Pixels that the images are rolled by, at most, down and to the right.
+        r_bn: Weight of the BatchNorm statistics in the loss.
+        first_bn_multiplier: Relative weight of the first BatchNorm layer.
+        jitter: Largest random shift of the images, in pixels.
     """
 
     r_bn: float = 0.05

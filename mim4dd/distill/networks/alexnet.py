@@ -27,7 +27,7 @@ class AlexNetSettings(Settings):
     """What AlexNet can be asked for.
 
     Args:
-        norm: Norm of the network; the field's by default.
+        norm: Norm of the network; the default is that of published codes.
     """
 
     norm: Literal["none", "instance", "batch"] = "none"

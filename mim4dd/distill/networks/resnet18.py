@@ -29,7 +29,7 @@ class ResNet18Settings(Settings):
 
     Args:
         norm: Norm of the network.
-        pooling: "none" halves by strides, "avg" by pooling in their place.
+        pooling: How maps are halved: "none" by strides, "avg" by average pooling instead.
     """
 
     norm: Literal["instance", "batch"] = "instance"

@@ -27,7 +27,7 @@ class VGG11Settings(Settings):
     """What VGG11 can be asked for.
 
     Args:
-        norm: Norm of the network; the field's by default.
+        norm: Norm of the network; the default is that of published codes.
     """
 
     norm: Literal["instance", "batch"] = "instance"

@@ -41,7 +41,17 @@ _LOG_SPAN = 50  # losses that fall further than by this factor get a logarithmic
 def save_curves(
     path: Path, runs: Mapping[str, Rows], num_classes: int, *, paper: bool = False
 ) -> list[Path]:
-    """Draw the curves of :func:`draw_curves` into files, as :func:`save_figure` does."""
+    """Draw the curves of :func:`draw_curves` into files, as :func:`save_figure` does.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mim4dd.distill.pictures import save_curves
+        >>> rows = [{"iteration": step, "loss": 1 / (1 + step)} for step in range(9)]
+        >>> paths = save_curves(Path(tempfile.mkdtemp()) / "curves.png", {"run": rows}, 10)
+        >>> [path.name for path in paths]
+        ['curves.png']
+    """
     return save_figure(path, draw_curves(runs, num_classes, paper=paper), paper=paper)
 
 

@@ -60,6 +60,15 @@ def draw_embedding(
 
     Raises:
         ValueError: If features are not finite, or too few samples or features for a map.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.pictures import draw_embedding
+        >>> features = {"blocks.0": (torch.randn(4, 8), torch.randn(30, 8))}
+        >>> classes = torch.arange(30) % 2
+        >>> figure = draw_embedding(features, classes[:4], classes, ["cat", "dog"], "features")
+        >>> len(figure.axes)
+        2
     """
     chosen_syn = choose(class_syn, class_names, _MAX_CLASSES, _MAX_SYN)
     chosen_real = choose(label_real, class_names, _MAX_CLASSES, _MAX_REAL)

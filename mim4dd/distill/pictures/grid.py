@@ -38,7 +38,17 @@ def save_grid(
     *,
     paper: bool = False,
 ) -> list[Path]:
-    """Draw one set of images by :func:`draw_grid` into files, as :func:`save_figure` does."""
+    """Draw one set of images by :func:`draw_grid` into files, as :func:`save_figure` does.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from mim4dd.distill.pictures import save_grid
+        >>> pixels = torch.rand(2, 1, 8, 8)
+        >>> path = Path(tempfile.mkdtemp()) / "grid.png"
+        >>> [each.name for each in save_grid(path, pixels, torch.arange(2), ["cat", "dog"], "two")]
+        ['grid.png']
+    """
     figure = draw_grid({"": pixels}, labels, class_names, title, paper=paper)
     return save_figure(path, figure, paper=paper)
 

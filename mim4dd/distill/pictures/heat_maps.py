@@ -48,6 +48,12 @@ def draw_rows(
 
     Raises:
         ValueError: If rows and labels do not fit.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.pictures import draw_rows
+        >>> rows = {"initial": torch.randn(4, 7), "final": torch.randn(4, 7)}
+        >>> figure = draw_rows(rows, torch.tensor([0, 0, 1, 1]), ["cat", "dog"], "rows")
     """
     for name, rows in panels.items():
         check_rank(f"rows of {name!r}", rows, 2)
@@ -92,6 +98,12 @@ def draw_soft_labels(
 
     Raises:
         ValueError: If the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.pictures import draw_soft_labels
+        >>> probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> figure = draw_soft_labels(probabilities, torch.arange(2), ["cat", "dog"], "labels")
     """
     if probabilities.shape != (len(labels), len(class_names)):
         raise ValueError(

@@ -78,6 +78,11 @@ def draw_similarity(
         class_names: Names of the C classes.
         title: Stands above all.
         paper: Draw at the size of a page of a paper, without a title and without numbers.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.pictures import draw_similarity
+        >>> figure = draw_similarity({"blocks.0": torch.eye(2)}, ["cat", "dog"], "similarity")
     """
     named = len(class_names) <= _NAMED_CLASSES
     columns = min(2, len(similarities))

@@ -42,6 +42,11 @@ class RunDirectory:
     Args:
         path: The directory.
         read_only: Write nothing, as the ranks beside the first.
+
+    Example:
+        >>> from mim4dd.distill.runs import RunDirectory
+        >>> RunDirectory("runs/mtt").metrics.as_posix()
+        'runs/mtt/metrics.jsonl'
     """
 
     def __init__(self, path: str | Path, read_only: bool = False) -> None:

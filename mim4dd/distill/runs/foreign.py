@@ -37,6 +37,15 @@ def is_set(path: str | Path) -> bool:
 
     That is an exported folder, one that another project left, or the run of a program without
     options; of other runs the configuration says how to judge them.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mim4dd.distill.runs import is_set
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "set.safetensors").touch()
+        >>> is_set(folder / "set.safetensors"), is_set(folder / "elsewhere")
+        (True, False)
     """
     path = Path(path)
     if not path.is_dir():
@@ -107,7 +116,19 @@ def read_sets(
     lr: float | None = None,
     normalization: Normalization | None = None,
 ) -> list[SyntheticSet]:
-    """Read all sets of a file, as :func:`read_set` does one: DC's hold one of each experiment."""
+    """Read all sets of a file, as :func:`read_set` does one: DC's hold one of each experiment.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.runs import read_sets
+        >>> path = Path(tempfile.mkdtemp()) / "res_DC_digits_ConvNet_1ipc.pt"
+        >>> one = [torch.randn(10, 1, 8, 8), torch.arange(10)]
+        >>> torch.save({"data": [one, one]}, path)
+        >>> len(read_sets(path, load_data("digits")))
+        2
+    """
     own = own_file(path)
     if own is not None:
         if lr is not None or normalization is not None:
@@ -119,8 +140,8 @@ def read_sets(
     sets = open_foreign(path)
     if data is None:
         raise ValueError(
-            f"{path} does not say which classes and normalisation its images are of: "
-            "data must be given, got None"
+            f"{path} does not record the classes and the normalisation of its images: data must be "
+            f"given, got None"
         )
     return [set_of(each, data, lr=lr, normalization=normalization) for each in sets]
 

@@ -260,8 +260,8 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         made_of = identity.get("data")
         if made_of is None:
             raise ValueError(
-                "the checkpoint was written by an older mim4dd, which did not note what a set is "
-                "of: it can only be continued there"
+                "the checkpoint was written by an older mim4dd, which did not record the data of a "
+                "set: continue it with that version"
             )
         if missing := sorted({"image_syn", "class_syn", "syn_lr", "pixels"} - tensors.keys()):
             raise ValueError(f"the checkpoint must hold a set, it lacks {', '.join(missing)}")

@@ -20,7 +20,7 @@ class PrecisionSettings(Settings):
     Float16 is not among them: its gradients vanish unless the loss is scaled.
 
     Args:
-        precision: Arithmetic in training experts and judging networks.
+        precision: Arithmetic of experts and evaluation networks.
     """
 
     GROUP: ClassVar[str] = "Data and device"

@@ -116,8 +116,8 @@ def _from_hugging_face(name: str, data_path: Path, download: bool) -> Parts:
         found = datasets.load_dataset(name)
     else:
         raise ValueError(
-            f"data 'hf:{name}' is no folder of save_to_disk, and the Hub, which is asked even for "
-            "what was fetched before, is not asked without download=True (--download)"
+            f"data 'hf:{name}' is no folder of save_to_disk. To load it from the Hub, give "
+            f"download=True (--download), even if it was fetched before"
         )
     by_name = found if isinstance(found, Mapping) else {"train": found}
     train = [by_name[each] for each in _TRAIN if each in by_name][:1]

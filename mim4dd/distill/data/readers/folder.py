@@ -52,6 +52,20 @@ def from_folder(
             are parts, the parts differ in their classes, a class is empty, an image cannot be read,
             or images are not square or differ in size and ``image_size`` is not given. Where they
             are streamed, an image is refused as it is read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from mim4dd.distill.data import from_folder
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for number in range(6):
+        ...     path = root / "ab"[number % 2] / f"{number}.png"
+        ...     path.parent.mkdir(exist_ok=True)
+        ...     Image.new("RGB", (40, 30), (40 * number, 9 * number, 7 * number)).save(path)
+        >>> data = from_folder(root, image_size=16)
+        >>> data.image_train.shape, data.class_names
+        (torch.Size([4, 3, 16, 16]), ('a', 'b'))
     """
     root = Path(path)
     class_names, parts = find_parts(root)
@@ -127,7 +141,7 @@ class _Look:
 
     def _converted(self, opened: Any) -> Any:
         if self.mode == "L" and opened.mode not in _GREY:
-            raise ValueError("all must be grey, as those are that were looked at before")
+            raise ValueError("all images must be grey, like those that were read before")
         return opened.convert(self.mode)
 
 
@@ -159,7 +173,7 @@ def _streamed(
         gibibytes = 4 * len(parts[0]) * channels * side**2 / 2**30
         raise ValueError(
             "zca must be False for images that are streamed: it is fitted to all at once, which "
-            f"take {gibibytes:.1f} GiB here, beside its matrix of all pixels by all"
+            f"take {gibibytes:.1f} GiB here, and needs a matrix of all pixels by all pixels"
         )
     size = (channels, side, side)
     pixels = [

@@ -32,7 +32,7 @@ def load_data(
         image_size: Height and width to resize the images of a folder or of an ImageNet subset to,
             or to draw shapes at.
         zca: Whiten by ZCA instead of standardising every channel.
-        data_path: Where downloaded data sets lie.
+        data_path: Folder of downloaded data sets.
         keep_bytes: Of a folder: keep images as bytes, and normalise samples as they are taken.
         stream: Of a folder: read images as they are taken.
         download: Let torchvision, or Hugging Face, fetch what is missing.
