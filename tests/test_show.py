@@ -233,7 +233,7 @@ def test_the_summary_is_of_the_metrics(runs):
         "after 4 iterations"
     )
     bound = rows[3]["mi_lower_bound"]  # a tenth of four rows is one
-    assert entries["MI lower bound"] == f"{bound:.2f} nats, of at most log C = 2.30"
+    assert entries["MI lower bound"] == f"{bound:.2f} nats (at most log C = 2.30)"
     assert float(entries["time per iteration"].removesuffix(" s, the median")) > 0
     assert entries["time"].endswith(" s")
     peak = run.load_checkpoint()[1]["peak_bytes"]

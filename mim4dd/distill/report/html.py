@@ -124,7 +124,7 @@ def summary(run: RunDirectory) -> dict[str, str]:
     bound = final_bound(rows)
     if bound is not None:
         ceiling = math.log(len(run.load_set()[0].class_names))
-        entries["MI lower bound"] = f"{bound:.2f} nats, of at most log C = {ceiling:.2f}"
+        entries["MI lower bound"] = f"{bound:.2f} nats (at most log C = {ceiling:.2f})"
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         entries["loss, first to last"] = f"{losses[0]:.4g} to {losses[-1]:.4g}"
