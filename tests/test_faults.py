@@ -317,7 +317,7 @@ def test_neither_pictures_nor_events_go_through_links(tmp_path, capfd):
     run.mkdir()
     (run / "tensorboard").symlink_to(outside)
     status = exit_status(*words.split(), "--log", "tensorboard")
-    assert status.startswith(f"mim4dd: {run}/tensorboard is a link out of {run}, which nothing")
+    assert status.startswith(f"mim4dd: {run}/tensorboard is a link out of {run}, where nothing")
     (run / "pictures").symlink_to(outside)
     assert exit_status(*words.split()).startswith(f"mim4dd: {run}/pictures is a link out of {run}")
     status, _, said = outcome(capfd, "show", run, "--no-features")
