@@ -175,7 +175,7 @@ def test_experts_become_a_replay_buffer_and_experts_again(with_experts):
     assert "mim4dd: warning: experts in again do not say what they were trained on" in err
     Path("width.json").write_text('{"width": 8}')
     for command, message in (
-        ("buffer experts other --config width.json", "its experts are, got --config\n"),
+        ("buffer experts other --config width.json", "its experts are; leave out --config\n"),
         ("buffer buffer wide", "parameter 0 is (8, 1, 3, 3), and (32, 1, 3, 3) in the network"),
         (
             "buffer experts other --width 8",
