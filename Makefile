@@ -141,8 +141,8 @@ FILES := 20000
 EXAMPLES := 5000
 fuzz: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/readers.py --cases $(FILES) --seed $$(date +%s)
-	MIM4DD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --quiet tests/test_properties_of_losses.py \
-		tests/test_properties_of_unrolls.py
+	MIM4DD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --quiet tests/ops/test_properties_of_losses.py \
+		tests/unrolls/test_properties_of_unrolls.py
 
 # What 100,000 losses and 500 unrolls leave behind.
 soak: $(VENV)/.tested
@@ -153,7 +153,7 @@ soak: $(VENV)/.tested
 KILLS := 50
 kills: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills $(KILLS) --seed $$(date +%s)
-	MIM4DD_DEATHS=20 $(BIN)/python -m pytest -n 0 -q tests/test_ranks.py -k death
+	MIM4DD_DEATHS=20 $(BIN)/python -m pytest -n 0 -q tests/distill/runtime/test_ranks.py -k death
 
 # AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer: g++ brings them.
 sanitize: $(VENV)/.tested

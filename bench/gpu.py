@@ -92,7 +92,8 @@ def newest(pattern: str = "*/results.jsonl") -> Path:
 def surroundings(rehearsal: bool) -> Iterator[None]:
     """Where stages find their modules and, in a rehearsal, stand-ins for the GPU's tools."""
     os.chdir(ROOT)
-    paths = [str(ROOT / "bench"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    places = (ROOT / "bench", ROOT / "tests", ROOT / "tests/support")
+    paths = [*map(str, places), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with tempfile.TemporaryDirectory() as tools:
         if rehearsal:

@@ -28,7 +28,7 @@ from torch import Tensor
 from mim4dd import Ranks, info_nce
 from mim4dd.ops.contrastive import exchange
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/support"))
 from on_ranks import on_ranks
 
 MIB = 2**20

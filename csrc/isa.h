@@ -3,7 +3,7 @@
 //
 // Those files include no header of torch and no container: an inline function that two files
 // compile becomes one, and were it the one for AVX-512, an older CPU would stop at it.
-// tests/test_isa.py checks the object files.
+// tests/ops/test_isa.py checks the object files.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 """All that PyTorch keeps to itself and the package uses: what it does, and why nothing public does.
 
-Nothing else in the package names what is private to torch. tests/test_torch_private.py holds what
-each is relied on for, so that a new torch which breaks one says which.
+Nothing else in the package names what is private to torch.
+tests/ops/test_torch_private.py holds what each is relied on for, so that a new torch which breaks
+one says which.
 """
 
 from typing import Any

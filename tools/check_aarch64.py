@@ -32,7 +32,7 @@ WHEELS = (
     *("markupsafe", "filelock", "fsspec", "setuptools>=77", "packaging"),
     *("pytest", "pluggy", "iniconfig", "pygments"),
 )
-TESTS = ("@tests/ops.txt", "tests/test_convolution.py")
+TESTS = ("@tests/ops.txt", "tests/unrolls/test_convolution.py")
 # With NEON and without SVE, as most servers and laptops.
 CPU = "neoverse-n1"
 CPUINFO = """\

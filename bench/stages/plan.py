@@ -132,8 +132,8 @@ def triage(setting: Setting, wrong: dict[str, list[str]] | None = None) -> Itera
 
 def files_of_tests(setting: Setting, wrong: dict[str, list[str]] | None = None) -> Iterator[Stage]:
     """A process for each file with tests that use a GPU."""
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
-        stage = f"tests/{path.name}"
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        stage = path.relative_to(ROOT).as_posix()
         if setting.rehearsal:
             chosen = path.name in _REHEARSED
         else:

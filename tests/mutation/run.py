@@ -41,7 +41,9 @@ def table() -> list[tuple[list[str], list[str]]]:
     """Patterns of sources, and their tests."""
     lines = (Path(__file__).parent / "tests.txt").read_text().splitlines()
     pairs = [line.split(":") for line in lines if line and not line.startswith("#")]
-    return [(left.split(), [f"tests/{name}.py" for name in right.split()]) for left, right in pairs]
+    files = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    places = {path.stem: str(path) for path in files}
+    return [(left.split(), [places[name] for name in right.split()]) for left, right in pairs]
 
 
 def tests_of(file: str) -> list[str]:
