@@ -88,6 +88,19 @@ def test_second_order(critic, num_excluded, dtype, kernel_device, backend_chunks
     check_second_order(kernels(), Case((9, 21, [7, 12]), dtype, kernel_device, **options), critic)
 
 
+@pytest.mark.parametrize("critic", [Critic(), Critic(Kind.IN), Critic(Kind.NCE)], ids=name)
+def test_chunked_rows_of_several_tiles(critic, kernel_device, backend_chunks, monkeypatch):
+    """A program of the row passes takes at most so many keys at a time."""
+    from mim4dd.kernels import _chunked
+
+    assert _chunked.row_launch(1100)["BLOCK_M"] < 1100
+    monkeypatch.setattr(kernels(), "fuses", lambda query, key: False)
+    options = {"num_excluded": 1, "bias": 0.3 if critic.kind == Kind.NCE else None}
+    case = Case((3, 1100, [4]), torch.float32, kernel_device, **options)
+    check(kernels(), case, critic)
+    check_second_order(kernels(), case, critic)
+
+
 @with_critic([(Critic(), 1), (Critic(Kind.IN, decoupled=True), 5), (Critic(Kind.NCE), 5)])
 def test_positives_by_index(critic, num_excluded, backend, kernel_device):
     options = {"num_excluded": num_excluded, "by_index": True}
