@@ -120,7 +120,7 @@ test: $(VENV)/.tested
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --durations=10 \
 		--dist=worksteal $(TESTS)
 
-# Broken kernels, and whether the op tests notice: hours; MUTANTS="--files 'csrc/wave*' --limit 20".
+# Broken sources, and whether their tests notice: hours; MUTANTS="--files 'csrc/wave*' --limit 20".
 mutation: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(MUTANTS)
 

@@ -1,4 +1,4 @@
-"""Break the kernels one small thing at a time, and see whether the op tests notice.
+"""Break the sources one small thing at a time, and see whether their tests notice.
 
     python tests/mutation/run.py --files 'csrc/contrastive*' --limit 50 --seed 1
 
@@ -41,9 +41,13 @@ def table() -> list[tuple[list[str], list[str]]]:
     """Patterns of sources, and their tests."""
     lines = (Path(__file__).parent / "tests.txt").read_text().splitlines()
     pairs = [line.split(":") for line in lines if line and not line.startswith("#")]
-    files = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
-    places = {path.stem: str(path) for path in files}
-    return [(left.split(), [places[name] for name in right.split()]) for left, right in pairs]
+    return [(left.split(), [place_of(name) for name in right.split()]) for left, right in pairs]
+
+
+def place_of(name: str) -> str:
+    """Where the file is with that name, or the folder."""
+    (found,) = (ROOT / "tests").rglob(f"{name}.py") if "/" not in name else [ROOT / "tests" / name]
+    return found.relative_to(ROOT).as_posix()
 
 
 def tests_of(file: str) -> list[str]:
@@ -170,7 +174,7 @@ class Trial:
 def drawn(patterns: list[str], seed: int, limit: int) -> list[tuple[Mutant, str]]:
     """So many mutants and the text of their file, by file: one compilation serves the next."""
     every = []
-    rooms = ("csrc", "kernels", "mim4dd/ops")
+    rooms = ("csrc", "kernels", "mim4dd/ops", "mim4dd/distill")
     for path in sorted(path for room in rooms for path in (ROOT / room).rglob("*")):
         file = path.relative_to(ROOT).as_posix()
         fits = any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
