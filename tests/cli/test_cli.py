@@ -262,7 +262,7 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(with_experts, tmp_path):
     assert f"must be one that parts has a checkpoint of, 0, {reached}, got 1" in err
     status, _, err = mim4dd("distill --resume parts --syn-steps 2 --iterations 3")
     assert status == 1
-    assert "--resume takes the run's own options, got --syn-steps as well; others than" in err
+    assert "--resume takes the run's own options, got --syn-steps as well; only these may" in err
     assert mim4dd("distill --resume parts")[0] == 0
     assert leavings("parts") == leavings("whole")
 

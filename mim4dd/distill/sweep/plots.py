@@ -287,8 +287,9 @@ def _draw_ceilings(axis: Any, results: Any) -> None:
 
 
 def _correlation(results: Sequence[Result]) -> str:
+    """For the legend; of fewer than five points it would be chance."""
     bounds = [result.mi_lower_bound or 0.0 for result in results]
     accuracies = [result.mean for result in results]
-    if len(results) < 3 or len(set(bounds)) == 1 or len(set(accuracies)) == 1:
+    if len(results) < 5 or len(set(bounds)) == 1 or len(set(accuracies)) == 1:
         return ""
     return f", Pearson r = {statistics.correlation(bounds, accuracies):.2f}"

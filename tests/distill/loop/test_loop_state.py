@@ -212,7 +212,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_in(path, Learner(die_at=6))
-    message = r"holds another run.*method\.class: '.*Learner' → '.*Stateless'"
+    message = r"holds another run.*method\.class: '.*Learner' → '.*<locals>.Stateles"
     with pytest.raises(ValueError, match=message):
         run_in(path, Stateless())
     # A method that says nothing of itself is still held to what it carries.
