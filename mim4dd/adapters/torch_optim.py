@@ -11,7 +11,15 @@ __all__ = ["SGDOptions", "sgd_options"]
 
 
 class SGDOptions(typing.TypedDict):
-    """Keyword arguments of :func:`mim4dd.unroll_sgd`."""
+    """Keyword arguments of :func:`mim4dd.unroll_sgd`.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.adapters.torch_optim import SGDOptions
+        >>> lr = torch.tensor([[0.1]])
+        >>> SGDOptions(lr=lr, momentum=0.9, weight_decay=[0.0], nesterov=False)["momentum"]
+        0.9
+    """
 
     lr: torch.Tensor  # (1, L)
     momentum: float

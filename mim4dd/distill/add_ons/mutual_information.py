@@ -84,6 +84,15 @@ class MIM4DD(BaseMethod):
     Raises:
         ValueError: If the weight is negative or not finite.
 
+    Example:
+        >>> from mim4dd import MIM4DDLoss
+        >>> from mim4dd.distill.add_ons import MIM4DD
+        >>> from mim4dd.distill.methods.dm import DM, DMSettings
+        >>> from mim4dd.distill.networks import ConvNet
+        >>> dm = DM(lambda seed: ConvNet(10, 1, width=8, depth=2, image_size=8), DMSettings())
+        >>> MIM4DD(dm, MIM4DDLoss(), weight=0.1, num_keys=100).weight
+        0.1
+
     References:
         Shang, Yuan, Yan. MIM4DD. NeurIPS 2023, arXiv:2312.16627.
     """

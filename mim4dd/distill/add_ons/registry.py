@@ -29,6 +29,11 @@ class AddOnSettings(Settings):
 
     Args:
         weight: Weight of the added loss; 0 leaves it out.
+
+    Example:
+        >>> from mim4dd.distill.add_ons import AddOnSettings
+        >>> AddOnSettings(weight=0.3).weight
+        0.3
     """
 
     weight: float = 0.1

@@ -34,7 +34,13 @@ class Logger(Protocol):
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row of metrics, without its iteration."""
+    """The numbers of a row of metrics, without its iteration.
+
+    Example:
+        >>> from mim4dd.distill.loggers import numbers
+        >>> numbers({"iteration": 3, "loss": 0.5, "note": "a text"})
+        {'loss': 0.5}
+    """
     return {
         name: value
         for name, value in row.items()

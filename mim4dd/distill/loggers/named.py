@@ -29,6 +29,11 @@ def named_loggers(names: Sequence[str], folder: Path, options: Mapping[str, Any]
     Raises:
         ValueError: If a name is none of these, or there twice.
         ModuleNotFoundError: If what a logger needs is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mim4dd.distill.loggers import named_loggers
+        >>> loggers = named_loggers(["tensorboard"], Path("runs/a"), {"ipc": 1})  # doctest: +SKIP
     """
     if set(names) - set(LOGGERS) or len(set(names)) < len(names):
         raise ValueError(

@@ -34,6 +34,12 @@ class Moment(NamedTuple):
     """Where a run is after an outer iteration.
 
     ``row`` is the last one of its metrics, and ``result`` makes the set of it.
+
+    Example:
+        >>> from mim4dd.distill.loop import Moment
+        >>> moment = Moment(3, {"iteration": 3, "loss": 0.5}, result=lambda: None)
+        >>> moment.row["loss"]
+        0.5
     """
 
     iteration: int

@@ -35,6 +35,15 @@ class RealData:
 
     The stream is new in every iteration and on every rank, so no state of it has to be kept.
     ``per_class`` says how many synthetic images each class has; by default they are equally many.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.methods.base import RealData
+        >>> real = RealData(load_data("digits"), torch.Generator().manual_seed(0))
+        >>> images, labels = real.sample(8)
+        >>> images.shape, labels.shape, real.sample_class(3, batch=5).shape
+        (torch.Size([8, 1, 8, 8]), torch.Size([8]), torch.Size([5, 1, 8, 8]))
     """
 
     data: ImageData
@@ -103,7 +112,18 @@ class RealData:
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What a method may be made of."""
+    """What a method may be made of.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.methods.base import Ingredients
+        >>> def no_experts():
+        ...     raise ValueError("experts must be a folder of experts, got none")
+        >>> given = Ingredients(load_data("digits"), lambda: nn.Linear(64, 10), no_experts, seed=0)
+        >>> given.new_network()
+        Linear(in_features=64, out_features=10, bias=True)
+    """
 
     data: ImageData
     make_network: Callable[[], nn.Module]
@@ -120,6 +140,15 @@ class ComparedNetwork(NamedTuple):
     """A network at the parameters whose features of synthetic and of real samples may be compared.
 
     ``theta_syn`` carries gradients into the synthetic set where they were trained on it.
+
+    Example:
+        >>> import mim4dd
+        >>> from torch import nn
+        >>> from mim4dd.distill.methods.base import ComparedNetwork
+        >>> network = nn.Linear(4, 2)
+        >>> theta = mim4dd.flatten_parameters(network)
+        >>> ComparedNetwork(network, theta_syn=theta, theta_real=theta).theta_syn.shape
+        torch.Size([10])
     """
 
     network: nn.Module
@@ -128,7 +157,14 @@ class ComparedNetwork(NamedTuple):
 
 
 class Initial(NamedTuple):
-    """Where a synthetic set starts from."""
+    """Where a synthetic set starts from.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.methods.base import Initial
+        >>> Initial(torch.randn(20, 1, 8, 8)).label_logits is None
+        True
+    """
 
     image_syn: Tensor  # (n, channels, H, W), ordered by class
     label_logits: Tensor | None = None  # (n, C), the soft labels before their softmax
@@ -141,6 +177,13 @@ class Objective:
     Raises:
         TypeError: If the loss is not a tensor.
         ValueError: If it is not a scalar.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.methods.base import Objective
+        >>> image_syn = torch.zeros(10, 1, 8, 8, requires_grad=True)
+        >>> Objective((image_syn - 1).square().mean(), compared=[]).value
+        tensor(1., grad_fn=<MeanBackward0>)
     """
 
     value: Tensor  # ()
@@ -158,6 +201,19 @@ class BaseMethod(ABC):
     """A distillation objective. It knows nothing of the loop, the optimisers or the files.
 
     A method of one's own needs :meth:`loss` alone; docs/methods.md shows one.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.data import load_data
+        >>> from mim4dd.distill.methods.base import BaseMethod, Objective, RealData
+        >>> class MeanImage(BaseMethod):
+        ...     def loss(self, image_syn, label_syn, syn_lr, real):
+        ...         images, _ = real.sample(64)
+        ...         return Objective((image_syn.mean(0) - images.mean(0)).square().sum(), [])
+        >>> image_syn, label_syn = torch.zeros(10, 1, 8, 8), torch.arange(10)
+        >>> real = RealData(load_data("digits"), torch.Generator())
+        >>> MeanImage().loss(image_syn, label_syn, torch.tensor(0.01), real).value > 0
+        tensor(True)
     """
 
     @classmethod
@@ -236,11 +292,31 @@ class BaseMethod(ABC):
 def identity_by_network(
     method: BaseMethod, new_network: Callable[[int], nn.Module]
 ) -> dict[str, Any]:
-    """The identity of a method with an attribute ``new_network``: what it makes, not its name."""
+    """The identity of a method with an attribute ``new_network``: what it makes, not its name.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.methods.base import BaseMethod, identity_by_network
+        >>> class Random(BaseMethod):
+        ...     def __init__(self, new_network):
+        ...         self.new_network = new_network
+        ...     def identity(self):
+        ...         return identity_by_network(self, self.new_network)
+        ...     def loss(self, image_syn, label_syn, syn_lr, real): ...
+        >>> sorted(Random(lambda seed: nn.Linear(4, 2)).identity())
+        ['class', 'code', 'network']
+    """
     described = describe_object(method, without=("new_network",))
     return described | {"network": describe_network(network_of_seed(new_network))}
 
 
 def network_of_seed(new_network: Callable[[int], nn.Module]) -> nn.Module:
-    """What ``new_network`` makes of seed 0, the global random stream left as it is."""
+    """What ``new_network`` makes of seed 0, the global random stream left as it is.
+
+    Example:
+        >>> from torch import nn
+        >>> from mim4dd.distill.methods.base import network_of_seed
+        >>> network_of_seed(lambda seed: nn.Linear(4, 2))
+        Linear(in_features=4, out_features=2, bias=True)
+    """
     return seeded_network(lambda: new_network(0), 0)

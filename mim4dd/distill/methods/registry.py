@@ -19,6 +19,11 @@ class MethodEntry(Entry):
     """How a method is made of a configuration.
 
     ``learns`` is what it learns beside images: "syn_lr", "labels".
+
+    Example:
+        >>> from mim4dd.distill.methods import METHODS
+        >>> METHODS["mtt"].needs_experts, sorted(METHODS["datm"].learns)
+        (True, ['labels', 'syn_lr'])
     """
 
     make: Callable[..., BaseMethod]

@@ -47,6 +47,12 @@ class Provenance:
         version: The mim4dd that made it; empty where another project did.
         accuracies: What was measured of it.
         source: Where another project's set was read from, and what was taken for granted.
+
+    Example:
+        >>> from mim4dd.distill.runs import Provenance
+        >>> made = Provenance(data="digits", method="dm", options={"ipc": 1})
+        >>> made.options["ipc"], made.accuracies
+        (1, ())
     """
 
     data: str = ""

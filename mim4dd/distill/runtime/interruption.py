@@ -15,6 +15,14 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved where it is.
 
     ``signal`` is the number of the signal that asked, None where it is not known.
+
+    Example:
+        >>> from mim4dd.distill.loop import Interrupted
+        >>> try:
+        ...     raise Interrupted("stopped before iteration 3", signal=2)
+        ... except Interrupted as stopped:
+        ...     print(stopped, "by signal", stopped.signal)
+        stopped before iteration 3 by signal 2
     """
 
     def __init__(self, message: str, signal: int | None = None) -> None:

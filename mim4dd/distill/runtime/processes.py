@@ -57,7 +57,14 @@ _PRELOADED = [
 
 
 class WorkerError(RuntimeError):
-    """A worker died, or what happened in it: the cause of the exception that is raised here."""
+    """A worker died, or what happened in it: the cause of the exception that is raised here.
+
+    Example:
+        >>> try:  # doctest: +SKIP
+        ...     results = dict(run_parallel(start, tasks, workers=2))
+        ... except ValueError as error:
+        ...     print(error.__cause__)  # with the traceback of the worker
+    """
 
 
 def run_parallel(
