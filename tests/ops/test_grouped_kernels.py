@@ -56,6 +56,13 @@ def test_values_and_gradients(sizes, count, how, tiles, dtype, kernel_device, mo
     check_along(classes(Case(sizes, dtype, kernel_device), count), how=how)
 
 
+def test_many_classes_leave_tiles_without_masks(kernel_device, monkeypatch):
+    """A program's queries are of few classes: most tiles of keys have none of theirs."""
+    if kernel_device == "cpu":
+        use_lean_tiles(90, monkeypatch)
+    check_along(classes(Case((300, 560, [64]), torch.float16, kernel_device), 50))
+
+
 def test_any_gradient_alone_is_the_same(kernel_device):
     case = classes(Case((20, 140, [72, 40]), torch.bfloat16, kernel_device), 6)
     check_any_gradient_alone(case)

@@ -39,10 +39,9 @@ def single(sizes, dtype, device, **options):
     return case
 
 
-def neighbours(case):
+def neighbours(case, first):
     """Positives side by side, as of a batch's other view: most tiles have none."""
-    N, M = len(case.query[0]), len(case.key[0])
-    case.labels = torch.arange(N, device=case.labels.device) + M - N
+    case.labels = torch.arange(len(case.query[0]), device=case.labels.device) + first
     return case
 
 
@@ -69,10 +68,13 @@ def test_values_and_gradients(sizes, how, tiles, dtype, kernel_device, monkeypat
     check_along(single(sizes, dtype, kernel_device), how=how)
 
 
-def test_positives_side_by_side_leave_tiles_without_masks(kernel_device, monkeypatch):
+@pytest.mark.parametrize("first", [0, 140, 260])
+def test_positives_side_by_side_leave_tiles_without_masks(first, kernel_device, monkeypatch):
+    """Before the tiles with positives, behind them, or both."""
     if kernel_device == "cpu":
         use_lean_tiles(90, monkeypatch)
-    check_along(neighbours(Case((300, 560, [64]), torch.float16, kernel_device, by_index=True)))
+    case = Case((300, 560, [64]), torch.float16, kernel_device, by_index=True)
+    check_along(neighbours(case, first))
 
 
 @pytest.mark.parametrize("columns", [72, 136])
@@ -85,7 +87,8 @@ def test_any_gradient_alone_is_the_same(columns, kernel_device):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_digits_near_p_1(dtype, columns, kernel_device):
     """Losses of about 1e-6, and every row of a gradient by its own size."""
-    case = neighbours(Case((140, 140, [columns]), dtype, kernel_device, by_index=True, scale=1.0))
+    case = Case((140, 140, [columns]), dtype, kernel_device, by_index=True, scale=1.0)
+    neighbours(case, 0)
     rows = torch.nn.functional.normalize(torch.randn(140, columns, device=kernel_device), dim=1)
     case.query = case.key = [(rows * 24**0.5).to(dtype)]
     (loss, *_), found, _ = along(case)
@@ -154,10 +157,8 @@ def test_what_is_bad_reaches_all_that_meet_it(bad, wanted, columns, kernel_devic
 
 def test_a_scale_of_no_temperature_gives_nan(kernel_device):
     for scale in (0.0, -1.0, math.inf, math.nan):
-        case = neighbours(
-            Case((2, 3, [8]), torch.float16, kernel_device, by_index=True, scale=scale)
-        )
-        (loss, *_), (query, *_), _ = along(neighbours(case))
+        case = Case((2, 3, [8]), torch.float16, kernel_device, by_index=True, scale=scale)
+        (loss, *_), (query, *_), _ = along(neighbours(case, 1))
         assert loss.isnan().all()
         assert query.isnan().all()
 
