@@ -306,6 +306,7 @@ def refusals_of_rank(rank):
         lambda: info_nce(query, key, positive_index=torch.tensor([0, 1, 3]), group=group),
         lambda: Ranks("world"),
         lambda: Ranks(group, "average"),
+        lambda: Ranks(group, exchange="both"),
         *(
             lambda loss=loss, how=how: twice_differentiated(
                 loss, query, key, Ranks(group, exchange=how)
@@ -348,6 +349,7 @@ def test_refusals(tmp_path):
         "positive_index must lie in [0, 3)",
         "group must be a process group, got str",
         "gradients must be",
+        "exchange must be",
         *["no second derivative"] * 8,
     ]
     for messages in on_ranks(2, refusals_of_rank, tmp_path):

@@ -23,6 +23,13 @@ from mim4dd.distill.training.network import accuracy, seeded_network, train_netw
 EVALUATION = Evaluation(num_eval=2, eval_epochs=100, eval_dsa_strategy="none")
 
 
+@pytest.mark.parametrize("name", ["num_eval", "eval_epochs", "eval_batch"])
+def test_nothing_to_evaluate_is_refused(name):
+    Evaluation(**{name: 1})
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 .*got 0"):
+        Evaluation(**{name: 0})
+
+
 def test_accuracy_is_of_the_held_out_images():
     data = make_data()
     pixels = data.normalization.inverse(data.image_train)
