@@ -238,6 +238,21 @@ def test_gradients_of_a_sum_are_not_rounded_yet(critic, dtype, backend, kernel_d
         assert (flushed | ((actual * factor).to(dtype) != 0)).all()
 
 
+def test_weights_below_float16_reach_their_keys(backend, kernel_device):
+    """A key that is far from a large query has such a weight, and a gradient that float16 has."""
+    case = Case((1, 3000, [8]), torch.float16, kernel_device, scale=10.0)
+    case.labels.zero_()
+    case.query[0], case.key[0] = 2048 * case.query[0], case.key[0] / 2048
+    wanted = [True, True, False, False]
+    *_, (_, found) = case.call(kernels().contrastive, Critic(), Reduce.SUM, wanted)
+    case.grad_loss, case.grad_lse = torch.ones_like(case.grad_loss), 0 * case.grad_lse
+    _, _, (_, exact, _) = first_order(case, Critic(), torch.float64)
+    shown = exact.abs() > 1e-5
+    weights = exact.abs() / case.query[0].abs().double().amax()
+    assert (shown & (weights < 2.0**-25)).any()  # which float16 has not
+    torch.testing.assert_close(found[shown].double(), exact[shown], rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e4])
 def test_second_derivatives_of_float16_along_tangents_of_any_size(size, kernel_device):
     case = Case((9, 21, [7]), torch.float16, kernel_device)
