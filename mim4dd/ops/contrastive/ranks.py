@@ -225,8 +225,8 @@ class _Queries:
 
     def own_labels(self, first: int, last: int) -> list[Tensor]:
         """The labels alone, beside features of no columns: of these no bytes travel."""
-        features, labels = self.own_keys(first, last)
-        return [features[:, :0], labels]
+        assert self.shared.key_labels is not None  # the binary critic has labels
+        return [self.key[0][first:last, :0], self.shared.key_labels[first:last]]
 
     def default_bias(self) -> Tensor:
         """The bias of the binary critic that is given none, over the keys of all ranks. (N,)"""
