@@ -13,6 +13,7 @@ tests of each source.
 import argparse
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ BYTES = 6 << 30  # of memory, lest a mutant takes all of the machine's
 BUILD_SECONDS = 900
 
 
+@functools.cache
 def table() -> list[tuple[list[str], list[str]]]:
     """Patterns of sources, and their tests."""
     lines = (Path(__file__).parent / "tests.txt").read_text().splitlines()
@@ -51,11 +53,12 @@ def place_of(name: str) -> str:
 
 
 def tests_of(file: str) -> list[str]:
-    """The tests that a mutant of a source has to fail; none where no line of the table fits."""
+    """The tests that a mutant of a source has to fail: by the table, else those of its room."""
     for patterns, tests in table():
         if any(fnmatch.fnmatch(file, pattern) for pattern in patterns):
             return tests
-    return []
+    room = Path("tests", *Path(file).parts[1:3])
+    return [room.as_posix()] if (ROOT / room).is_dir() else []
 
 
 def copy_tree(folder: Path) -> None:
