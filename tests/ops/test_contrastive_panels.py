@@ -18,10 +18,10 @@ def inputs_of(shape, dtype=torch.float32, device="cpu"):
     return [F.normalize(side[:, :d], dim=1).to(dtype).requires_grad_() for side in sides]
 
 
-def judge(op, shape, dtype, device, sizes=1.0, key_rounding=lambda *_: 0.0):
+def judge(op, shape, dtype, device, sizes, rounding):
     """Hold values and gradients of op(query, key, backend) against float64.
 
-    ``key_rounding(query, key, upstream)`` is what sums of both signs in the key's may be off by.
+    ``rounding(query, key, upstream)`` is what sums of both signs in either gradient may be off by.
     """
     query, key = (
         (side.detach() * sizes).requires_grad_() for side in inputs_of(shape, dtype, device)
@@ -34,9 +34,9 @@ def judge(op, shape, dtype, device, sizes=1.0, key_rounding=lambda *_: 0.0):
         return values.detach(), *torch.autograd.grad(values, sides, upstream.to(values.dtype))
 
     answers = run((query, key), None), run((query, key), "reference"), run(doubled, "reference")
-    roundings = 0.0, 0.0, key_rounding(*doubled, upstream)
-    for actual, plain, exact, rounding in zip(*answers, roundings, strict=True):
-        assert_no_worse(actual, plain, exact, rounding)
+    roundings = 0.0, *rounding(*doubled, upstream)
+    for actual, plain, exact, off in zip(*answers, roundings, strict=True):
+        assert_no_worse(actual, plain, exact, off)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -63,21 +63,39 @@ def test_loss_and_gradients(shape, normalize, dtype, device):
             backend=backend,
         )
 
-    judge(op, shape, dtype, device, lengths)
+    def rounding(query, key, upstream):
+        """Of sums of both signs over unit rows, which the length of a normalised row divides."""
+        units = [F.normalize(side.detach(), dim=1) for side in (query, key)]
+        logits = (units[0] @ units[1].T / 0.2).requires_grad_()
+        left_out = torch.zeros(n, m + 1, dtype=torch.bool, device=device)
+        left_out.scatter_(1, excluded % (m + 1), True)  # -1 is the column that is cut off
+        wanted = positive >= 0
+        losses = F.cross_entropy(
+            logits.masked_fill(left_out[:, :m], -torch.inf)[wanted],
+            positive[wanted],
+            reduction="none",
+        )
+        weights = upstream.abs()[wanted]
+        shares = torch.autograd.grad(losses, logits, weights)[0].abs() / 0.2
+        sums = shares.sum(1) / query.detach().norm(dim=1), shares.sum(0) / key.detach().norm(dim=1)
+        return [torch.finfo(torch.float32).eps * side[:, None] for side in sums]
+
+    judge(op, shape, dtype, device, lengths, rounding)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_log_sum_exp(shape, device):
     """Its gradient is another multiple of each query's weights."""
 
-    def key_rounding(query, key, upstream):
-        shares = (query @ key.T / 0.1).softmax(1).T * upstream.abs()
-        return torch.finfo(torch.float32).eps * shares @ query.abs() / 0.1
+    def rounding(query, key, upstream):
+        shares = (query @ key.T / 0.1).softmax(1) * upstream.abs()[:, None] / 0.1
+        sums = shares @ key.abs(), shares.T @ query.abs()
+        return [torch.finfo(torch.float32).eps * side.detach() for side in sums]
 
     def op(query, key, backend):
         return log_sum_exp(query, key, temperature=0.1, backend=backend)
 
-    judge(op, shape, torch.float32, device, key_rounding=key_rounding)
+    judge(op, shape, torch.float32, device, 1.0, rounding)
 
 
 # A library's products, and ours of a few rows, add in an order that depends on the size of a tile.
