@@ -14,7 +14,8 @@ else:
     # Without it cuBLAS warns below use_deterministic_algorithms, and our warnings are errors.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU")]
+# No cases that are skipped: a quarter of all were, and collecting and reporting them took time.
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_GPU else ["cpu"]
 
 
 def pytest_itemcollected(item):
@@ -23,7 +24,7 @@ def pytest_itemcollected(item):
         item.add_marker("gpu")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.fixture(params=DEVICES)
 def device(request):
     """Every device the public API runs on."""
     return request.param
@@ -36,9 +37,9 @@ def kernel_device():
         return "cuda"
     if version("triton").startswith("3.6.") and parse(version("numpy")) >= parse("2.4"):
         pytest.fail("Triton 3.6 interprets with numpy before 2.4 only: pip install 'numpy<2.4'")
-    from quick_interpreter import patch_once_per_launch
+    from quick_interpreter import interpret_quickly
 
-    patch_once_per_launch()
+    interpret_quickly()
     return "cpu"
 
 

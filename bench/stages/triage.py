@@ -97,9 +97,9 @@ def main() -> None:
     args = parse(__doc__)
     loss, dtype, *only = args.only
     if args.rehearsal:
-        from quick_interpreter import patch_once_per_launch
+        from quick_interpreter import interpret_quickly
 
-        patch_once_per_launch()
+        interpret_quickly()
     sizes = ((136,), (64, 300)) if args.rehearsal else (ROWS, COLUMNS)
     wanted = cases(loss, dtype, args.device, *sizes)
     run_cases(args.results, args.stage, (each for each in wanted if not only or each[0] in only))

@@ -1,7 +1,8 @@
-"""Triton's interpreter without the work that it repeats."""
+"""Triton's interpreter without the work that it repeats, or throws away."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 from triton.runtime import interpreter
@@ -15,6 +16,37 @@ class _Nothing:
 
 
 @functools.cache
+def interpret_quickly() -> None:
+    """Leave out what changes no result: half of the interpreter's time and more."""
+    patch_once_per_launch()
+    look_up_dtypes_once()
+    check_no_overflow()
+
+
+def look_up_dtypes_once() -> None:
+    """Remember which of numpy's types is which: a table of all is made for every tensor."""
+    look_up: Callable[[Any], Any] | None = getattr(interpreter, "_get_np_dtype", None)
+    if look_up is None:
+        return
+    known: dict[str, Any] = {}  # by name: types of blocks cannot be hashed
+
+    def get_np_dtype(dtype: Any) -> Any:
+        element = dtype.scalar
+        if element.name not in known:
+            known[element.name] = look_up(element)
+        return known[element.name]
+
+    interpreter._get_np_dtype = get_np_dtype
+
+
+def check_no_overflow() -> None:
+    """Compute no sums of integers again in 64 bits: without TRITON_DEBUG nobody looks at them."""
+    builder = interpreter.interpreter_builder
+    checks = any(field.name == "sanitize_overflow" for field in fields(builder.options))
+    if checks and not builder.options.debug:
+        builder.options = replace(builder.options, sanitize_overflow=False)
+
+
 def patch_once_per_launch() -> None:
     """Let a launch replace what it needs of triton.language once.
 
