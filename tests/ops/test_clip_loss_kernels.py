@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from contrastive_cases import let_lean_kernels_serve_few_rows
 from paired import both_directions, make_inputs, moved_by_rounding
 from tolerance import assert_no_worse, assert_norm_no_worse
 
@@ -177,6 +178,7 @@ def no_logits_in_memory(monkeypatch):
     """The kernels that read them may not answer where those without are meant to."""
     from mim4dd.kernels import clip_loss
 
+    let_lean_kernels_serve_few_rows(monkeypatch)
     monkeypatch.setattr(clip_loss, "sums_kernel", None)
     monkeypatch.setattr(clip_loss, "weights_kernel", None)
 

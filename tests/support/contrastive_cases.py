@@ -234,8 +234,16 @@ def only_lean_kernels(monkeypatch):
     """No other kernel may answer where those that are asked first are meant to."""
     from mim4dd.kernels import contrastive
 
+    let_lean_kernels_serve_few_rows(monkeypatch)
     monkeypatch.setattr(contrastive, "fuses", lambda query, key: True)
     monkeypatch.setattr(contrastive, "fused_forward", None)
+
+
+def let_lean_kernels_serve_few_rows(monkeypatch):
+    """A large GPU leaves those to kernels that divide the other side among programs."""
+    from mim4dd.kernels import _single_positive
+
+    monkeypatch.setattr(_single_positive, "num_multiprocessors", lambda device: 1)
 
 
 def use_lean_tiles(capability, monkeypatch):
