@@ -4,6 +4,7 @@
 # make bench-ranks                     losses over processes: time, memory, bytes
 # make fuzz | soak | kills | sanitize  changed files and any inputs; many calls; commands that are
 #                                      killed; the C++ half checked
+# make launches                        what the kernel tests launch, compiled for an H200, without one
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
@@ -33,9 +34,9 @@ INSTALLED := $(VENV)/$(if $(WHEEL),.wheel,.editable)
 CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_con.py layers.py \
 	second_order.py pair_cost.py)
 
-.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak kills sanitize lint \
-	bench bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check docs \
-	gpu gpu-again gpu-rehearsal clean
+.PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak kills sanitize launches \
+	lint bench bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check \
+	docs gpu gpu-again gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -123,6 +124,13 @@ test: $(VENV)/.tested
 # Broken sources, and whether their tests notice: hours; MUTANTS="--files 'csrc/wave*' --limit 20".
 mutation: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(MUTANTS)
+
+# Half an hour of two cores.
+launches: $(VENV)/.tested
+	mkdir -p $(RESULTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=auto --dist=worksteal -m gpu \
+		--as-h200 --record-launches $(RESULTS)/launches.jsonl
+	$(BIN)/python bench/compile_launches.py $(RESULTS)/launches.jsonl
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -97,14 +97,16 @@ class Compiled(NamedTuple):
 
 
 def compiled(case: Compilation, capability: int) -> Compiled:
-    """As the launcher finds tensors that PyTorch allocates: at multiples of 16 bytes."""
-    aligned = {place: [["tt.divisibility", 16]] for place in case.pointers()}
-    kernel = triton.compile(
-        ASTSource(case.kernel, case.signature, case.constants, aligned),
-        target=GPUTarget("cuda", capability, 32),
-        options=case.options,
-    )
-    return Compiled(case, capability, kernel)
+    """Down to machine code."""
+    target = GPUTarget("cuda", capability, 32)
+    return Compiled(case, capability, triton.compile(source(case), target, case.options))
+
+
+def source(case: Compilation) -> ASTSource:
+    """Tensors lie at multiples of 16 bytes, as PyTorch allocates them, where the case is silent."""
+    divisible = case.pointers() if case.divisible is None else case.divisible
+    attributes = {place: [["tt.divisibility", 16]] for place in divisible}
+    return ASTSource(case.kernel, case.signature, case.constants, attributes)
 
 
 def usage_of(case: Compilation, capability: int, kernel: triton.compiler.CompiledKernel) -> Usage:
@@ -118,7 +120,9 @@ def usage_of(case: Compilation, capability: int, kernel: triton.compiler.Compile
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
     used = int(registers), kernel.metadata.shared, int(stack)
     reason = slow(case, capability, kernel.asm["ptx"])
-    if not reason and tiling_of_half(case) is not None:
+    tiling = tiling_of_half(case)
+    # There are no asynchronous copies of two bytes, as rows of odd lengths would need.
+    if not reason and tiling is not None and tiling.DIVISOR == 16:
         reason = waits(sass.Program.of(kernel.asm["cubin"]))
     return Usage(case.name, capability, *used, reason)
 

@@ -34,6 +34,7 @@ class Compilation(NamedTuple):
     constants: dict[tuple[int, ...], Any]
     options: dict[str, int | bool]
     capabilities: tuple[int, ...]
+    divisible: tuple[tuple[int, ...], ...] | None = None  # by 16; None: every pointer
 
     def pointers(self) -> Iterator[tuple[int, ...]]:
         """The place of each."""

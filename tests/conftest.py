@@ -3,6 +3,7 @@
 import os
 import random
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,31 @@ else:
 
 # No cases that are skipped: a quarter of all were, and collecting and reporting them took time.
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_GPU else ["cpu"]
+
+
+def pytest_addoption(parser):
+    """Of tests/support/launch_recorder.py."""
+    group = parser.getgroup("mim4dd")
+    group.addoption(
+        "--record-launches", type=Path, metavar="FILE", help="note what Triton compiles"
+    )
+    group.addoption("--as-h200", action="store_true", help="interpret what an H200 would launch")
+
+
+def pytest_configure(config):
+    """Before a test imports the kernels."""
+    path = config.getoption("--record-launches", None)
+    as_h200 = config.getoption("--as-h200", False)
+    if (path or as_h200) and HAS_GPU:
+        raise pytest.UsageError("--record-launches and --as-h200 are for Triton's interpreter")
+    if as_h200:
+        from launch_recorder import pretend_h200
+
+        pretend_h200()
+    if path:
+        from launch_recorder import LaunchRecorder
+
+        config.pluginmanager.register(LaunchRecorder(path))
 
 
 def pytest_itemcollected(item):
