@@ -53,7 +53,8 @@ class Tiles(NamedTuple):
 # FMA and tf32 multiply goes through registers: steps are short, and the gradient's columns split.
 # On sm_100 a thread holds a whole row of a tile, so the streamed side is short.
 TILES: dict[tuple[str, str, int, int], Tiles] = {
-    ("forward", "half", 64, 80): Tiles(128, 64, 64, 64, 8, 3),
+    ("forward", "half", 64, 80): Tiles(128, 64, 64, 64, 8, 2),
+    ("forward", "half", 64, 90): Tiles(128, 64, 64, 64, 8, 3),
     ("forward", "half", 64, 100): Tiles(128, 32, 64, 64, 8, 3),
     ("forward", "half", 128, 80): Tiles(128, 64, 128, 128, 8, 2),
     ("forward", "half", 128, 100): Tiles(128, 32, 128, 128, 8, 2),
@@ -61,9 +62,10 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("forward", "half", 256, 90): Tiles(128, 64, 256, 256, 8, 3),
     ("forward", "half", 256, 100): Tiles(128, 32, 256, 256, 8, 2),
     ("forward", "half", 0, 80): Tiles(128, 64, 64, 64, 8, 2),
+    ("forward", "half", 0, 90): Tiles(64, 64, 64, 64, 8, 2),  # of odd rows 128 spill
     ("forward", "tf32", 0, 80): Tiles(64, 32, 32, 32, 4, 2),
     ("forward", "tf32", 0, 90): Tiles(64, 64, 32, 32, 8, 2),
-    ("forward", "fma", 0, 80): Tiles(64, 64, 16, 16, 8, 2),
+    ("forward", "fma", 0, 80): Tiles(64, 64, 16, 16, 8, 3),
     ("forward", "fp64", 0, 80): Tiles(64, 32, 16, 16, 4, 2),
     ("gradient", "half", 64, 80): Tiles(64, 16, 64, 64, 8, 3),
     ("gradient", "half", 64, 90): Tiles(128, 32, 64, 64, 8, 3),
@@ -77,7 +79,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("gradient", "tf32", 0, 80): Tiles(32, 16, 32, 128, 8, 2),
     ("gradient", "tf32", 0, 90): Tiles(32, 32, 32, 128, 8, 2),
     ("gradient", "fma", 0, 80): Tiles(32, 32, 16, 64, 8, 2),
-    ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 32, 4, 2),
+    ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 32, 8, 2),
 }
 RESIDENT_D = 256
 
