@@ -49,6 +49,8 @@ from mim4dd.kernels._rows import join_parts
 from mim4dd.reference import Critic
 
 WORKSPACE = 2**26  # bytes of logits at a time; not tuned on a GPU yet
+CUBLAS_TILE = 128  # rows
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Row(NamedTuple):
@@ -179,19 +181,21 @@ def chunk_kernel(
         tl.store(grad_bias_ptr + offs_n, grad_bias)
 
 
-def multiply(a: Tensor, b: Tensor) -> Tensor:
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in the accumulation type; float32 as torch.set_float32_matmul_precision asks."""
     with torch.autocast(a.device.type, enabled=False):  # it would multiply float32 in half
-        if a.dtype not in (torch.float16, torch.bfloat16):
-            return torch.mm(a, b)
-        if a.is_cuda:
-            return torch.mm(a, b, out_dtype=torch.float32)
-        return torch.mm(a.float(), b.float())
+        if a.dtype not in HALF:
+            return torch.mm(a, b, out=out)
+        if a.device.type == "cpu":
+            return torch.mm(a.float(), b.float(), out=out)
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
 def rows_per_chunk(N: int, M: int, bytes_per_pair: int) -> int:
-    """Queries whose pairs with all keys fit the workspace."""
-    return max(1, min(N, WORKSPACE // (M * bytes_per_pair)))
+    """Queries whose pairs with all keys fit the workspace; whole tiles of cuBLAS, if any."""
+    rows = max(1, min(N, WORKSPACE // (M * bytes_per_pair)))
+    whole = rows - rows % CUBLAS_TILE
+    return whole if whole and rows < N else rows
 
 
 def row_launch(M: int) -> dict[str, int | bool]:
@@ -204,12 +208,14 @@ def row_launch(M: int) -> dict[str, int | bool]:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; addmm cannot add half products to a float32 in every torch."""
-    if a.dtype != total.dtype:
-        total += multiply(a, b)
-        return
+    """total += a @ b, which cuBLAS does in one pass over the sum."""
     with torch.autocast(a.device.type, enabled=False):
-        total.addmm_(a, b)
+        if a.dtype == total.dtype:
+            total.addmm_(a, b)
+        elif a.device.type == "cpu":  # which has no out_dtype
+            total += multiply(a, b)
+        else:
+            torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
 def chunk_pass(
@@ -271,7 +277,7 @@ def chunk_pass(
                 **row_launch(M),
             )
         if grad_query is not None:
-            grad_query[some] = multiply(weights, key)
+            multiply(weights, key, grad_query[some])
         if grad_key is not None:
             accumulate(grad_key, weights.T, query[some])
         del similarity, weights  # before the next are made

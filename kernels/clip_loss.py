@@ -147,7 +147,7 @@ def clip_loss_bwd(
                 Chunk(first, C, N, per_split),
                 **TILE,
             )
-        grad_query[some] = multiply(weights, key)
+        multiply(weights, key, grad_query[some])
         accumulate(grad_key, weights.T, query[some])
         del similarity, weights  # before the next are made
     rest = None, layers, query.dtype

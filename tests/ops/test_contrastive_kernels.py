@@ -3,6 +3,8 @@
 What every backend promises is in test_contrastive_promises.py.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from contrastive_cases import (
     run,
     second_order,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim4dd.reference import Critic, Kind, Reduce
 
@@ -41,6 +44,18 @@ SECOND_ORDER = [
     (Critic(Kind.NCE), 2),
     (Critic(Kind.NCE, hardness=0.4), 0),
 ]
+
+
+class LoggedOperations(TorchDispatchMode):
+    """What PyTorch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 # By their place; what the kernels do by dtype does not depend on the critic.
@@ -313,3 +328,28 @@ def test_the_logits_are_never_stored(width):
     run(kernels(), case, Critic())
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before < 2**28  # the logits alone are 1 GiB
+
+
+@pytest.mark.parametrize(
+    ("N", "fitting", "rows"),
+    [(500, 600, 500), (500, 500, 500), (500, 499, 384), (500, 127, 127), (500, 0, 1)],
+)
+def test_chunks_are_whole_tiles_of_cublas_or_all_there_is(N, fitting, rows, monkeypatch):
+    from mim4dd.kernels import _chunked
+
+    monkeypatch.setattr(_chunked, "WORKSPACE", fitting * 70 * 6)
+    assert _chunked.rows_per_chunk(N, 70, 6) == rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_adds_half_products_to_a_float32_sum_in_one_operation(dtype, monkeypatch):
+    """Of shapes and dtypes alone, as PyTorch checks them, without a GPU."""
+    from mim4dd.kernels._chunked import accumulate, multiply
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    a, b = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((5, 7), (7, 3)))
+    total = torch.empty(5, 3, device="meta")
+    with LoggedOperations() as logged:
+        accumulate(total, a, b)
+        assert multiply(a, b, total) is total
+    assert logged.found == [torch.ops.aten.addmm.dtype_out, torch.ops.aten.mm.dtype_out]
