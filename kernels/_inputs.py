@@ -151,7 +151,9 @@ class Layers(NamedTuple):
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
         multiplier = operands(dtype, precision)
         chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
-        if several:
+        if (kernel, multiplier) == ("forward", "fma") and self.divisor % 4:
+            chosen = chosen._replace(num_warps=16)  # of 8, addresses of single numbers would spill
+        elif several:
             chosen = chosen.for_several()
         return self.tiling(chosen), chosen.launch()
 
@@ -160,8 +162,12 @@ class Layers(NamedTuple):
         precision = precision_of(self.query.dtype)
         half = operands(self.query.dtype, precision) == "half"
         resident = half and max(self.sizes) <= chosen.BLOCK_K
-        multiple = divisor(*self.sizes, *self.query_strides, *self.key_strides)
-        return chosen.tiling(resident, multiple, precision, not self.query.is_cuda)
+        return chosen.tiling(resident, self.divisor, precision, not self.query.is_cuda)
+
+    @property
+    def divisor(self) -> int:
+        """Of columns and strides."""
+        return divisor(*self.sizes, *self.query_strides, *self.key_strides)
 
 
 def packed(query: Sequence[Tensor], key: Sequence[Tensor], critic: Critic) -> Layers:
