@@ -66,7 +66,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("forward", "tf32", 0, 80): Tiles(64, 32, 32, 32, 4, 2),
     ("forward", "tf32", 0, 90): Tiles(64, 64, 32, 32, 8, 2),
     ("forward", "fma", 0, 80): Tiles(64, 64, 16, 16, 8, 3),
-    ("forward", "fp64", 0, 80): Tiles(64, 32, 16, 16, 4, 2),
+    ("forward", "fp64", 0, 80): Tiles(32, 32, 16, 16, 8, 2),
     ("gradient", "half", 64, 80): Tiles(64, 16, 64, 64, 8, 3),
     ("gradient", "half", 64, 90): Tiles(128, 32, 64, 64, 8, 3),
     ("gradient", "half", 64, 100): Tiles(64, 32, 64, 64, 8, 2),
