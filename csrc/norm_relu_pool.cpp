@@ -19,10 +19,6 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-ScalarType wide_type(ScalarType stored) {
-  return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // Memory order (B, H, W, C), and not that of (B, C, H, W) at the same time.
 bool is_channels_last(const Tensor& input) {
   if (input.is_contiguous()) return false;
@@ -46,16 +42,15 @@ PoolShape shape_of(const Tensor& input, int64_t groups, int64_t pool) {
   return shape;
 }
 
-// One op's inputs, in the layout of `input` and in the type that is computed in. Half precision
-// goes through torch's conversions, a pass each: loops that convert number by number took up to
-// eight times as long as conversions and loop together.
+// One op's inputs: images in the layout and the type of `input`, of which the kernels convert
+// pieces (norm_relu_pool_pieces.h), and numbers by channel in the type that is computed in.
 class Call {
  public:
   Call(const Tensor& input, int64_t groups, int64_t pool)
       : shape(shape_of(input, groups, pool)),
         format(is_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous),
         stored(input.scalar_type()),
-        wide(wide_type(stored)),
+        wide(stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
         device_(input.device()) {}
 
   bool channels_last() const { return format == MemoryFormat::ChannelsLast; }
@@ -73,7 +68,7 @@ class Call {
     STD_TORCH_CHECK(
         fits, "norm_relu_pool: ", name, " must be (", sizes[0], ", ", sizes[1], ", ", sizes[2],
         ", ", sizes[3], ") with dtype and device of input");
-    return torch::stable::contiguous(widened(given), format);
+    return torch::stable::contiguous(given, format);
   }
   std::optional<Tensor> image(
       const std::optional<Tensor>& given,
@@ -88,14 +83,11 @@ class Call {
     STD_TORCH_CHECK(
         given->numel() == count && given->device() == device_, "norm_relu_pool: ", name,
         " must have ", count, " elements on the device of input, got ", given->numel());
-    return torch::stable::contiguous(widened(*given));
+    return torch::stable::contiguous(
+        given->scalar_type() == wide ? *given : torch::stable::to(*given, wide));
   }
   Tensor new_image(const std::vector<int64_t>& sizes, bool wanted = true) const {
-    return wanted ? make(sizes, wide, format) : make({0}, wide);
-  }
-  // An image as the caller has it.
-  Tensor narrowed(const Tensor& image) const {
-    return stored == wide ? image : torch::stable::to(image, stored);
+    return wanted ? make(sizes, stored, format) : make({0}, stored);
   }
   Tensor new_numbers(const std::vector<int64_t>& sizes) const { return make(sizes, wide); }
 
@@ -104,9 +96,6 @@ class Call {
   ScalarType stored, wide;
 
  private:
-  Tensor widened(const Tensor& given) const {
-    return given.scalar_type() == wide ? given : torch::stable::to(given, wide);
-  }
   Tensor make(
       const std::vector<int64_t>& sizes,
       ScalarType type,
@@ -139,9 +128,10 @@ struct Saved {
         mu(call.numbers(mean, call.shape.batch * call.shape.groups, "mean")),
         r(call.numbers(rstd, call.shape.batch * call.shape.groups, "rstd")) {}
 
-  template <typename T>
-  NormInputs<T> operands() const {
-    return {x.const_data_ptr<T>(), pointer<T>(w), pointer<T>(b)};
+  template <typename Stored>
+  NormInputs<Stored> operands() const {
+    using T = Arithmetic<Stored>;
+    return {x.const_data_ptr<Stored>(), pointer<T>(w), pointer<T>(b)};
   }
 
   Tensor x, upstream;
@@ -192,18 +182,19 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_cpu(
   const Tensor out = call.new_image(call.out_sizes());
   const Tensor mean = call.new_numbers({shape.batch, num_groups});
   const Tensor rstd = call.new_numbers({shape.batch, num_groups});
-  if (call.empty()) return {call.narrowed(out), mean, rstd};
-  MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool", [&] {
+  if (call.empty()) return {out, mean, rstd};
+  MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool", [&] {
+    using T = Arithmetic<scalar_t>;
     const ForwardArguments<scalar_t> args{
-        {x.const_data_ptr<scalar_t>(), pointer<scalar_t>(w), pointer<scalar_t>(b)},
+        {x.const_data_ptr<scalar_t>(), pointer<T>(w), pointer<T>(b)},
         eps,
         out.mutable_data_ptr<scalar_t>(),
-        mean.mutable_data_ptr<scalar_t>(),
-        rstd.mutable_data_ptr<scalar_t>()};
+        mean.mutable_data_ptr<T>(),
+        rstd.mutable_data_ptr<T>()};
     const auto& kernel = kernels<NormReluPool<scalar_t>>();
     (call.channels_last() ? kernel.forward_pixels : kernel.forward_planes)(shape, args);
   });
-  return {call.narrowed(out), mean, rstd};
+  return {out, mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
@@ -225,21 +216,22 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_cpu(
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   const Tensor of_biases = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool_bwd", [&] {
+    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd", [&] {
+      using T = Arithmetic<scalar_t>;
       const BackwardArguments<scalar_t> args{
           saved.operands<scalar_t>(),
-          pointer<scalar_t>(saved.mu),
-          pointer<scalar_t>(saved.r),
+          pointer<T>(saved.mu),
+          pointer<T>(saved.r),
           saved.upstream.const_data_ptr<scalar_t>(),
           pointer_if<scalar_t>(grad_input, of_input),
-          of_weights.mutable_data_ptr<scalar_t>(),
-          of_biases.mutable_data_ptr<scalar_t>()};
+          of_weights.mutable_data_ptr<T>(),
+          of_biases.mutable_data_ptr<T>()};
       const auto& kernel = kernels<NormReluPool<scalar_t>>();
       (call.channels_last() ? kernel.backward_pixels : kernel.backward_planes)(shape, args);
     });
   }
   return {
-      call.narrowed(grad_input), over_samples(call, of_weights, weight, of_weight),
+      grad_input, over_samples(call, of_weights, weight, of_weight),
       over_samples(call, of_biases, bias, of_bias)};
 }
 
@@ -268,25 +260,24 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_bwd_bwd_cpu(
   const Tensor grad_input = call.new_image(call.in_sizes(), of_input);
   const Tensor of_weights = call.new_numbers({shape.batch, shape.channels});
   if (!call.empty()) {
-    MIM4DD_DISPATCH_FLOATING(call.wide, "norm_relu_pool_bwd_bwd", [&] {
+    MIM4DD_DISPATCH_FLOATING_AND_HALF(call.stored, "norm_relu_pool_bwd_bwd", [&] {
+      using T = Arithmetic<scalar_t>;
       const SecondArguments<scalar_t> args{
           saved.operands<scalar_t>(),
-          pointer<scalar_t>(saved.mu),
-          pointer<scalar_t>(saved.r),
+          pointer<T>(saved.mu),
+          pointer<T>(saved.r),
           saved.upstream.const_data_ptr<scalar_t>(),
           pointer<scalar_t>(along),
-          pointer<scalar_t>(along_w),
-          pointer<scalar_t>(along_b),
+          pointer<T>(along_w),
+          pointer<T>(along_b),
           pointer_if<scalar_t>(grad_grad_out, of_grad_out),
           pointer_if<scalar_t>(grad_input, of_input),
-          of_weights.mutable_data_ptr<scalar_t>()};
+          of_weights.mutable_data_ptr<T>()};
       const auto& kernel = kernels<NormReluPool<scalar_t>>();
       (call.channels_last() ? kernel.second_pixels : kernel.second_planes)(shape, args);
     });
   }
-  return {
-      call.narrowed(grad_grad_out), call.narrowed(grad_input),
-      over_samples(call, of_weights, weight, of_weight)};
+  return {grad_grad_out, grad_input, over_samples(call, of_weights, weight, of_weight)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mim4dd, CPU, m) {

@@ -22,38 +22,52 @@ struct PoolShape {
   MIM4DD_INLINE int64_t group_size() const { return group_channels() * pixels(); }
 };
 
-// The inputs that every derivative has; weight and bias may be null.
-template <typename T>
+// The inputs that every derivative has; weight and bias may be null. Images are stored in half
+// precision where all else is in float32.
+template <typename Stored>
 struct NormInputs {
-  const T* input;
+  using Image = Stored;
+  using T = Arithmetic<Stored>;
+
+  const Stored* input;
   const T *weight, *bias;
 
   MIM4DD_INLINE T weight_of(int64_t channel) const { return weight ? weight[channel] : T(1); }
   MIM4DD_INLINE T bias_of(int64_t channel) const { return bias ? bias[channel] : T(0); }
 };
 
-template <typename T>
-struct ForwardArguments : NormInputs<T> {
+// kInputImages and kOutputImages: how many images have the size of the input, and of the output.
+template <typename Stored>
+struct ForwardArguments : NormInputs<Stored> {
+  using typename NormInputs<Stored>::T;
+  static constexpr int64_t kInputImages = 1, kOutputImages = 1;
+
   double eps;
-  T* out;
+  Stored* out;
   T *mean, *rstd;  // (B, G)
 };
 
-template <typename T>
-struct BackwardArguments : NormInputs<T> {
+template <typename Stored>
+struct BackwardArguments : NormInputs<Stored> {
+  using typename NormInputs<Stored>::T;
+  static constexpr int64_t kInputImages = 2, kOutputImages = 1;
+
   const T *mean, *rstd;  // (B, G)
-  const T* grad_out;
-  T* grad_input;                     // null where not wanted
+  const Stored* grad_out;
+  Stored* grad_input;                // null where not wanted
   T *grad_weight_of, *grad_bias_of;  // (B, C), by sample
 };
 
-template <typename T>
-struct SecondArguments : NormInputs<T> {
+template <typename Stored>
+struct SecondArguments : NormInputs<Stored> {
+  using typename NormInputs<Stored>::T;
+  static constexpr int64_t kInputImages = 3, kOutputImages = 2;
+
   const T *mean, *rstd;  // (B, G)
-  const T* grad_out;
-  const T* tangent;                        // cotangent of grad_input; may be null
+  const Stored* grad_out;
+  const Stored* tangent;                   // cotangent of grad_input; may be null
   const T *weight_tangent, *bias_tangent;  // (C,), may be null
-  T *grad_grad_out, *grad_input;           // null where not wanted
+  Stored *grad_grad_out, *grad_input;      // null where not wanted
   T* grad_weight_of;                       // (B, C), by sample
 };
 
@@ -148,16 +162,16 @@ MIM4DD_INLINE T weight_sum(const SecondMeans& m, const Sums& s) {
   return static_cast<T>(m.r * (s.gu - m.u * s.g - m.r * m.ux * s.gd));
 }
 
-template <typename T>
+template <typename Stored>
 struct NormReluPool {
   // Contiguous (B, C, H, W): planes of pixels.
-  void (*forward_planes)(const PoolShape& shape, const ForwardArguments<T>& args);
-  void (*backward_planes)(const PoolShape& shape, const BackwardArguments<T>& args);
-  void (*second_planes)(const PoolShape& shape, const SecondArguments<T>& args);
+  void (*forward_planes)(const PoolShape& shape, const ForwardArguments<Stored>& args);
+  void (*backward_planes)(const PoolShape& shape, const BackwardArguments<Stored>& args);
+  void (*second_planes)(const PoolShape& shape, const SecondArguments<Stored>& args);
   // The same in channels-last memory: pixels of channels.
-  void (*forward_pixels)(const PoolShape& shape, const ForwardArguments<T>& args);
-  void (*backward_pixels)(const PoolShape& shape, const BackwardArguments<T>& args);
-  void (*second_pixels)(const PoolShape& shape, const SecondArguments<T>& args);
+  void (*forward_pixels)(const PoolShape& shape, const ForwardArguments<Stored>& args);
+  void (*backward_pixels)(const PoolShape& shape, const BackwardArguments<Stored>& args);
+  void (*second_pixels)(const PoolShape& shape, const SecondArguments<Stored>& args);
 };
 
 }  // namespace mim4dd

@@ -8,14 +8,17 @@ namespace mim4dd {
 namespace MIM4DD_ISA {
 namespace {
 
-template <typename T>
-constexpr NormReluPool<T> kNormReluPool{forward_planes<T>, backward_planes<T>, second_planes<T>,
-                                        forward_pixels<T>, backward_pixels<T>, second_pixels<T>};
+template <typename Stored>
+constexpr NormReluPool<Stored> kNormReluPool{forward_planes<Stored>,  backward_planes<Stored>,
+                                             second_planes<Stored>,   forward_pixels<Stored>,
+                                             backward_pixels<Stored>, second_pixels<Stored>};
 
 }  // namespace
 
 MIM4DD_TABLE(NormReluPool, float)
 MIM4DD_TABLE(NormReluPool, double)
+MIM4DD_TABLE(NormReluPool, c10::BFloat16)
+MIM4DD_TABLE(NormReluPool, c10::Half)
 
 }  // namespace MIM4DD_ISA
 }  // namespace mim4dd

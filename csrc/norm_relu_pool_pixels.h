@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "norm_relu_pool.h"
+#include "norm_relu_pool_pieces.h"
 #include "parallel.h"
 
 namespace mim4dd {
@@ -15,23 +16,20 @@ namespace pixels {
 
 // A block of one sample is to stay in a second cache, and to fill lines of memory.
 constexpr int64_t kBlockBytes = int64_t{512} << 10, kLineBytes = 64;
-// Channels [first, first + channels) of one sample.
-template <typename T>
+// Channels [first, first + channels) of one sample, whose pixels are `stride` numbers apart.
 struct Block {
   const PoolShape& shape;
-  int64_t sample, first, channels;
+  int64_t sample, first, channels, stride;
 
   int64_t first_group() const { return first / shape.group_channels(); }
   int64_t groups() const { return channels / shape.group_channels(); }
   int64_t statistic(int64_t group) const { return sample * shape.groups + first_group() + group; }
-  const T* pixels(const T* base) const {
-    return base == nullptr ? nullptr : base + sample * shape.pixels() * shape.channels + first;
+  Piece piece() const { return {runs(shape.pixels()), runs(shape.out_pixels())}; }
+
+ private:
+  Runs runs(int64_t pixels) const {
+    return {sample * pixels * shape.channels + first, pixels, channels, shape.channels};
   }
-  T* pixels(T* base) const { return const_cast<T*>(pixels(static_cast<const T*>(base))); }
-  const T* out_pixels(const T* base) const {
-    return base == nullptr ? nullptr : base + sample * shape.out_pixels() * shape.channels + first;
-  }
-  T* out_pixels(T* base) const { return const_cast<T*>(out_pixels(static_cast<const T*>(base))); }
 };
 
 // Arrays of one number per channel of a block.
@@ -107,7 +105,7 @@ MIM4DD_INLINE void fold(T* __restrict part, double* __restrict sums, int64_t n) 
 // The rows kMean, kScale, kShift: the affine map before the ReLU.
 template <typename T>
 void fill_affine(
-    const Block<T>& block,
+    const Block& block,
     const NormInputs<T>& args,
     const T* mean,
     const T* rstd,
@@ -123,11 +121,13 @@ void fill_affine(
   }
 }
 
-// body(block) for all blocks of whole groups of every sample.
-template <typename T, typename Body>
-void for_each_block(const PoolShape& shape, const Body& body) {
+// body(block, arguments with its images) for all blocks of whole groups of every sample.
+template <typename Arguments, typename Body>
+void for_each_block(const PoolShape& shape, const Arguments& args, const Body& body) {
+  using T = typename Arguments::T;
+  using Stored = typename Arguments::Image;
   const int64_t channels = shape.group_channels();
-  const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(T)));
+  const int64_t least = std::max<int64_t>(1, kLineBytes / static_cast<int64_t>(sizeof(Stored)));
   const int64_t group_bytes = shape.group_size() * static_cast<int64_t>(sizeof(T));
   const int64_t line_groups = divide_up(least, channels);
   int64_t groups = std::max(line_groups, kBlockBytes / group_bytes / line_groups * line_groups);
@@ -140,11 +140,18 @@ void for_each_block(const PoolShape& shape, const Body& body) {
   }
   groups = std::min(groups, shape.groups);
   const int64_t per_sample = divide_up(shape.groups, groups);
+  const auto block_at = [&](int64_t i) {
+    const int64_t first = i % per_sample * groups;
+    const int64_t width = std::min(groups, shape.groups - first) * channels;
+    const int64_t stride = kCopied<Stored> ? width : shape.channels;
+    return Block{shape, i / per_sample, first * channels, width, stride};
+  };
   parallel_for(shape.batch * per_sample, 1, [&](int64_t begin, int64_t end) {
+    const Workspace<T> copies(copied_numbers(args, block_at(0).piece()));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % per_sample * groups;
-      const int64_t count = std::min(groups, shape.groups - first);
-      body(Block<T>{shape, i / per_sample, first * channels, count * channels});
+      const Block block = block_at(i);
+      with_piece(
+          args, block.piece(), copies.data(), [&](const auto& of_block) { body(block, of_block); });
     }
   });
 }

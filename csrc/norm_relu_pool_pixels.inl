@@ -17,15 +17,15 @@ constexpr int64_t kChunkBytes = int64_t{16} << 10;
 // merged with what is before it (Chan, Golub, LeVeque 1983).
 template <typename T>
 MIM4DD_INLINE void channel_statistics(
-    const Block<T>& block,
+    const Block& block,
     const T* input,
     T* __restrict mean,
     T* __restrict squares,
     T* __restrict sum,
     T* __restrict part) {
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   // By all channels, so that results do not depend on the size of a block.
-  const int64_t chunk = std::max<int64_t>(8, kChunkBytes / (stride * sizeof(T)));
+  const int64_t chunk = std::max<int64_t>(8, kChunkBytes / (block.shape.channels * sizeof(T)));
   std::fill_n(mean, n, T(0));
   std::fill_n(squares, n, T(0));
   for (int64_t begin = 0; begin < block.shape.pixels(); begin += chunk) {
@@ -74,7 +74,7 @@ MIM4DD_INLINE void channel_statistics(
 // Of the groups of a block, from those of its channels.
 template <typename T>
 void group_statistics(
-    const Block<T>& block,
+    const Block& block,
     const T* mean,
     const T* squares,
     double eps,
@@ -98,11 +98,11 @@ void group_statistics(
 
 template <typename T>
 void write_forward(
-    const Block<T>& block,
+    const Block& block,
     const T* __restrict input,
     T* __restrict out,
     Arrays<T>& rows) {
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T* const held = rows[kFirstFree];
   const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
@@ -135,7 +135,7 @@ void write_forward(
 }
 
 template <typename T>
-void statistics_of(const Block<T>& block, const T* input, Arrays<T>& rows) {
+void statistics_of(const Block& block, const T* input, Arrays<T>& rows) {
   channel_statistics<T>(
       block, input, rows[kFirstFree], rows[kFirstFree + 1], rows[kFirstFree + 2],
       rows[kFirstFree + 3]);
@@ -146,12 +146,12 @@ enum FirstRow { kFirstByD = kFirstFree, kFirstConstant, kFirstPartG, kFirstPartG
 
 template <typename T>
 void sum_first(
-    const Block<T>& block,
+    const Block& block,
     const T* __restrict input,
     const T* __restrict grad_out,
     Arrays<T>& rows,
     Arrays<double>& sums) {
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T *const part_g = rows[kFirstPartG], *const part_gd = rows[kFirstPartGd];
   const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
@@ -182,13 +182,13 @@ void sum_first(
 
 template <typename T>
 void write_first(
-    const Block<T>& block,
+    const Block& block,
     const T* __restrict input,
     const T* __restrict grad_out,
     T* __restrict grad_input,
     Arrays<T>& rows) {
   const T *const by_d = rows[kFirstByD], *const constant = rows[kFirstConstant];
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   const T share = T(1) / static_cast<T>(block.shape.pool * block.shape.pool);
   visit_pixels(block.shape, [&](const auto& pixels, int64_t at, bool, bool) MIM4DD_INLINE_LAMBDA {
@@ -207,26 +207,23 @@ void write_first(
 }
 
 template <typename T>
-void forward_block(const Block<T>& block, const ForwardArguments<T>& args) {
+MIM4DD_NOINLINE void forward_block(const Block& block, const ForwardArguments<T>& args) {
   Arrays<T> rows(block.channels, kFirstFree + 4);
-  const T* const input = block.pixels(args.input);
-  statistics_of<T>(block, input, rows);
+  statistics_of<T>(block, args.input, rows);
   group_statistics<T>(
       block, rows[kFirstFree], rows[kFirstFree + 1], args.eps, args.mean, args.rstd);
   fill_affine<T>(block, args, args.mean, args.rstd, rows);
-  write_forward<T>(block, input, block.out_pixels(args.out), rows);
+  write_forward<T>(block, args.input, args.out, rows);
 }
 
 template <typename T>
-void backward_block(const Block<T>& block, const BackwardArguments<T>& args) {
+MIM4DD_NOINLINE void backward_block(const Block& block, const BackwardArguments<T>& args) {
   const PoolShape& shape = block.shape;
   Arrays<T> rows(block.channels, kFirstRows);
   Arrays<double> sums(block.channels, 2);
   const double *const g = sums[0], *const gd = sums[1];
-  const T *const input = block.pixels(args.input), *const upstream =
-                                                       block.out_pixels(args.grad_out);
   fill_affine<T>(block, args, args.mean, args.rstd, rows);
-  sum_first<T>(block, input, upstream, rows, sums);
+  sum_first<T>(block, args.input, args.grad_out, rows, sums);
   const int64_t channels = shape.group_channels();
   for (int64_t group = 0; group < block.groups(); ++group) {
     const int64_t first = group * channels, of_sample = block.sample * shape.channels + block.first;
@@ -243,21 +240,23 @@ void backward_block(const Block<T>& block, const BackwardArguments<T>& args) {
     }
   }
   if (args.grad_input == nullptr) return;
-  write_first<T>(block, input, upstream, block.pixels(args.grad_input), rows);
+  write_first<T>(block, args.input, args.grad_out, args.grad_input, rows);
 }
 
 }  // namespace pixels
 
-template <typename T>
-void forward_pixels(const PoolShape& shape, const ForwardArguments<T>& args) {
-  pixels::for_each_block<T>(
-      shape, [&](const pixels::Block<T>& block) { pixels::forward_block(block, args); });
+template <typename Stored>
+void forward_pixels(const PoolShape& shape, const ForwardArguments<Stored>& args) {
+  pixels::for_each_block(shape, args, [](const pixels::Block& block, const auto& of_block) {
+    pixels::forward_block(block, of_block);
+  });
 }
 
-template <typename T>
-void backward_pixels(const PoolShape& shape, const BackwardArguments<T>& args) {
-  pixels::for_each_block<T>(
-      shape, [&](const pixels::Block<T>& block) { pixels::backward_block(block, args); });
+template <typename Stored>
+void backward_pixels(const PoolShape& shape, const BackwardArguments<Stored>& args) {
+  pixels::for_each_block(shape, args, [](const pixels::Block& block, const auto& of_block) {
+    pixels::backward_block(block, of_block);
+  });
 }
 
 }  // namespace MIM4DD_ISA

@@ -26,13 +26,13 @@ enum SecondRow {
 
 template <bool kTangent, typename T>
 MIM4DD_INLINE void sum_second_as(
-    const Block<T>& block,
+    const Block& block,
     const T* __restrict input,
     const T* __restrict tangent,
     const T* __restrict grad_out,
     Arrays<T>& rows,
     Arrays<double>& sums) {
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   T *const s_g = rows[kPartG], *const s_gd = rows[kPartGd], *const s_u = rows[kPartU];
   T *const s_ud = rows[kPartUd], *const s_gu = rows[kPartGu];
@@ -74,7 +74,7 @@ MIM4DD_INLINE void sum_second_as(
 
 template <typename T>
 void sum_second(
-    const Block<T>& block,
+    const Block& block,
     const T* input,
     const T* tangent,
     const T* grad_out,
@@ -89,14 +89,14 @@ void sum_second(
 
 template <bool kTangent, typename T>
 MIM4DD_INLINE void write_second_as(
-    const Block<T>& block,
+    const Block& block,
     const T* __restrict input,
     const T* __restrict tangent,
     const T* __restrict grad_out,
     T* __restrict grad_grad_out,
     T* __restrict grad_input,
     Arrays<T>& rows) {
-  const int64_t n = block.channels, stride = block.shape.channels;
+  const int64_t n = block.channels, stride = block.stride;
   const T *const mean = rows[kMean], *const scale = rows[kScale], *const shift = rows[kShift];
   const T *const by_g = rows[kByG], *const by_d = rows[kByD], *const by_u = rows[kByU];
   const T *const constant = rows[kConstant], *const out_d = rows[kOutD], *const out = rows[kOut];
@@ -145,7 +145,7 @@ MIM4DD_INLINE void write_second_as(
 
 template <typename T>
 void write_second(
-    const Block<T>& block,
+    const Block& block,
     const T* input,
     const T* tangent,
     const T* grad_out,
@@ -161,7 +161,7 @@ void write_second(
 
 template <typename T>
 void fill_second(
-    const Block<T>& block,
+    const Block& block,
     const SecondArguments<T>& args,
     Arrays<double>& by_channel,
     Arrays<T>& rows) {
@@ -196,25 +196,23 @@ void fill_second(
 }
 
 template <typename T>
-void second_block(const Block<T>& block, const SecondArguments<T>& args) {
+MIM4DD_NOINLINE void second_block(const Block& block, const SecondArguments<T>& args) {
   Arrays<T> rows(block.channels, kSecondRows);
   Arrays<double> sums(block.channels, 5);
-  const T *const input = block.pixels(args.input), *const tangent = block.pixels(args.tangent);
-  const T* const upstream = block.out_pixels(args.grad_out);
   fill_affine<T>(block, args, args.mean, args.rstd, rows);
-  sum_second<T>(block, input, tangent, upstream, rows, sums);
+  sum_second<T>(block, args.input, args.tangent, args.grad_out, rows, sums);
   fill_second<T>(block, args, sums, rows);
   write_second<T>(
-      block, input, tangent, upstream, block.out_pixels(args.grad_grad_out),
-      block.pixels(args.grad_input), rows);
+      block, args.input, args.tangent, args.grad_out, args.grad_grad_out, args.grad_input, rows);
 }
 
 }  // namespace pixels
 
-template <typename T>
-void second_pixels(const PoolShape& shape, const SecondArguments<T>& args) {
-  pixels::for_each_block<T>(
-      shape, [&](const pixels::Block<T>& block) { pixels::second_block(block, args); });
+template <typename Stored>
+void second_pixels(const PoolShape& shape, const SecondArguments<Stored>& args) {
+  pixels::for_each_block(shape, args, [](const pixels::Block& block, const auto& of_block) {
+    pixels::second_block(block, of_block);
+  });
 }
 
 }  // namespace MIM4DD_ISA

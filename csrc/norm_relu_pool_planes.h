@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "norm_relu_pool.h"
+#include "norm_relu_pool_pieces.h"
 #include "parallel.h"
 
 namespace mim4dd {
@@ -230,13 +231,24 @@ MIM4DD_INLINE bool kept(const PoolShape& shape) {
   return shape.group_channels() == 1 && chunk_windows(shape) >= shape.out_height();
 }
 
-// body(unit, scratch) for every group of every sample.
-template <typename T, typename Body>
-void for_each_group(const PoolShape& shape, const Body& body) {
+MIM4DD_INLINE Piece piece_of(const PoolShape& shape, int64_t unit) {
+  const int64_t in = shape.group_size(), out = shape.group_channels() * shape.out_pixels();
+  return {{unit * in, 1, in, in}, {unit * out, 1, out, out}};
+}
+
+// body(arguments with the images of the group, unit, scratch) for every group of every sample.
+template <typename Arguments, typename Body>
+void for_each_group(const PoolShape& shape, const Arguments& args, const Body& body) {
+  using T = typename Arguments::T;
   const int64_t grain = std::max<int64_t>(1, kGrain / shape.group_size());
   parallel_for(shape.batch * shape.groups, grain, [&](int64_t begin, int64_t end) {
     const Workspace<T> scratch(scratch_size(shape));
-    for (int64_t unit = begin; unit < end; ++unit) body(unit, scratch.data());
+    const Workspace<T> copies(copied_numbers(args, piece_of(shape, 0)));
+    for (int64_t unit = begin; unit < end; ++unit) {
+      with_piece(args, piece_of(shape, unit), copies.data(), [&](const auto& of_group) {
+        body(of_group, unit, scratch.data());
+      });
+    }
   });
 }
 

@@ -37,14 +37,11 @@ MIM4DD_INLINE void write_forward(
 }
 
 template <typename T>
-void forward_group(
-    const PoolShape& shape,
-    const ForwardArguments<T>& args,
-    int64_t unit,
-    T* scratch) {
+MIM4DD_NOINLINE void
+forward_group(const PoolShape& shape, const ForwardArguments<T>& args, int64_t unit, T* scratch) {
   const int64_t channels = shape.group_channels(), n = shape.group_size();
   const int64_t first = unit * channels;
-  const T* const input = args.input + first * shape.pixels();
+  const T* const input = args.input;
   const T mean = sum_of<T>(input, n) / static_cast<T>(n);
   const T variance = square_sum_of<T>(input, mean, n) / static_cast<T>(n);
   const T rstd = T(1) / std::sqrt(variance + static_cast<T>(args.eps));
@@ -52,13 +49,13 @@ void forward_group(
   args.rstd[unit] = rstd;
   for (int64_t i = 0; i < channels; ++i) {
     const Affine<T> affine = affine_of<T>(args, (first + i) % shape.channels, mean, rstd);
-    T* const out = args.out + (first + i) * shape.out_pixels();
+    T* const out = args.out + i * shape.out_pixels();
     write_forward<T>(shape, affine, input + i * shape.pixels(), out, scratch);
   }
 }
 
 template <typename T>
-void backward_group(
+MIM4DD_NOINLINE void backward_group(
     const PoolShape& shape,
     const BackwardArguments<T>& args,
     int64_t unit,
@@ -69,8 +66,8 @@ void backward_group(
   for (int64_t i = 0; i < channels; ++i) {
     const Affine<T> affine =
         affine_of<T>(args, (first + i) % shape.channels, args.mean[unit], rstd);
-    const T* const input = args.input + (first + i) * shape.pixels();
-    const T* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
+    const T* const input = args.input + i * shape.pixels();
+    const T* const grad_out = args.grad_out + i * shape.out_pixels();
     T g_sum = 0, gd_sum = 0;
     for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
       spread_rows(shape, chunk, grad_out, g);
@@ -96,9 +93,9 @@ void backward_group(
   for (int64_t i = 0; i < channels; ++i) {
     const Affine<T> affine =
         affine_of<T>(args, (first + i) % shape.channels, args.mean[unit], rstd);
-    const T* const input = args.input + (first + i) * shape.pixels();
-    const T* const grad_out = args.grad_out + (first + i) * shape.out_pixels();
-    T* const grad_input = args.grad_input + (first + i) * shape.pixels();
+    const T* const input = args.input + i * shape.pixels();
+    const T* const grad_out = args.grad_out + i * shape.out_pixels();
+    T* const grad_input = args.grad_input + i * shape.pixels();
     for_each_chunk(shape, [&](const Chunk& chunk) MIM4DD_INLINE_LAMBDA {
       if (!kept(shape)) load_gradient<T>(shape, chunk, affine, input, grad_out, g);
       const T* const x = input + chunk.first();
@@ -114,18 +111,20 @@ void backward_group(
 
 }  // namespace planes
 
-template <typename T>
-void forward_planes(const PoolShape& shape, const ForwardArguments<T>& args) {
-  planes::for_each_group<T>(shape, [&](int64_t unit, T* scratch) {
-    planes::forward_group<T>(shape, args, unit, scratch);
+template <typename Stored>
+void forward_planes(const PoolShape& shape, const ForwardArguments<Stored>& args) {
+  using T = Arithmetic<Stored>;
+  planes::for_each_group(shape, args, [&](const auto& of_group, int64_t unit, T* scratch) {
+    planes::forward_group<T>(shape, of_group, unit, scratch);
   });
 }
 
-template <typename T>
-void backward_planes(const PoolShape& shape, const BackwardArguments<T>& args) {
-  planes::for_each_group<T>(shape, [&](int64_t unit, T* scratch) {
+template <typename Stored>
+void backward_planes(const PoolShape& shape, const BackwardArguments<Stored>& args) {
+  using T = Arithmetic<Stored>;
+  planes::for_each_group(shape, args, [&](const auto& of_group, int64_t unit, T* scratch) {
     const Workspace<FirstSums<T>> sums(shape.group_channels());
-    planes::backward_group<T>(shape, args, unit, sums.data(), scratch);
+    planes::backward_group<T>(shape, of_group, unit, sums.data(), scratch);
   });
 }
 

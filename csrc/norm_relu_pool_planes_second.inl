@@ -94,7 +94,7 @@ MIM4DD_INLINE void write_second(
 }
 
 template <typename T>
-void second_group(
+MIM4DD_NOINLINE void second_group(
     const PoolShape& shape,
     const SecondArguments<T>& args,
     int64_t unit,
@@ -106,8 +106,8 @@ void second_group(
   const auto tangent_of = [&](const T* values, int64_t i) {
     return values == nullptr ? T(0) : values[channel(i)];
   };
-  const auto plane = [&](const T* base, int64_t i, int64_t size) {
-    return base == nullptr ? nullptr : base + (first + i) * size;
+  const auto plane = [](const T* base, int64_t i, int64_t size) {
+    return base == nullptr ? nullptr : base + i * size;
   };
   for (int64_t i = 0; i < channels; ++i) {
     sums[i] = second_sums<T>(
@@ -135,11 +135,12 @@ void second_group(
 
 }  // namespace planes
 
-template <typename T>
-void second_planes(const PoolShape& shape, const SecondArguments<T>& args) {
-  planes::for_each_group<T>(shape, [&](int64_t unit, T* scratch) {
+template <typename Stored>
+void second_planes(const PoolShape& shape, const SecondArguments<Stored>& args) {
+  using T = Arithmetic<Stored>;
+  planes::for_each_group(shape, args, [&](const auto& of_group, int64_t unit, T* scratch) {
     const Workspace<SecondSums<T>> sums(shape.group_channels());
-    planes::second_group<T>(shape, args, unit, sums.data(), scratch);
+    planes::second_group<T>(shape, of_group, unit, sums.data(), scratch);
   });
 }
 
