@@ -8,6 +8,13 @@ from PIL import Image
 
 from mim4dd.__main__ import main
 
+# Small ones, in seconds.
+EXPERTS = "--width 8 --num-experts 2 --train-epochs 4"
+DISTILL = (
+    "--experts experts --width 8 --syn-steps 3 --max-start-epoch 3 --num-keys 40 "
+    "--num-eval 2 --eval-epochs 10"
+)
+
 
 def _save_blank(figure, file, **_):
     """In place of drawing, which takes a small command most of its time."""
