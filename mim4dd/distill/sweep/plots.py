@@ -273,7 +273,7 @@ def _draw_bounds(
 
 def _draw_ceilings(axis: Any, results: Any) -> None:
     """What pairs that share only a class can carry at most."""
-    for classes in {result.num_classes for result in results}:
+    for classes in {result.num_classes for result in results} - {0}:  # of files that name none
         axis.axvline(math.log(classes), color=GREY, linestyle="--", linewidth=1)
         axis.annotate(
             f"log C = {math.log(classes):.2f}",

@@ -13,8 +13,11 @@ from mim4dd.__main__ import main
 from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.config.file import read_config
 from mim4dd.distill.runs import RunDirectory, read_set
+from mim4dd.distill.sweep.grid import make_grid
 from mim4dd.distill.sweep.job import Job, Result, run_job
+from mim4dd.distill.sweep.plots import draw_sweep
 from mim4dd.distill.sweep.run import sweep
+from mim4dd.distill.sweep.table import summarize
 
 GIVEN = {
     "width": 8,
@@ -184,3 +187,29 @@ def test_a_result_that_is_none_is_refused(tmp_path):
         ValueError, match=r"result\.json does not hold the result of a distillation"
     ):
         Result.read(path)
+
+
+def test_a_result_of_unknown_classes_is_read_and_drawn_without_their_bound(tmp_path):
+    """Those that first versions wrote name no classes."""
+    values = {"seed": 3, "accuracy": [0.5, 0.6], "metrics": {"mi_lower_bound": 1.5}}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(values | {"num_classes": None}))
+    result = Result.read(path)
+    assert (result.seed, result.num_classes, result.mi_lower_bound) == (3, 0, 1.5)
+    (setting,) = make_grid({}, {"weight": [0.1]}, True)
+    row = summarize(setting, [result], [result], None, [result])
+    paths = draw_sweep([row], {("base", 3): result}, "digits", tmp_path, cpu=True)
+    assert paths == [tmp_path / "mi_bound.png"]
+
+
+def test_options_are_combined_unless_one_at_a_time_is_asked_for(tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(
+        "mim4dd.distill.sweep.run.judge_settings",
+        lambda settings, *_, **__: judged.append([setting.name for setting in settings]),
+    )
+    varied = {"weight": [0.0, 0.1], "temperature": [0.1, 0.2]}
+    sweep({}, varied, tmp_path)
+    sweep({}, varied, tmp_path, one_at_a_time=True)
+    assert judged[0] == ["weight=0", "weight=0,temperature=0.2", "base", "temperature=0.2"]
+    assert judged[1] == ["base", "weight=0", "temperature=0.2"]
