@@ -11,18 +11,15 @@ only Triton's own language is checked, names, types and shapes: a fraction of th
 import argparse
 import importlib
 import json
-import multiprocessing
-import os
 import resource
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resources import compiled, source, usage_of
+from resources import compiled, on_every_cpu, source, usage_of
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -145,8 +142,7 @@ def main() -> None:
     lines = args.launches.read_text("utf-8").splitlines()
     if args.front_end:
         lines = seen_apart(lines)
-    # Spawned, for a fork of a process that has threads may hang.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    with on_every_cpu() as pool:
         results = list(pool.map(partial(check, front_end=args.front_end), lines, chunksize=4))
     report(args.launches, lines, results)
 

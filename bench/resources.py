@@ -62,6 +62,11 @@ class Usage(NamedTuple):
     slow: str = ""  # what it does that its tiles need not
 
 
+def on_every_cpu() -> ProcessPoolExecutor:
+    """Processes to compile in: spawned, for a fork of a process that has threads may hang."""
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+
+
 def triton_usages() -> Iterator[Usage]:
     """Compile what each module of mim4dd.kernels lists in compilations(), on every CPU."""
     names = [m.name for m in pkgutil.iter_modules(mim4dd.kernels.__path__, "mim4dd.kernels.")]
@@ -72,8 +77,7 @@ def triton_usages() -> Iterator[Usage]:
         for index, case in enumerate(triton_cases(name))
         for capability in case.capabilities
     ]
-    # Spawned, for a fork of a process that has threads may hang.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    with on_every_cpu() as pool:
         yield from pool.map(triton_usage, *zip(*jobs, strict=True), chunksize=4)
 
 
