@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._norm_relu_pool_backward import backward_kernel, over_samples_kernel
+from mim4dd.kernels._norm_relu_pool_checks import require_fitting, require_saved
 from mim4dd.kernels._norm_relu_pool_forward import forward_kernel
 from mim4dd.kernels._norm_relu_pool_layout import Affine, Maps, PoolTiling, Sizes, Statistics
 from mim4dd.kernels._norm_relu_pool_second import second_kernel
@@ -60,6 +61,7 @@ def blocks(channels: int, windows: int, channels_last: bool, element_size: int) 
 def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
     """For input (B, C, H, W)."""
     B, C, H, W = input.shape
+    pool = min(pool, max(H, W) + 1)  # a window that fits nowhere, of an area that does not overflow
     channels_last = not input.is_contiguous() and input.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -93,10 +95,11 @@ def norm_relu_pool(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, C, H // pool, W // pool), mean and rstd (B, G)."""
-    B, _, H, W = input.shape
+    B, C, H, W = input.shape
+    require_fitting(input, num_groups, pool, {}, {"weight": (weight, C), "bias": (bias, C)})
     launch = plan(input, num_groups, pool)
     out = launch.new_image(input, H // pool, W // pool)
-    mean, rstd = torch.empty((2, B, num_groups), dtype=_wide(input), device=input.device).unbind()
+    mean, rstd = (input.new_empty((B, num_groups), dtype=_wide(input)) for _ in range(2))
     if input.numel():
         with torch.cuda.device_of(input):
             forward_kernel[launch.grid](
@@ -126,6 +129,7 @@ def norm_relu_pool_bwd(
     of_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; (0,) where not wanted."""
+    require_saved(input, num_groups, pool, grad_out, weight, bias, mean, rstd)
     launch = plan(input, num_groups, pool)
     affine = Affine(*_contiguous(weight, bias))
     statistics = Statistics(mean.contiguous(), rstd.contiguous())
@@ -160,13 +164,17 @@ def norm_relu_pool_bwd_bwd(
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ⟨tangents, gradients⟩ by grad_out, input and weight."""
+    B, C, H, W = input.shape
+    require_saved(input, num_groups, pool, grad_out, weight, bias, mean, rstd)
+    by_channel = {"tangent_weight": (tangent_weight, C), "tangent_bias": (tangent_bias, C)}
+    along = {"tangent_input": (tangent_input, (H, W))}
+    require_fitting(input, num_groups, pool, along, by_channel)
     launch = plan(input, num_groups, pool)
     affine = Affine(*_contiguous(weight, bias))
     tangents = Affine(*_contiguous(tangent_weight, tangent_bias))
     statistics = Statistics(mean.contiguous(), rstd.contiguous())
     grad_grad_out = launch.new_image(input, *grad_out.shape[2:]) if of_grad_out else None
     grad_input = launch.new_image(input, *input.shape[2:]) if of_input else None
-    B, C = input.shape[:2]
     sums, means = mean.new_zeros((B, 3, C)), mean.new_empty((B, 2, num_groups))
     if input.numel():
         tangent = None if tangent_input is None else launch.image(tangent_input)

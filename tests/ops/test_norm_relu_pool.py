@@ -13,6 +13,7 @@ from mim4dd import norm_relu_pool, reference
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 OPS = torch.ops.mim4dd
+HUGE = (5, 2**31, 2**62)  # windows larger than the maps
 
 
 class Case(NamedTuple):
@@ -457,32 +458,40 @@ def test_compiles(layout, device):
     torch.testing.assert_close(*results)
 
 
-def test_the_bare_op_reads_nothing_out_of_bounds(device):
+def assert_nothing_is_read_out_of_bounds(ops, device):
     inputs, grad_out, (along, *_) = make(Case(2, 4, 4, 4, 2, 2), torch.float32, device)
-    _, mean, rstd = OPS.norm_relu_pool(*inputs, 2, 2, 1e-5)
+    _, mean, rstd = ops.norm_relu_pool(*inputs, 2, 2, 1e-5)
     with pytest.raises(RuntimeError, match="weight must have 4 elements"):
-        OPS.norm_relu_pool(inputs[0], inputs[1][:3], inputs[2], 2, 2, 1e-5)
+        ops.norm_relu_pool(inputs[0], inputs[1][:3], inputs[2], 2, 2, 1e-5)
     with pytest.raises(RuntimeError, match="num_groups must divide 4"):
-        OPS.norm_relu_pool(*inputs, 3, 2, 1e-5)
+        ops.norm_relu_pool(*inputs, 3, 2, 1e-5)
     with pytest.raises(RuntimeError, match="pool must be positive"):
-        OPS.norm_relu_pool(*inputs, 2, 0, 1e-5)
+        ops.norm_relu_pool(*inputs, 2, 0, 1e-5)
     with pytest.raises(RuntimeError, match="grad_out must be"):
-        OPS.norm_relu_pool_bwd(grad_out[:1], *inputs, mean, rstd, 2, 2, True, True, True)
+        ops.norm_relu_pool_bwd(grad_out[:1], *inputs, mean, rstd, 2, 2, True, True, True)
     with pytest.raises(RuntimeError, match="mean must have 4 elements"):
-        OPS.norm_relu_pool_bwd(grad_out, *inputs, mean[:1], rstd, 2, 2, True, True, True)
+        ops.norm_relu_pool_bwd(grad_out, *inputs, mean[:1], rstd, 2, 2, True, True, True)
     rest = (grad_out, *inputs, mean, rstd, 2, 2, True, True, True)
     with pytest.raises(RuntimeError, match="tangent_input must be"):
-        OPS.norm_relu_pool_bwd_bwd(along.double(), None, None, *rest)
+        ops.norm_relu_pool_bwd_bwd(along.double(), None, None, *rest)
+
+
+def test_the_bare_op_reads_nothing_out_of_bounds(device):
+    assert_nothing_is_read_out_of_bounds(OPS, device)
+
+
+def assert_zeros_of_a_window_that_fits_nowhere(ops, pool, layout, device):
+    inputs, *_ = make(Case(2, 4, 4, 4, 2, 1), torch.float32, device, layout)
+    out, mean, rstd = ops.norm_relu_pool(*inputs, 2, pool, 1e-5)
+    assert out.shape == (2, 4, 0, 0)
+    for gradient in ops.norm_relu_pool_bwd(out, *inputs, mean, rstd, 2, pool, *(True,) * 3):
+        assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("pool", [5, 2**31, 2**62])
+@pytest.mark.parametrize("pool", HUGE)
 def test_the_bare_op_with_a_window_that_fits_nowhere(pool, layout, device):
-    inputs, *_ = make(Case(2, 4, 4, 4, 2, 1), torch.float32, device, layout)
-    out, mean, rstd = OPS.norm_relu_pool(*inputs, 2, pool, 1e-5)
-    assert out.shape == (2, 4, 0, 0)
-    for gradient in OPS.norm_relu_pool_bwd(out, *inputs, mean, rstd, 2, pool, *(True,) * 3):
-        assert (gradient == 0).all()
+    assert_zeros_of_a_window_that_fits_nowhere(OPS, pool, layout, device)
 
 
 @pytest.mark.parametrize(

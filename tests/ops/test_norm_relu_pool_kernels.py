@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from ops.test_norm_relu_pool import DTYPES, LAYOUTS, Case, make, of_double, plain, reference_of
+from ops.test_norm_relu_pool import (
+    DTYPES,
+    HUGE,
+    LAYOUTS,
+    Case,
+    assert_nothing_is_read_out_of_bounds,
+    assert_zeros_of_a_window_that_fits_nowhere,
+    make,
+    of_double,
+    plain,
+    reference_of,
+)
 from ops.test_norm_relu_pool import derivatives as of_autograd
 from tolerance import assert_no_worse
 
@@ -105,3 +116,17 @@ def test_the_same_bits_every_time(kernel_device):
     given = make(case, torch.float32, kernel_device)
     first, second = launched(*given, case), launched(*given, case)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_what_does_not_fit_is_refused(kernel_device):
+    from mim4dd.kernels import norm_relu_pool as kernels
+
+    assert_nothing_is_read_out_of_bounds(kernels, kernel_device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("pool", HUGE)
+def test_a_window_that_fits_nowhere(pool, layout, kernel_device):
+    from mim4dd.kernels import norm_relu_pool as kernels
+
+    assert_zeros_of_a_window_that_fits_nowhere(kernels, pool, layout, kernel_device)
