@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mim4dd.distill.runtime.ranks import joined_ranks, leads, sharing
+from mim4dd.distill.training.precision import Precision
 
 __all__ = ["reproduce"]
 
@@ -30,6 +31,10 @@ def reproduce(
         str, typer.Option(help="Folder of the data archives (docs/data.md).")
     ] = "data",
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "cpu",
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Arithmetic of experts and evaluation networks (docs/methods.md)."),
+    ] = "float32",
     workers: Annotated[int, typer.Option(help="Processes that work at the same time.")] = 1,
     note: Annotated[str, typer.Option(help="Remark to write into the files of the rows.")] = "",
     out: Annotated[Path, typer.Option(help="Directory for runs and experts.")] = Path(
@@ -63,6 +68,7 @@ def reproduce(
                     budget=budget,
                     data_path=data_path,
                     device=device,
+                    precision=precision,
                     workers=workers,
                     note=note,
                 )

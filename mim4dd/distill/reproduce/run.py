@@ -24,6 +24,7 @@ from mim4dd.distill.sweep.jobs import (
     run_jobs,
     train_needed_experts,
 )
+from mim4dd.distill.training.precision import Precision
 
 __all__ = ["reproduce"]
 
@@ -36,6 +37,7 @@ def reproduce(
     budget: str = "small",
     data_path: str = "data",
     device: str = "cpu",
+    precision: Precision = "float32",
     workers: int = 1,
     note: str = "",
 ) -> Path:
@@ -53,6 +55,7 @@ def reproduce(
         budget: "small" or "published".
         data_path: Where the archives lie.
         device: Where to compute.
+        precision: Arithmetic of experts and evaluation networks, which the file notes.
         workers: Processes that work at the same time.
         note: What else there is to say of the figures, for the table.
 
@@ -64,7 +67,7 @@ def reproduce(
             with other options.
         Interrupted: After Ctrl-C or SIGTERM, once the distillations at work saved where they are.
     """
-    setting = row.setting(budget, data_path=data_path, device=device)
+    setting = row.setting(budget, data_path=data_path, device=device, precision=precision)
     path = results / f"{row.name}.json"
     known = from_first(lambda: _known(path, options_of_row(setting), setting.config.iterations))
     if known is None:

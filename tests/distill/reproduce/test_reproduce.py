@@ -178,6 +178,14 @@ def test_a_row_that_needs_experts_trains_them_and_says_how_many(in_process, tmp_
     assert len(list((tmp_path / "runs" / "small" / "experts").iterdir())) == 1
 
 
+def test_another_precision_is_noted_and_no_run_of_it_is_taken_for_a_row(done, in_process, tmp_path):
+    folder, _ = done
+    record = read_record(reproduce(ROW, tmp_path / "runs", tmp_path, precision="bfloat16"))
+    assert record["differs"]["precision"] == {"here": "bfloat16", "published": "float32"}
+    with pytest.raises(ValueError, match="holds a run with another precision"):
+        reproduce(ROW, folder / "runs", tmp_path / "others", precision="bfloat16")
+
+
 def test_runs_of_other_options_are_refused(done, tmp_path):
     folder, _ = done
     other = replace(ROW, small=Budget(1, {**ROW.small.options, "lr_img": 2.0}))
