@@ -162,7 +162,7 @@ def fused_forward(
     layers: Layers, queries: Queries, critic: Critic
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Launch: loss and lse, each (L, N), and what :func:`fused_positives` gives."""
-    loss, lse = queries.weight.new_empty(2, len(layers.sizes), layers.N)
+    loss, lse = (queries.weight.new_empty(len(layers.sizes), layers.N) for _ in range(2))
     positives = _new_positives(layers, queries, critic)
     _launch(layers, queries, critic, Losses(loss, lse, positives))
     return loss, lse, positives

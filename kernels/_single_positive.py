@@ -125,7 +125,8 @@ class Outputs(NamedTuple):
         want_query, want_key, want_scale, _ = gradients
         N, M, L, new = layers.N, layers.M, len(layers.sizes), queries.weight.new_empty
         return cls(
-            *new(2, L, N),
+            new(L, N),
+            new(L, N),
             new(N * sum(layers.sizes)) if want_query else None,
             new(M * sum(layers.sizes)) if want_key else None,
             new(L, N) if want_scale else None,

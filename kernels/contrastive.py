@@ -63,7 +63,7 @@ def contrastive(
     critic = Critic(Kind(kind), decoupled, hardness, normalize)
     queries = prepare(key[0], labels, key_labels, excluded, logit_scale, bias, critic)
     fused = [layer for layer in range(len(query)) if fuses(query[layer], key[layer])]
-    loss, lse = queries.weight.new_empty(2, len(query), len(labels))
+    loss, lse = (queries.weight.new_empty(len(query), len(labels)) for _ in range(2))
     how, count = Reduce(reduction), count_queries(queries.weight)
     share = count if how == Reduce.MEAN else None
     found = [Found()] * len(query)
