@@ -4,7 +4,7 @@
 # make bench-ranks                     losses over processes: time, memory, bytes
 # make fuzz | soak | kills | sanitize  changed files and any inputs; many calls; commands that are
 #                                      killed; the C++ half checked
-# make launches                        what the kernel tests launch, compiled for an H200, without one
+# make launches                        what the tests of a GPU launch, compiled for an H200, without one
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
@@ -128,8 +128,9 @@ mutation: $(VENV)/.tested
 # Half an hour of two cores.
 launches: $(VENV)/.tested
 	mkdir -p $(RESULTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=auto --dist=worksteal -m gpu \
-		--as-h200 --record-launches $(RESULTS)/launches.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses=auto --dist=worksteal tests/ops \
+		--triton-on-cpu --as-h200 --record-launches $(RESULTS)/launches.jsonl \
+		-k "not finite_differences and not products_of_every_shape and not contrastive_panels"
 	$(BIN)/python bench/compile_launches.py $(RESULTS)/launches.jsonl
 
 lint: $(VENV)/.tested

@@ -21,20 +21,26 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_GPU else [
 
 
 def pytest_addoption(parser):
-    """Of tests/support/launch_recorder.py."""
+    """Of tests/support/launch_recorder.py and triton_on_cpu.py."""
     group = parser.getgroup("mim4dd")
     group.addoption(
         "--record-launches", type=Path, metavar="FILE", help="note what Triton compiles"
     )
     group.addoption("--as-h200", action="store_true", help="interpret what an H200 would launch")
+    group.addoption(
+        "--triton-on-cpu", action="store_true", help="interpret what public ops launch on a GPU"
+    )
 
 
 def pytest_configure(config):
     """Before a test imports the kernels."""
     path = config.getoption("--record-launches", None)
     as_h200 = config.getoption("--as-h200", False)
-    if (path or as_h200) and HAS_GPU:
-        raise pytest.UsageError("--record-launches and --as-h200 are for Triton's interpreter")
+    on_cpu = config.getoption("--triton-on-cpu", False)
+    if (path or as_h200 or on_cpu) and HAS_GPU:
+        raise pytest.UsageError(
+            "--record-launches, --as-h200 and --triton-on-cpu are for Triton's interpreter"
+        )
     if as_h200:
         from launch_recorder import pretend_h200
 
@@ -43,6 +49,11 @@ def pytest_configure(config):
         from launch_recorder import LaunchRecorder
 
         config.pluginmanager.register(LaunchRecorder(path))
+    if on_cpu:
+        from triton_on_cpu import OnlyOfDevices, run_public_ops_by_triton
+
+        run_public_ops_by_triton()
+        config.pluginmanager.register(OnlyOfDevices())
 
 
 def pytest_itemcollected(item):
