@@ -15,7 +15,12 @@ from torch import Tensor
 
 from mim4dd.kernels._ahead_of_time import Compilation, compilation
 from mim4dd.kernels._norm_relu_pool_backward import backward_kernel, over_samples_kernel
-from mim4dd.kernels._norm_relu_pool_checks import require_fitting, require_saved
+from mim4dd.kernels._norm_relu_pool_checks import (
+    require_groups_and_windows,
+    require_image,
+    require_numbers,
+    require_saved,
+)
 from mim4dd.kernels._norm_relu_pool_forward import forward_kernel
 from mim4dd.kernels._norm_relu_pool_layout import Affine, Maps, PoolTiling, Sizes, Statistics
 from mim4dd.kernels._norm_relu_pool_second import second_kernel
@@ -96,7 +101,8 @@ def norm_relu_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, C, H // pool, W // pool), mean and rstd (B, G)."""
     B, C, H, W = input.shape
-    require_fitting(input, num_groups, pool, {}, {"weight": (weight, C), "bias": (bias, C)})
+    require_groups_and_windows(input, num_groups, pool)
+    require_numbers(input, C, {"weight": weight, "bias": bias})
     launch = plan(input, num_groups, pool)
     out = launch.new_image(input, H // pool, W // pool)
     mean, rstd = (input.new_empty((B, num_groups), dtype=_wide(input)) for _ in range(2))
@@ -166,9 +172,8 @@ def norm_relu_pool_bwd_bwd(
     """Derivatives of ⟨tangents, gradients⟩ by grad_out, input and weight."""
     B, C, H, W = input.shape
     require_saved(input, num_groups, pool, grad_out, weight, bias, mean, rstd)
-    by_channel = {"tangent_weight": (tangent_weight, C), "tangent_bias": (tangent_bias, C)}
-    along = {"tangent_input": (tangent_input, (H, W))}
-    require_fitting(input, num_groups, pool, along, by_channel)
+    require_numbers(input, C, {"tangent_weight": tangent_weight, "tangent_bias": tangent_bias})
+    require_image(input, "tangent_input", tangent_input, (H, W))
     launch = plan(input, num_groups, pool)
     affine = Affine(*_contiguous(weight, bias))
     tangents = Affine(*_contiguous(tangent_weight, tangent_bias))
