@@ -151,8 +151,9 @@ class Layers(NamedTuple):
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
         multiplier = operands(dtype, precision)
         chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
-        if (kernel, multiplier) == ("forward", "fma") and self.divisor % 4:
-            chosen = chosen._replace(num_warps=16)  # of 8, addresses of single numbers would spill
+        if (kernel, multiplier) == ("forward", "fma") and (self.divisor % 4 or self.N == 1):
+            # Of 8, addresses of single numbers spill; so does one query: Triton compiles a 1 in.
+            chosen = chosen._replace(num_warps=16)
         elif several:
             chosen = chosen.for_several()
         return self.tiling(chosen), chosen.launch()

@@ -51,11 +51,12 @@ def forward_kernel(
         for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
             to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
             pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-            for i in tl.static_range(tiling.POOL * tiling.POOL):
-                at = pixel_at(channels.offs, begin, i, sizes, tiling)
-                x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
-                z = (x - mean[:, None]) * channels.scale[:, None] + channels.shift[:, None]
-                pooled += tl.where(z <= 0, 0.0, z)  # a NaN passes
+            for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
+                for i in tl.static_range(tiling.UNROLL):
+                    at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
+                    x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
+                    z = (x - mean[:, None]) * channels.scale[:, None] + channels.shift[:, None]
+                    pooled += tl.where(z <= 0, 0.0, z)  # a NaN passes
             tl.store(out + to, pooled / (tiling.POOL * tiling.POOL), mask=mask)
 
 

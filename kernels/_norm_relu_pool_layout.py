@@ -50,6 +50,7 @@ class PoolTiling(NamedTuple):
     REST: bool  # some pixels are in no window
     BLOCK_C: int
     BLOCK_P: int  # pixels or windows
+    UNROLL: int  # pixels of a window that are loaded together, a divisor of POOL * POOL
 
 
 class Part(NamedTuple):

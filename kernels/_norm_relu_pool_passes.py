@@ -52,18 +52,19 @@ def sum_maps(maps, sample, channels, of_u, of_ud, sizes, tiling: tl.constexpr):
     for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
-        for i in tl.static_range(tiling.POOL * tiling.POOL):
-            at = pixel_at(channels.offs, begin, i, sizes, tiling)
-            x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
-            d = tl.where(mask, x - mean, 0.0)
-            g = tl.where(is_off(d, channels), 0.0, upstream)
-            of_g += tl.sum(g, axis=1)
-            of_gd += tl.sum(g * d, axis=1)
-            if maps.tangent is not None:
-                u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
-                of_gu += tl.sum(g * u, axis=1)
-                of_u += tl.sum(u, axis=1)
-                of_ud += tl.sum(u * d, axis=1)
+        for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
+            for i in tl.static_range(tiling.UNROLL):
+                at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
+                x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
+                d = tl.where(mask, x - mean, 0.0)
+                g = tl.where(is_off(d, channels), 0.0, upstream)
+                of_g += tl.sum(g, axis=1)
+                of_gd += tl.sum(g * d, axis=1)
+                if maps.tangent is not None:
+                    u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
+                    of_gu += tl.sum(g * u, axis=1)
+                    of_u += tl.sum(u, axis=1)
+                    of_ud += tl.sum(u * d, axis=1)
     if maps.tangent is not None and tiling.REST:
         for begin in range(0, sizes.height * sizes.width, BLOCK_P):
             at, mask = rest_at(channels.offs, channels.mask, begin, sizes, tiling)
@@ -94,24 +95,25 @@ def store_maps(
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
         pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        for i in tl.static_range(tiling.POOL * tiling.POOL):
-            at = pixel_at(channels.offs, begin, i, sizes, tiling)
-            x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
-            if maps.tangent is not None:
-                u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
-            d = x - mean
-            off = is_off(d, channels)
-            if maps.grad_input is not None:
-                grad = by_g[:, None] * tl.where(off, 0.0, upstream)
-                grad += by_d[:, None] * d + constant[:, None]
+        for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
+            for i in tl.static_range(tiling.UNROLL):
+                at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
+                x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
                 if maps.tangent is not None:
-                    grad += by_u[:, None] * u
-                tl.store(image_of(maps.grad_input, sample, sizes) + at, grad, mask=mask)
-            if maps.grad_grad_out is not None:
-                out = by_g[:, None] * d + moved[:, None]
-                if maps.tangent is not None:
-                    out += channels.scale[:, None] * u
-                pooled += tl.where(off, 0.0, out)
+                    u = tl.load(tangent + at, mask=mask, other=0.0).to(dtype)
+                d = x - mean
+                off = is_off(d, channels)
+                if maps.grad_input is not None:
+                    grad = by_g[:, None] * tl.where(off, 0.0, upstream)
+                    grad += by_d[:, None] * d + constant[:, None]
+                    if maps.tangent is not None:
+                        grad += by_u[:, None] * u
+                    tl.store(image_of(maps.grad_input, sample, sizes) + at, grad, mask=mask)
+                if maps.grad_grad_out is not None:
+                    out = by_g[:, None] * d + moved[:, None]
+                    if maps.tangent is not None:
+                        out += channels.scale[:, None] * u
+                    pooled += tl.where(off, 0.0, out)
         if maps.grad_grad_out is not None:
             pooled = pooled / (tiling.POOL * tiling.POOL)
             tl.store(pooled_of(maps.grad_grad_out, sample, sizes, tiling) + to, pooled, mask=mask)

@@ -188,7 +188,8 @@ def inverse_power_of_two(x):
     return bits.to(x.dtype, bitcast=True)
 
 
-@triton.jit
+# A number of 1 would be compiled in: one more kernel, and one that spills.
+@triton.jit(do_not_specialize=["R"])
 def normalize_kernel(
     rows_ptr,
     scaled_ptr,  # packed
@@ -224,7 +225,7 @@ def normalize_kernel(
     tl.store(norms_ptr + (tl.num_programs(1) + slab.layer) * R + offs_r, power, mask=mask_r)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "splits"])
 def join_parts_kernel(
     partial_ptr,  # (splits, packed)
     grad_ptr,  # packed

@@ -79,7 +79,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("gradient", "tf32", 0, 80): Tiles(32, 16, 32, 128, 8, 2),
     ("gradient", "tf32", 0, 90): Tiles(32, 32, 32, 128, 8, 2),
     ("gradient", "fma", 0, 80): Tiles(32, 32, 16, 64, 8, 2),
-    ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 16, 8, 2),
+    ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 16, 16, 2),
 }
 RESIDENT_D = 256
 

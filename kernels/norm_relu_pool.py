@@ -63,6 +63,11 @@ def blocks(channels: int, windows: int, channels_last: bool, element_size: int) 
     return min(most_channels, TILE // BLOCK_P), BLOCK_P
 
 
+def unroll(pool: int) -> int:
+    """Pixels of a window that are loaded together; of more than four, float64 spills some."""
+    return next(count for count in (4, 3, 2, 1) if pool * pool % count == 0)
+
+
 def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
     """For input (B, C, H, W)."""
     B, C, H, W = input.shape
@@ -74,7 +79,8 @@ def plan(input: Tensor, num_groups: int, pool: int) -> Launch:
     windows = (H // pool) * (W // pool)
     block = blocks(C if own else C // num_groups, windows, channels_last, input.element_size())
     tiles = triton.cdiv(C, block[0]) if own else num_groups
-    tiling = PoolTiling(pool, own, channels_last, windows * pool**2 != H * W, *block)
+    rest = windows * pool**2 != H * W
+    tiling = PoolTiling(pool, own, channels_last, rest, *block, unroll(pool))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return Launch((B * tiles,), Sizes(C, H, W, num_groups, tiles), tiling, layout)
 
@@ -237,13 +243,16 @@ def compilations() -> Iterator[Compilation]:
         ("backward", backward_kernel, first),
         ("second", second_kernel, {}),
     )
-    for dtype, last, own in product((torch.float32, torch.float64, torch.bfloat16), *[(0, 1)] * 2):
+    wanted = [(dtype, 2) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    # Of float64, which takes most: windows that are loaded whole, and in parts.
+    wanted += [(torch.float64, pool) for pool in (3, 8)]
+    for (dtype, pool), last, own in product(wanted, *[(0, 1)] * 2):
         layout, norm = ("planes", "channels-last")[last], ("group", "instance")[own]
         block = blocks(128, 256, bool(last), dtype.itemsize)
-        tiling = PoolTiling(2, bool(own), bool(last), not own, *block)
+        tiling = PoolTiling(pool, bool(own), bool(last), not own, *block, unroll(pool))
         for name, kernel, options in kernels:
             yield compilation(
-                f"norm_relu_pool {name} {layout} {norm}",
+                f"norm_relu_pool {name} {layout} {norm} pool {pool}",
                 kernel,
                 dtype,
                 narrow,

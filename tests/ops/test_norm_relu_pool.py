@@ -42,6 +42,8 @@ CASES = [
     Case(2, 40, 6, 6, 4, 1),  # no pooling
     Case(1, 3, 70, 130, 3, 2),  # a plane longer than the scratch for a chunk is wide
     Case(2, 2, 131, 128, 1, 4),  # several chunks and several planes per group
+    Case(1, 3, 17, 16, 3, 8),  # windows too large to load at once
+    Case(2, 4, 11, 10, 2, 5),
 ]
 
 

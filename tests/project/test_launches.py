@@ -17,6 +17,7 @@ from launch_recorder import LaunchRecorder, record_of
 
 from mim4dd.kernels._arguments import Form, Losses, Tiling
 from mim4dd.kernels._forward import combine_kernel
+from mim4dd.kernels._rows import normalize_kernel
 
 FORM = Form("out", False, False)
 
@@ -60,6 +61,16 @@ def test_what_makes_another_kernel_is_another_record():
     records = [combined(), combined(1), combined(16), combined(offset=1), combined(form=FORM[:0])]
     assert len({json.dumps(record) for record in records}) == 5
     assert combined(3) == combined(2)
+
+
+def test_numbers_that_a_kernel_does_not_specialise_stay_numbers():
+    rows, table = torch.zeros(2), torch.zeros(1, dtype=torch.int64)
+    options = {"KEYS": True, "DIVISOR": 1, "BLOCK_R": 1, "BLOCK_D": 1}
+    records = [
+        record_of(normalize_kernel, 90, (rows, rows, rows, table, R), options) for R in (1, 16)
+    ]
+    assert records[0] == records[1]
+    assert records[0]["signature"]["R"] == "i32"
 
 
 def test_kernels_are_noted_as_on_a_gpu():

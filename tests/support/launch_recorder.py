@@ -101,11 +101,12 @@ def record_of(
     bound.apply_defaults()
     types: dict[str, Any] = {}
     constants, divisible = [], []
+    never = kernel.kwargs["do_not_specialize"] or ()
     for index, (name, value) in enumerate(bound.arguments.items()):
         if signature.parameters[name].annotation is tl.constexpr:
             found = ("constexpr", None)
         else:
-            found = native_specialize_impl(BaseBackend, value, False, True, True)
+            found = native_specialize_impl(BaseBackend, value, False, name not in never, True)
         types[name] = found[0]
         for place, kind, key, constant in leaves((index,), *found, value):
             if kind == "constexpr":
