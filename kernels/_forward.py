@@ -241,15 +241,17 @@ def compilations() -> Iterator[Compilation]:
             absent = ["losses.positives"] * (kind == "nce") + ["partial_ptr"] * rich
             absent += ["losses.loss", "losses.lse"] * only_positives
             absent += [] if rich else ["pairs.excluded", "norms.query", "norms.key"]
+            odd = kind == "nce" and not D and dtype == torch.bfloat16  # rows that take most
+            multiple = 1 if odd else 16
             constants = {
                 **dict.fromkeys(absent),
                 "form": Form(kind, rich and kind == "in", rich),
-                "tiling": tiles.tiling(0 < D <= tiles.BLOCK_K, 16, precision, False),
+                "tiling": tiles.tiling(0 < D <= tiles.BLOCK_K, multiple, precision, False),
                 **({} if several else SINGLE),
                 **tiles.launch(),
             }
             narrow = ("features.query", "features.key")
-            kind += " several" * several + " positives" * only_positives
+            kind += " several" * several + " positives" * only_positives + " odd rows" * odd
             name = f"forward {kind} D<={D or 'any'} {precision}"
             yield compilation(name, forward_kernel, dtype, narrow, constants, capabilities)
     for dtype in (torch.float32, torch.float64):
