@@ -46,6 +46,7 @@ from mim4dd.kernels._tiles import (
     entries,
     load_norms,
     load_tile,
+    multiplied,
     sides_of,
     similarity_of,
 )
@@ -157,7 +158,7 @@ def gradient_kernel(
             if stream_norms_ptr is not None:
                 weights *= products
             grad = tl.dot(
-                weights.to(tile.dtype),
+                multiplied(weights, stream, tile),
                 tile,
                 grad,
                 input_precision=tiling.PRECISION,

@@ -22,7 +22,7 @@ from mim4dd.kernels._single_positive_passes import (
     pulled,
     store_rows_at,
 )
-from mim4dd.kernels._tiles import Block, Side, load_tile, sides_of
+from mim4dd.kernels._tiles import Block, Side, load_tile, multiplied, sides_of
 
 
 class Group(NamedTuple):
@@ -215,7 +215,7 @@ def add_group_gradient(
     if gradients.scale is not None:
         along += tl.sum(weights * similarity, axis=1)
     if gradients.rows is not None:
-        grad = tl.dot(weights.to(tile.dtype), tile, grad, out_dtype=tl.float32)
+        grad = tl.dot(multiplied(weights, stream, tile), tile, grad, out_dtype=tl.float32)
     return along, grad
 
 

@@ -23,7 +23,7 @@ from mim4dd.kernels._single_positive_passes import (
     store_rows,
     stream_tile,
 )
-from mim4dd.kernels._tiles import Block, Side, load_tile
+from mim4dd.kernels._tiles import Block, Side, load_tile, multiplied
 
 
 class Shares(NamedTuple):
@@ -188,4 +188,4 @@ def add_pairs(
         weights = tl.where(own, rows.pair_weight[:, None], weights)
         weights = tl.where(present[None, :], weights, 0.0)
     along += tl.sum(weights * similarity, axis=1)
-    return tl.dot(weights.to(tile.dtype), tile, grad, out_dtype=tl.float32), along
+    return tl.dot(multiplied(weights, stream, tile), tile, grad, out_dtype=tl.float32), along

@@ -9,7 +9,7 @@ from torch import Tensor
 from mim4dd.kernels._arguments import Features, Groups, Losses, Pairs, Scales
 from mim4dd.kernels._critic import IGNORE, load_scales, loss_of
 from mim4dd.kernels._rows import locate
-from mim4dd.kernels._tiles import Block, Side, load_tile, sides_of
+from mim4dd.kernels._tiles import Block, Side, load_tile, multiplied, sides_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -212,7 +212,9 @@ def add_keys(
     if gradients.scale is not None:
         along = along * before + tl.sum(exps * similarity, axis=1)
     if gradients.rows is not None:
-        grad = tl.dot(exps.to(tile.dtype), tile, grad * before[:, None], out_dtype=tl.float32)
+        grad = tl.dot(
+            multiplied(exps, stream, tile), tile, grad * before[:, None], out_dtype=tl.float32
+        )
     return Sums(shift, total, along, grad, positive)
 
 
@@ -366,7 +368,7 @@ def add_queries(
             labels = tl.load(statistics.labels + offs_n, mask=present, other=NOWHERE)
             rest *= 2.0**BOOST
             weights = tl.where(labels[:, None] == offs_m[None, :], -rest[:, None], weights)
-    return tl.dot(tl.trans(weights.to(tile.dtype)), tile, grad, out_dtype=tl.float32)
+    return tl.dot(tl.trans(multiplied(weights, stream, tile)), tile, grad, out_dtype=tl.float32)
 
 
 @triton.jit

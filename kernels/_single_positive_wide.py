@@ -22,7 +22,7 @@ from mim4dd.kernels._single_positive_passes import (
     store_rows,
     stream_tile,
 )
-from mim4dd.kernels._tiles import Block, load_tile, sides_of
+from mim4dd.kernels._tiles import Block, load_tile, multiplied, sides_of
 
 
 class Known(NamedTuple):
@@ -112,5 +112,5 @@ def add_known(
     if gradients.scale is not None:
         along += tl.sum(weights * similarity, axis=1)
     if gradients.rows is not None:
-        grad = tl.dot(weights.to(tile.dtype), tile, grad, out_dtype=tl.float32)
+        grad = tl.dot(multiplied(weights, stream, tile), tile, grad, out_dtype=tl.float32)
     return grad, along

@@ -175,6 +175,15 @@ def load_tile(side, rows, offs_d, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def multiplied(values, side, tile):
+    """Values as the tensor cores take them beside a tile of a side: rounded to its dtype.
+
+    The interpreter's tiles of bfloat16 are float32, and it rounds towards 0.
+    """
+    return values.to(side.ptr.dtype.element_ty).to(tile.dtype)
+
+
+@triton.jit
 def load_norms(norms_ptr, side, layer, rows):
     """What makes them unit rows."""
     return tl.load(norms_ptr + layer * side.count + rows.offs, mask=rows.mask, other=0.0)
