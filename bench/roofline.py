@@ -149,11 +149,14 @@ def ways() -> Iterable[Way]:
     yield Way("info_nce", 256, False, (Kernel("contrastive", alone, 1),))
     apart = (Kernel("contrastive", losses, 1), over_keys, over_queries)
     yield Way("info_nce", 256, True, apart)
-    general = "{} D<=256 ieee bfloat16".format
-    forward = Kernel("contrastive", general("forward out"), 1)
-    sides = (Kernel("contrastive", general(f"gradient {side} out"), 2) for side in ("query", "key"))
-    yield Way("sup_con", 256, False, (forward,))
-    yield Way("sup_con", 256, True, (forward, *sides))
+    grouped = f"grouped, over {{}} {at}".format
+    yield Way(
+        "sup_con", 256, False, (Kernel("contrastive", grouped("keys for loss"), 1, near=(64,)),)
+    )
+    losses = Kernel("contrastive", grouped("keys for key"), 1, near=(64,))
+    over_keys = Kernel("contrastive", grouped("keys for query apart"), 2, near=(32,))
+    over_queries = Kernel("contrastive", grouped("queries"), 2, near=(128,))
+    yield Way("sup_con", 256, True, (losses, over_keys, over_queries))
 
 
 @functools.cache

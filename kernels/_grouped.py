@@ -18,15 +18,19 @@ from torch import Tensor
 from mim4dd.kernels._ahead_of_time import EVERY_CASE, Compilation, compilation
 from mim4dd.kernels._arguments import Groups, Losses
 from mim4dd.kernels._grouped_passes import grouped_keys_pass
+from mim4dd.kernels._grouped_wide import grouped_gradient_pass
 from mim4dd.kernels._inputs import Found, Layers, Queries
 from mim4dd.kernels._single_positive import (
+    APART,
     LOSSES,
     ONE_PASS,
     PLAIN,
     TILES,
+    WIDTHS,
     Outputs,
     constants_of,
     fills,
+    tiles_for,
     unpacked,
     users_of,
 )
@@ -41,7 +45,7 @@ def serves(layers: Layers, queries: Queries, critic: Critic) -> bool:
     """Whether these kernels are for this: labels of both sides, with work for most of the GPU."""
     if queries.key_labels is None or queries.excluded is not None:
         return False
-    return fills(layers, critic, ONE_PASS)
+    return fills(layers, critic, max(WIDTHS))
 
 
 def groups_of(labels: Tensor, key_labels: Tensor) -> Groups:
@@ -73,9 +77,11 @@ def launch(
         key_strides=sizes,
     )
     scales = queries.scales._replace(bias=None, stride_bias=0)
-    none = None, None, None
-    numbers = none if outputs.key is None else queries.weight.new_empty(3, L, N).unbind()
+    apart = outputs.apart(layers)
+    known = apart or outputs.key is not None
+    numbers = queries.weight.new_empty(3, L, N).unbind() if known else (None, None, None)
     statistics = Statistics(None, None, *numbers, None)
+    wanted = QueryGradients(outputs.query, outputs.scale)
     over_keys, over_queries = outputs.tiles(layers)
     shared = ordered.features, ordered.table(max(sizes)), queries.pairs(M), groups, scales
     with torch.cuda.device_of(outputs.loss):
@@ -85,11 +91,22 @@ def launch(
             share,
             Losses(outputs.loss, outputs.lse, None),
             statistics,
-            QueryGradients(outputs.query, outputs.scale),
+            QueryGradients(None, None) if apart else wanted,
             PLAIN,
             ordered.tiling(over_keys),
             **over_keys.launch(),
         )
+        if apart:
+            tiles = tiles_for("apart by label", layers)
+            grouped_gradient_pass[(triton.cdiv(N, tiles.BLOCK_OWN), L)](
+                *shared,
+                queries.weight,
+                share,
+                statistics,
+                wanted,
+                ordered.tiling(tiles),
+                **tiles.launch(),
+            )
         if outputs.key is not None:
             queries_pass[(triton.cdiv(M, over_queries.BLOCK_OWN), L)](
                 *shared,
@@ -116,6 +133,7 @@ NUMBERS = ("statistics.shift", "statistics.log_sum", "statistics.rest")
 # As in _single_positive.OVER_KEYS. What takes most comes last.
 OVER_KEYS = {
     "loss": ("loss", (*NUMBERS, "gradients.rows", "gradients.scale", "share_ptr")),
+    "key": ("loss", ("gradients.rows", "gradients.scale")),
     "query and key": ("rows", ("gradients.scale",)),
     "all": ("scale", ()),
 }
@@ -124,19 +142,31 @@ OVER_KEYS = {
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, for each GPU with what takes most; and losses alone."""
     for (kind, width, least), tiles in TILES.items():
-        if width > ONE_PASS:
-            continue
         users = users_of((kind, width, least))
-        over_keys = [(f"keys for {w}", out) for w, (of, out) in OVER_KEYS.items() if of == kind]
-        for name, absent in over_keys or [("queries", ())]:
+        if kind == "apart":
+            continue
+        if kind == "queries":
+            cases = [("queries", queries_pass, ())]
+        elif kind == "apart by label":
+            cases = [
+                (f"keys for {wanted} apart", grouped_gradient_pass, absent)
+                for wanted, absent in APART.items()
+            ]
+        else:
+            cases = [
+                (f"keys for {wanted}", grouped_keys_pass, (*LOSSES, *absent))
+                for wanted, (of, absent) in OVER_KEYS.items()
+                if of == kind
+            ]
+        for name, kernel, absent in cases:
             if kind == "loss" and width < ONE_PASS:
                 continue
-            left_out = (*ABSENT, *BY_PLACE, *(LOSSES if over_keys else ()), *absent)
+            most = (kind != "loss" or width > ONE_PASS) and name == cases[-1][0]
             yield compilation(
                 f"grouped, over {name} D<={width}",
-                grouped_keys_pass if over_keys else queries_pass,
+                kernel,
                 torch.bfloat16,
                 ("features.query", "features.key"),
-                constants_of(tiles, left_out, bool(over_keys)),
-                tuple(c for c in users if kind != "loss" or c in EVERY_CASE),
+                constants_of(tiles, (*ABSENT, *BY_PLACE, *absent), kernel is grouped_keys_pass),
+                tuple(c for c in users if most or c in EVERY_CASE),
             )

@@ -43,7 +43,7 @@ NO_GROUPS = Groups(*[None] * 7)
 
 # (pass, D up to, least compute capability). Over keys a program has in registers what is wanted:
 # the losses' sums alone, the rows' gradient too, or the scale's as well; or ("apart") the gradients
-# without the sums.
+# without the sums. Those by label are stored row by row, whose addresses take registers.
 TILES: dict[tuple[str, int, int], Tiles] = {
     ("loss", 64, 80): Tiles(128, 64, 64, 64, 8, 3),
     ("loss", 64, 90): Tiles(128, 128, 64, 64, 8, 3),
@@ -66,6 +66,9 @@ TILES: dict[tuple[str, int, int], Tiles] = {
     ("loss", 256, 90): Tiles(128, 128, 256, 256, 8, 2),
     ("apart", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
     ("apart", 256, 90): Tiles(128, 64, 256, 256, 8, 2),
+    ("apart by label", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
+    ("apart by label", 256, 90): Tiles(128, 64, 256, 256, 8, 2),
+    ("apart by label", 256, 100): Tiles(64, 64, 256, 256, 8, 2),
     ("queries", 256, 80): Tiles(64, 64, 256, 256, 8, 2),
     ("queries", 256, 90): Tiles(64, 128, 256, 256, 8, 2),
     ("queries", 256, 100): Tiles(64, 64, 256, 256, 8, 2),
@@ -277,6 +280,8 @@ def compilations() -> Iterator[Compilation]:
     """The tiles of every entry: all that a launch may want, and for each GPU what takes most."""
     for (kind, width, least), tiles in TILES.items():
         users = users_of((kind, width, least))
+        if kind == "apart by label":
+            continue
         if kind == "queries":
             cases = [("queries", queries_pass, UNGROUPED)]
         elif kind == "apart":

@@ -148,9 +148,9 @@ def store_rows(rows_ptr, slab, count, tile):
 def store_rows_at(rows_ptr, slab, count, order, mask, tile):
     """A program's rows, wherever they lie among a layer's packed ones."""
     offs_d = tl.arange(0, tile.shape[1])
-    offsets = order[:, None] * slab.D + offs_d[None, :]
+    begins = rows_ptr + slab.before * count + order * slab.D
     mask = mask[:, None] & (offs_d < slab.D)[None, :]
-    tl.store(rows_ptr + slab.before * count + offsets, tile, mask=mask)
+    tl.store(begins[:, None] + offs_d[None, :], tile, mask=mask)
 
 
 @triton.jit

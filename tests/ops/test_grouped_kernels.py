@@ -46,6 +46,8 @@ def classes(case, count):
         ((40, 210, [96]), 60, Reduce.NONE, 80),
         ((70, 150, [104]), 20, Reduce.MEAN, 100),
         ((5, 3, [16, 96, 8]), 3, Reduce.SUM, 90),
+        ((140, 300, [200]), 40, Reduce.MEAN, 90),
+        ((70, 210, [256, 16]), 40, Reduce.NONE, 80),
     ],
     ids=str,
 )
@@ -63,17 +65,18 @@ def test_many_classes_leave_tiles_without_masks(kernel_device, monkeypatch):
     check_along(classes(Case((300, 560, [64]), torch.float16, kernel_device), 50))
 
 
-def test_any_gradient_alone_is_the_same(kernel_device):
-    case = classes(Case((20, 140, [72, 40]), torch.bfloat16, kernel_device), 6)
+@pytest.mark.parametrize("columns", [72, 136])
+def test_any_gradient_alone_is_the_same(columns, kernel_device):
+    case = classes(Case((20, 140, [columns, 40]), torch.bfloat16, kernel_device), 6)
     check_any_gradient_alone(case)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("copies", [1, 2])
-def test_digits_where_positives_win(copies, dtype, kernel_device):
+@pytest.mark.parametrize(("copies", "columns"), [(1, 64), (2, 64), (1, 136)])
+def test_digits_where_positives_win(copies, columns, dtype, kernel_device):
     """Alone, a positive has p near 1; of two the same, each has a half, which is their y."""
-    case = Case((140, 140, [64]), dtype, kernel_device, scale=1.0)
-    rows = torch.nn.functional.normalize(torch.randn(140, 64, device=kernel_device), dim=1)
+    case = Case((140, 140, [columns]), dtype, kernel_device, scale=1.0)
+    rows = torch.nn.functional.normalize(torch.randn(140, columns, device=kernel_device), dim=1)
     rows = rows[: 140 // copies].repeat(copies, 1)
     label = torch.randperm(140 // copies, device=kernel_device)
     case.labels = case.key_labels = label.repeat(copies)
@@ -132,9 +135,10 @@ def test_nothing_takes_part(kernel_device):
 
 
 @pytest.mark.parametrize("wanted", [None, [False] * 4], ids=["gradients", "loss"])
+@pytest.mark.parametrize("columns", [64, 136])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_bad_reaches_all_that_meet_it(bad, wanted, kernel_device):
-    case = Case((9, 140, [64]), torch.bfloat16, kernel_device)
+def test_what_is_bad_reaches_all_that_meet_it(bad, columns, wanted, kernel_device):
+    case = Case((9, 140, [columns]), torch.bfloat16, kernel_device)
     case.labels = torch.tensor([0, IGNORE, 1, 2, 3, 0, 1, IGNORE, 2], device=kernel_device)
     case.key_labels = torch.arange(140, device=kernel_device) % 5 - 1
     used = case.labels != IGNORE
@@ -166,8 +170,9 @@ def test_a_scale_of_no_temperature_gives_nan(kernel_device):
         assert query.isnan().all()
 
 
-def test_the_same_bits_every_time(kernel_device):
-    case = classes(Case((70, 130, [64]), torch.float16, kernel_device), 11)
+@pytest.mark.parametrize("columns", [64, 136])
+def test_the_same_bits_every_time(columns, kernel_device):
+    case = classes(Case((70, 130, [columns]), torch.float16, kernel_device), 11)
     check_same_bits(case)
 
 
