@@ -11,7 +11,15 @@ from torch import Tensor
 
 from mim4dd.kernels._arguments import Features, Form, Norms, Pairs, Scales, Tiling, Upstream
 from mim4dd.kernels._rows import count, divisor, layer_table, normalize, pack, pairs_of
-from mim4dd.kernels._tiles import TILES, Tiles, entry, operands, precision_of
+from mim4dd.kernels._tiles import (
+    RESIDENT_D,
+    TILES,
+    WIDE_LOADS,
+    Tiles,
+    entry,
+    operands,
+    precision_of,
+)
 from mim4dd.reference import IGNORE, Critic, Kind
 
 
@@ -150,7 +158,10 @@ class Layers(NamedTuple):
         D = max(self.sizes)
         dtype, precision = self.query.dtype, precision_of(self.query.dtype)
         multiplier = operands(dtype, precision)
-        chosen = TILES[entry(kernel, multiplier, D, capability(self.query.device))]
+        key = entry(kernel, multiplier, D, capability(self.query.device))
+        if key == ("gradient", "half", RESIDENT_D, 90) and self.divisor < WIDE_LOADS:
+            key = (*key[:3], 80)  # of more rows, addresses of single numbers would spill
+        chosen = TILES[key]
         if (kernel, multiplier) == ("forward", "fma") and (self.divisor % 4 or self.N == 1):
             # Of 8, addresses of single numbers spill; so does one query: Triton compiles a 1 in.
             chosen = chosen._replace(num_warps=16)

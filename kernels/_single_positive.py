@@ -35,7 +35,7 @@ from mim4dd.kernels._single_positive_passes import (
     queries_pass,
 )
 from mim4dd.kernels._single_positive_wide import queries_gradient_pass
-from mim4dd.kernels._tiles import Tiles, families, operands
+from mim4dd.kernels._tiles import WIDE_LOADS, Tiles, families, operands
 from mim4dd.reference import Critic
 
 PLAIN = Form("out", False, False)
@@ -75,7 +75,6 @@ TILES: dict[tuple[str, int, int], Tiles] = {
 }
 WIDTHS = (64, 128, 256)
 ONE_PASS = 128  # columns of which losses and the queries' gradient fit the registers together
-WIDE_LOADS = 8  # columns of 16 bytes
 LONGEST_STRIDE = 2**24  # a tile's addresses are 32-bit numbers from its first row on
 
 

@@ -74,6 +74,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("gradient", "half", 128, 90): Tiles(64, 32, 128, 128, 4, 2),
     ("gradient", "half", 128, 100): Tiles(64, 32, 128, 128, 8, 3),
     ("gradient", "half", 256, 80): Tiles(32, 32, 256, 256, 8, 2),
+    ("gradient", "half", 256, 90): Tiles(64, 16, 256, 256, 4, 2),
     ("gradient", "half", 256, 100): Tiles(64, 16, 256, 256, 8, 2),
     ("gradient", "half", 0, 80): Tiles(64, 32, 64, 128, 8, 2),
     ("gradient", "tf32", 0, 80): Tiles(32, 16, 32, 128, 8, 2),
@@ -82,6 +83,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("gradient", "fp64", 0, 80): Tiles(32, 16, 16, 16, 16, 2),
 }
 RESIDENT_D = 256
+WIDE_LOADS = 8  # columns of half precision that are 16 bytes
 
 
 def operands(dtype: torch.dtype, precision: str) -> str:
