@@ -62,7 +62,7 @@ TILES: dict[tuple[str, str, int, int], Tiles] = {
     ("forward", "half", 256, 90): Tiles(128, 64, 256, 256, 8, 3),
     ("forward", "half", 256, 100): Tiles(128, 32, 256, 256, 8, 2),
     ("forward", "half", 0, 80): Tiles(64, 64, 64, 64, 8, 2),  # of odd rows 128 spill
-    ("forward", "half", 0, 100): Tiles(64, 32, 64, 64, 8, 2),
+    ("forward", "half", 0, 100): Tiles(64, 32, 64, 64, 8, 3),
     ("forward", "tf32", 0, 80): Tiles(64, 32, 32, 32, 4, 2),
     ("forward", "tf32", 0, 90): Tiles(64, 64, 32, 32, 8, 2),
     ("forward", "fma", 0, 80): Tiles(64, 64, 16, 16, 8, 3),

@@ -244,7 +244,7 @@ def compilations() -> Iterator[Compilation]:
         ("second", second_kernel, {}),
     )
     wanted = [(dtype, 2) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
-    # Of float64, which takes most: windows that are loaded whole, and in parts.
+    # Of float64, which takes most, windows that are loaded in parts too.
     wanted += [(torch.float64, pool) for pool in (3, 8)]
     for (dtype, pool), last, own in product(wanted, *[(0, 1)] * 2):
         layout, norm = ("planes", "channels-last")[last], ("group", "instance")[own]
