@@ -34,6 +34,7 @@ def forward_kernel(
     """Two passes for mean and variance, a third that normalises; from the cache but the first."""
     BLOCK_C: tl.constexpr = tiling.BLOCK_C
     BLOCK_P: tl.constexpr = tiling.BLOCK_P
+    UNROLL: tl.constexpr = tiling.UNROLL  # Triton 3.6 unrolls by no field
     dtype: tl.constexpr = statistics.mean.dtype.element_ty
     part = locate(sizes, tiling)
     count = count_of(part, sizes, tiling, dtype)
@@ -51,8 +52,8 @@ def forward_kernel(
         for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
             to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
             pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-            for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
-                for i in tl.static_range(tiling.UNROLL):
+            for step in range(0, tiling.POOL * tiling.POOL, UNROLL):
+                for i in tl.static_range(UNROLL):
                     at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
                     x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
                     z = (x - mean[:, None]) * channels.scale[:, None] + channels.shift[:, None]

@@ -40,6 +40,7 @@ def sum_maps(maps, sample, channels, of_u, of_ud, sizes, tiling: tl.constexpr):
     """
     BLOCK_C: tl.constexpr = tiling.BLOCK_C
     BLOCK_P: tl.constexpr = tiling.BLOCK_P
+    UNROLL: tl.constexpr = tiling.UNROLL  # Triton 3.6 unrolls by no field
     dtype: tl.constexpr = channels.mean.dtype
     mean = channels.mean[:, None]
     image = image_of(maps.input, sample, sizes)
@@ -52,8 +53,8 @@ def sum_maps(maps, sample, channels, of_u, of_ud, sizes, tiling: tl.constexpr):
     for begin in range(0, num_windows(sizes, tiling), BLOCK_P):
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
-        for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
-            for i in tl.static_range(tiling.UNROLL):
+        for step in range(0, tiling.POOL * tiling.POOL, UNROLL):
+            for i in tl.static_range(UNROLL):
                 at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
                 x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
                 d = tl.where(mask, x - mean, 0.0)
@@ -85,6 +86,7 @@ def store_maps(
     """
     BLOCK_C: tl.constexpr = tiling.BLOCK_C
     BLOCK_P: tl.constexpr = tiling.BLOCK_P
+    UNROLL: tl.constexpr = tiling.UNROLL  # Triton 3.6 unrolls by no field
     dtype: tl.constexpr = channels.mean.dtype
     mean = channels.mean[:, None]
     image = image_of(maps.input, sample, sizes)
@@ -95,8 +97,8 @@ def store_maps(
         to, mask = windows_at(channels.offs, channels.mask, begin, sizes, tiling)
         upstream = load_upstream(grad_out, to, mask, dtype, tiling)
         pooled = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        for step in range(0, tiling.POOL * tiling.POOL, tiling.UNROLL):
-            for i in tl.static_range(tiling.UNROLL):
+        for step in range(0, tiling.POOL * tiling.POOL, UNROLL):
+            for i in tl.static_range(UNROLL):
                 at = pixel_at(channels.offs, begin, step + i, sizes, tiling)
                 x = tl.load(image + at, mask=mask, other=0.0).to(dtype)
                 if maps.tangent is not None:
