@@ -180,7 +180,7 @@ def load_tile(side, rows, offs_d, INTERPRETED: tl.constexpr):
 def multiplied(values, side, tile):
     """Values as the tensor cores take them beside a tile of a side: rounded to its dtype.
 
-    The interpreter's tiles of bfloat16 are float32, and it rounds towards 0.
+    The interpreter's tiles of bfloat16 are float32.
     """
     return values.to(side.ptr.dtype.element_ty).to(tile.dtype)
 
