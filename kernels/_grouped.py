@@ -21,13 +21,13 @@ from mim4dd.kernels._grouped_passes import grouped_keys_pass
 from mim4dd.kernels._grouped_wide import grouped_gradient_pass
 from mim4dd.kernels._inputs import Found, Layers, Queries
 from mim4dd.kernels._single_positive import (
-    APART,
-    LOSSES,
     ONE_PASS,
     PLAIN,
     TILES,
     WIDTHS,
     Outputs,
+    Passes,
+    cases_of,
     constants_of,
     fills,
     tiles_for,
@@ -141,23 +141,10 @@ OVER_KEYS = {
 
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry, for each GPU with what takes most; and losses alone."""
+    passes = Passes(grouped_keys_pass, grouped_gradient_pass, "apart by label")
     for (kind, width, least), tiles in TILES.items():
         users = users_of((kind, width, least))
-        if kind == "apart":
-            continue
-        if kind == "queries":
-            cases = [("queries", queries_pass, ())]
-        elif kind == "apart by label":
-            cases = [
-                (f"keys for {wanted} apart", grouped_gradient_pass, absent)
-                for wanted, absent in APART.items()
-            ]
-        else:
-            cases = [
-                (f"keys for {wanted}", grouped_keys_pass, (*LOSSES, *absent))
-                for wanted, (of, absent) in OVER_KEYS.items()
-                if of == kind
-            ]
+        cases = cases_of(kind, passes, OVER_KEYS)
         for name, kernel, absent in cases:
             if kind == "loss" and width < ONE_PASS:
                 continue

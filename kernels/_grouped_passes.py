@@ -87,10 +87,8 @@ def grouped_keys_pass(
     # Masks take registers, and so do gradients: their tiles are short.
     SHORT: tl.constexpr = min(BLOCK_STREAM, 64) if SUMS_ALONE else min(BLOCK_STREAM // 2, 32)
     N = pairs.num_queries
-    slab = locate(table_ptr, tl.program_id(1), tiling.DIVISOR)
-    own, all_keys = sides_of(features, pairs, slab, True)
-    M = tl.load(groups.counts + 1)
-    stream = Side(all_keys.ptr, all_keys.stride, M, all_keys.D)
+    slab, own, stream = sorted_sides(features, table_ptr, pairs, groups, tiling)
+    M = stream.count
     offs_n = tl.program_id(0) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)
     used = offs_n < tl.load(groups.counts)
     own_tile = load_tile(
@@ -134,6 +132,14 @@ def grouped_keys_pass(
                 tiling,
             )  # fmt: skip
         store_group_gradients(along, grad, group, scale, share_ptr, gradients, slab, N, stream)
+
+
+@triton.jit
+def sorted_sides(features, table_ptr, pairs, groups, tiling: tl.constexpr):
+    """The slab of this program, the queries, and those keys that take part."""
+    slab = locate(table_ptr, tl.program_id(1), tiling.DIVISOR)
+    own, keys = sides_of(features, pairs, slab, True)
+    return slab, own, Side(keys.ptr, keys.stride, tl.load(groups.counts + 1), keys.D)
 
 
 @triton.jit

@@ -14,12 +14,12 @@ from mim4dd.kernels._grouped_passes import (
     Shares,
     add_group_gradient,
     load_group,
+    sorted_sides,
     store_group_gradients,
 )
-from mim4dd.kernels._rows import locate
 from mim4dd.kernels._single_positive_passes import QueryGradients, Statistics, plain_tiles
 from mim4dd.kernels._single_positive_wide import add_known
-from mim4dd.kernels._tiles import Block, Side, load_tile, sides_of
+from mim4dd.kernels._tiles import Block, load_tile
 
 
 @triton.jit
@@ -41,10 +41,8 @@ def grouped_gradient_pass(
     BLOCK_K: tl.constexpr = tiling.BLOCK_K
     SHORT: tl.constexpr = min(BLOCK_STREAM, 32)  # masks take registers
     N = pairs.num_queries
-    slab = locate(table_ptr, tl.program_id(1), tiling.DIVISOR)
-    own, all_keys = sides_of(features, pairs, slab, True)
-    M = tl.load(groups.counts + 1)
-    stream = Side(all_keys.ptr, all_keys.stride, M, all_keys.D)
+    slab, own, stream = sorted_sides(features, table_ptr, pairs, groups, tiling)
+    M = stream.count
     group = load_group(groups, weight_ptr, N, BLOCK_OWN)
     rows = Block(group.offs.to(tl.int64), group.used)
     own_tile = load_tile(own, rows, tl.arange(0, BLOCK_K), tiling.INTERPRETED)

@@ -16,12 +16,13 @@ other kernels' arithmetic around each logit can follow. Here
   digits near p = 1.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import JITFunction
 
 from mim4dd.kernels._ahead_of_time import CAPABILITIES, EVERY_CASE, Compilation, compilation
 from mim4dd.kernels._arguments import Form, Groups, Losses
@@ -275,29 +276,44 @@ APART = {
 }
 
 
+class Passes(NamedTuple):
+    """The kernels of one kind of labels."""
+
+    over_keys: JITFunction
+    apart: JITFunction
+    kind_apart: str  # of TILES
+
+
+def cases_of(
+    kind: str, passes: Passes, wanted: Mapping[str, tuple[str, tuple[str, ...]]]
+) -> list[tuple[str, JITFunction, tuple[str, ...]]]:
+    """Name, kernel and absent arguments of what tiles are for; what takes most comes last."""
+    if kind == "queries":
+        return [("queries", queries_pass, ())]
+    if kind == passes.kind_apart:
+        return [(f"keys for {each} apart", passes.apart, out) for each, out in APART.items()]
+    return [
+        (f"keys for {each}", passes.over_keys, (*LOSSES, *out))
+        for each, (of, out) in wanted.items()
+        if of == kind
+    ]
+
+
 def compilations() -> Iterator[Compilation]:
     """The tiles of every entry: all that a launch may want, and for each GPU what takes most."""
+    passes = Passes(keys_pass, queries_gradient_pass, "apart")
+    unused = {
+        queries_pass: UNGROUPED,
+        queries_gradient_pass: ("statistics.rows", "statistics.stretches"),
+        keys_pass: (),
+    }
     for (kind, width, least), tiles in TILES.items():
         users = users_of((kind, width, least))
-        if kind == "apart by label":
-            continue
-        if kind == "queries":
-            cases = [("queries", queries_pass, UNGROUPED)]
-        elif kind == "apart":
-            unused = ("statistics.rows", "statistics.stretches")
-            cases = [
-                (f"keys for {wanted} apart", queries_gradient_pass, (*unused, *absent))
-                for wanted, absent in APART.items()
-            ]
-        else:
-            cases = [
-                (f"keys for {wanted}", keys_pass, (*LOSSES, *absent))
-                for wanted, (of, absent) in OVER_KEYS.items()
-                if of == kind
-            ]
+        cases = cases_of(kind, passes, OVER_KEYS)
         for name, kernel, absent in cases:
             most = name == cases[-1][0]
-            constants = constants_of(tiles, (*ABSENT, *absent), kernel is keys_pass)
+            left_out = (*ABSENT, *unused[kernel], *absent)
+            constants = constants_of(tiles, left_out, kernel is keys_pass)
             for dtype in (torch.bfloat16, torch.float16):
                 # Of what takes less, and of the other GPUs, one dtype: they take the same.
                 both = most + (dtype == torch.bfloat16)

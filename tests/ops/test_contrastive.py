@@ -225,7 +225,7 @@ def test_hardness_counts_in_what_needs_no_shift(device):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype, normalize, device):
+def test_half_precision_is_computed_in_float32(dtype, normalize, device, pytestconfig):
     query, key = torch.randn(2, 40, 33, device=device).to(dtype).requires_grad_().unbind()
     scale = torch.tensor(0.5, device=device)
     labels = torch.randint(4, (40,), device=device)
@@ -243,6 +243,8 @@ def test_half_precision_is_computed_in_float32(dtype, normalize, device):
         moved,
         strict=True,
     ):
+        if device == "cpu" and not pytestconfig.getoption("--triton-on-cpu"):
+            torch.testing.assert_close(a, e.to(dtype))
         error = (a.float() - e).norm(dim=1)
         assert (error <= torch.finfo(dtype).eps * (of_weights + e.norm(dim=1))).all()
 
