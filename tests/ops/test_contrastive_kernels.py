@@ -250,8 +250,10 @@ def test_gradients_of_a_sum_are_not_rounded_yet(critic, dtype, backend, kernel_d
         error = (actual.double() - true).abs().max()
         assert error <= 2 * torch.finfo(dtype).eps * true.abs().max().clamp(min=1)
         factor = 65536 / 2**18
-        flushed = (true * factor).to(dtype) == 0
-        assert (flushed | ((actual * factor).to(dtype) != 0)).all()
+        # What is left where p comes near y may be less than float32 holds of p.
+        held = true.abs() > torch.finfo(torch.float32).eps * true.abs().max()
+        shown = held & ((true * factor).to(dtype) != 0)
+        assert ((actual[shown] * factor).to(dtype) != 0).all()
 
 
 def test_weights_below_float16_reach_their_keys(backend, kernel_device):
