@@ -8,7 +8,8 @@
 # make wheel | sdist | wheel-check | aarch64-check     what others install, in dist/, and whether they can
 # make docs                            the site, in build/site; a warning is an error
 # make gpu PYTHON=python3              on a CUDA machine, with the packages that are there
-# make gpu-again PYTHON=python3        there after a fix; gpu-rehearsal: the whole plan, without a GPU
+# make gpu-again PYTHON=python3        there after a fix; gpu-carry: what it would compile, from here
+# make gpu-rehearsal                   the whole plan, without a GPU
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -36,7 +37,7 @@ CONTRASTIVE := $(addprefix bench/bench_,info_nce.py clip_loss.py nt_xent.py sup_
 
 .PHONY: demo demo-ipc10 demo-cifar-shaped study reproduce test mutation fuzz soak kills sanitize launches \
 	lint bench bench-contrastive bench-unroll bench-ranks bench-peers wheel sdist wheel-check aarch64-check \
-	docs gpu gpu-again gpu-rehearsal clean
+	docs gpu gpu-again gpu-carry gpu-rehearsal clean
 
 # The stamps hold the seconds that their steps took. torch comes first and alone: asked for by
 # another package, pip would take the newest build with gigabytes of CUDA.
@@ -225,6 +226,12 @@ gpu:
 
 gpu-again:
 	$(PYTHON) bench/gpu.py --again
+
+# Into dist/, which travels with the checkout: both halves as a wheel, and the Triton kernels that
+# `make launches` noted, for an H200. Triton finds them if it is the same there, for the same Python:
+#   make gpu-carry VENV=build/gpu-venv PYTHON=python3.12 TORCH=torch==2.11.0
+gpu-carry: $(VENV)/.editable wheel
+	$(BIN)/python bench/compile_launches.py $(RESULTS)/launches.jsonl --pack dist/triton-cache.tar.xz
 
 gpu-rehearsal: $(VENV)/.tested
 	$(BIN)/python bench/rehearse.py runs/rehearsal

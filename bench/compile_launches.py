@@ -6,25 +6,34 @@
 Every specialisation is compiled for the GPU that its launch took to be there. Exits with an error
 if one does not compile, spills registers, or is slow as bench/resources.py says. With --front-end
 only Triton's own language is checked, names, types and shapes: a fraction of the time.
+
+With --pack FILE the kernels for an H200 are put into a file, which `make gpu` takes from dist/ on a
+machine whose Triton is the one that runs this, for the same version of Python.
 """
 
 import argparse
 import importlib
 import json
+import os
 import resource
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resources import compiled, on_every_cpu, source, usage_of
+from cold_launch import constant_of, launch
+from resources import on_every_cpu, source, usage_of
+from stages import carried
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 
 from mim4dd.kernels._ahead_of_time import Compilation
+
+H200 = 90  # its compute capability is 9.0
 
 
 class Result(NamedTuple):
@@ -54,16 +63,6 @@ def compilation_of(record: dict[str, Any]) -> Compilation:
     )
 
 
-def constant_of(value: Any) -> Any:
-    """A number, or a NamedTuple by its module, name and fields."""
-    if not isinstance(value, list):
-        return value
-    module, name, fields = value
-    if not module.startswith("mim4dd.kernels."):
-        raise ValueError(f"{module}.{name} is no type of mim4dd.kernels")
-    return getattr(importlib.import_module(module), name)(*fields)
-
-
 def cpu_seconds() -> float:
     """Of this process and of the assemblers that it started."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -75,7 +74,8 @@ def check(line: str, front_end: bool) -> Result:
     record = json.loads(line)
     started = cpu_seconds()
     try:
-        wrong = (translate if front_end else compile_whole)(compilation_of(record))
+        case = compilation_of(record)
+        wrong = translate(case) if front_end else compile_whole(case, record)
     except Exception as error:  # whatever a compiler raises is told beside the others
         wrong = f"{type(error).__name__}: {error}"
     return Result(record["kernel"], record["launches"], cpu_seconds() - started, wrong)
@@ -93,9 +93,9 @@ def translate(case: Compilation) -> str:
     return ""
 
 
-def compile_whole(case: Compilation) -> str:
+def compile_whole(case: Compilation, record: dict[str, Any]) -> str:
     """What is wrong with its machine code."""
-    usage = usage_of(*compiled(case, *case.capabilities))
+    usage = usage_of(case, *case.capabilities, launch(record))
     return f"{usage.spill_bytes} bytes spilled" if usage.spill_bytes else usage.slow
 
 
@@ -137,13 +137,20 @@ def report(path: Path, lines: list[str], results: list[Result]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("launches", type=Path, help="what pytest --record-launches wrote")
-    parser.add_argument("--front-end", action="store_true", help="translate only")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--front-end", action="store_true", help="translate only")
+    how.add_argument("--pack", type=Path, help="put the kernels for an H200 into this file")
     args = parser.parse_args()
     lines = args.launches.read_text("utf-8").splitlines()
     if args.front_end:
         lines = seen_apart(lines)
-    with on_every_cpu() as pool:
-        results = list(pool.map(partial(check, front_end=args.front_end), lines, chunksize=4))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.pack:  # nothing but these, which every process of the pool puts there
+            os.environ["TRITON_CACHE_DIR"] = folder
+        with on_every_cpu() as pool:
+            results = list(pool.map(partial(check, front_end=args.front_end), lines, chunksize=4))
+        if args.pack:
+            print(f"{carried.pack(Path(folder), args.pack, H200)} kernels in {args.pack}")
     report(args.launches, lines, results)
 
 

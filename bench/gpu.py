@@ -92,7 +92,9 @@ def newest(pattern: str = "*/results.jsonl") -> Path:
 def surroundings(rehearsal: bool) -> Iterator[None]:
     """Where stages find their modules and, in a rehearsal, stand-ins for the GPU's tools."""
     os.chdir(ROOT)
-    places = (ROOT / "bench", ROOT / "tests", ROOT / "tests/support")
+    # Else they would find mim4dd/ of the sources, and no kernels, where a wheel is installed.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    places = (ROOT / "bench", ROOT / "tests", ROOT / "tests/support", ROOT / "tools")
     paths = [*map(str, places), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with tempfile.TemporaryDirectory() as tools:

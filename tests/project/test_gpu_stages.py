@@ -194,6 +194,29 @@ def test_tests_and_benchmarks_are_noted_one_by_one(results, tmp_path, monkeypatc
     assert found["test_timed"].found["stats"]["median"] > 0
 
 
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_wheel_from_elsewhere_is_built_again_if_it_does_not_load(loads, results, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from stages import build
+
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        if command[-1] == "doctor" and not loads:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(build, "fitting_wheels", lambda: [Path("dist/a.whl")])
+    monkeypatch.setattr(build, "take_kernels", dict)
+    monkeypatch.setattr(subprocess, "run", run)
+    words = ["build", "--results", str(results.path), "--stage", "build"]
+    monkeypatch.setattr(sys, "argv", words)
+    build.main()
+    assert "dist/a.whl" in commands[0]
+    assert ("--editable" in commands[-1]) == (not loads)
+    assert statuses(results).get("both halves") == (None if loads else OK)
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_sources_are_named_as_git_names_them(tmp_path):
     def git(*words):

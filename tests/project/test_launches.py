@@ -14,20 +14,16 @@ pytest.importorskip("triton")
 
 import launch_recorder
 from launch_recorder import LaunchRecorder, record_of
+from one_launch import FORM, OPTIONS, arguments
 
-from mim4dd.kernels._arguments import Form, Losses, Tiling
+from mim4dd.kernels._arguments import Losses, Tiling
 from mim4dd.kernels._forward import combine_kernel
 from mim4dd.kernels._rows import normalize_kernel
 
-FORM = Form("out", False, False)
 
-
-def combined(splits=2, form=FORM, offset=0):
+def combined(*some, **changes):
     """A launch of the kernel that joins the parts of losses."""
-    labels, weight = torch.zeros(17, dtype=torch.int64), torch.zeros(18)[offset:]
-    losses = Losses(weight, weight, None)
-    arguments = weight, labels, weight, losses, 16, splits, form
-    return record_of(combine_kernel, 90, arguments, {"BLOCK_N": 128, "grid": (1,), "num_warps": 4})
+    return record_of(combine_kernel, 90, arguments(*some, **changes), {"grid": (1,), **OPTIONS})
 
 
 @pytest.fixture
@@ -58,7 +54,13 @@ def test_types_constants_and_alignment_are_noted():
 
 
 def test_what_makes_another_kernel_is_another_record():
-    records = [combined(), combined(1), combined(16), combined(offset=1), combined(form=FORM[:0])]
+    records = [
+        combined(),
+        combined(1),
+        combined(16),
+        combined(offset=1),
+        combined(form=FORM[:0]),
+    ]
     assert len({json.dumps(record) for record in records}) == 5
     assert combined(3) == combined(2)
 
