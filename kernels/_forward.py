@@ -73,11 +73,12 @@ def forward_kernel(
     offs_d = tl.arange(0, BLOCK_K)
     own_tile = load_tile(own, rows, offs_d, tiling.INTERPRETED) if tiling.RESIDENT else None
     scale, raised = load_scales(scales.scale, scales.raised)
-    # Of all queries: Triton 3.6 loses the layout of a mask that is made of labels (float64).
-    every = Block(offs_n, offs_n < N)
-    bias = load_bias(scales, tl.zeros((BLOCK_OWN,), dtype), offs_n, every.mask, form)
+    shown = rows
+    if dtype == tl.float64:  # Triton 3.6 loses the layout of a mask that is made of labels
+        shown = Block(offs_n, offs_n < N)
+    bias = load_bias(scales, tl.zeros((BLOCK_OWN,), dtype), offs_n, shown.mask, form)
     if norms.query is not None:
-        own_norms = load_norms(norms.query, own, slab.layer, every)
+        own_norms = load_norms(norms.query, own, slab.layer, shown)
 
     queries = queries_along(QueryTile(offs_n, labels, load_excluded(pairs, offs_n)), True)
     sums = no_sums(BLOCK_OWN, form, dtype)
