@@ -179,23 +179,25 @@ def exactly(case, critic=PLAIN):
     return exact, plain, gradients
 
 
-def check_along(case, critic=PLAIN, how=Reduce.SUM, assert_value=assert_value):
-    """Losses, and gradients that come along."""
+def check_along(case, critic=PLAIN, how=Reduce.SUM, eps=None, assert_value=assert_value):
+    """Losses, and gradients that come along; ``eps`` is that of what is multiplied."""
     values, found, count = along(case, how, critic=critic)
     exact, plain, gradients = exactly(case, critic)
     for actual, *others in zip(values, plain, exact, strict=True):
         assert_value(actual, *others)
     if how == Reduce.MEAN:
         found = [part * count for part in found]
-    assert_gradients_along(found, gradients, case.query[0].dtype)
+    assert_gradients_along(found, gradients, case, eps)
 
 
-def assert_gradients_along(found, exact, dtype):
-    """Within two roundings of the largest element to the dtype of the rows."""
+def assert_gradients_along(found, exact, case, eps=None):
+    """Within two roundings of the largest element, by default to the dtype of the rows."""
+    dtype = case.query[0].dtype
+    eps = eps or torch.finfo(dtype).eps
     for actual, true in zip(found, exact, strict=True):
         assert actual.dtype == torch.promote_types(dtype, torch.float32)
         error = (actual.double() - true).abs().max()
-        allowed = 2 * torch.finfo(dtype).eps * true.abs().max().clamp(min=1)
+        allowed = 2 * eps * true.abs().max().clamp(min=1)
         assert error <= allowed, f"error {error:.1e} over {allowed:.1e}"
 
 
@@ -273,7 +275,7 @@ def check_any_gradient_alone(case):
     ):
         losses, some, _ = along(case, wanted=wanted)
         torch.testing.assert_close(losses, values, rtol=1e-5, atol=1e-5)
-        assert_gradients_along(some, exact, case.query[0].dtype)
+        assert_gradients_along(some, exact, case)
         assert all(part.is_contiguous() for part in some)
 
 
