@@ -1,7 +1,7 @@
 """Check and measure on the GPU of this machine, with the Python and packages it has.
 
     make gpu PYTHON=python3          all of it: at most ten minutes, without a network
-    make gpu-again PYTHON=python3    after a fix: what had not passed, and the figures
+    make gpu-again PYTHON=python3    after a fix: what had not passed, other tiles, and the figures
     make gpu-rehearsal               the whole plan in small sizes, without a GPU
 
 What it finds is appended to results.jsonl after every case, in $OUT where that is set or else in

@@ -1,4 +1,4 @@
-"""Go through `make gpu` without a GPU: all of it, with every part cut short, and killed.
+"""Go through `make gpu` without a GPU: both plans, with every part cut short, and killed.
 
     make gpu-rehearsal                       into runs/rehearsal
     python bench/rehearse.py FOLDER --kills 5
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import gpu
@@ -26,12 +27,12 @@ SLOWER = 10  # than a machine with a GPU and 16 cores
 SHORT = 3.0  # seconds of a part that is cut short; none has ended by then
 
 
-def whole(folder: Path) -> bool:
-    """All of it; whether everything was right."""
-    print("# The whole plan", flush=True)
+def whole(folder: Path, name: str, parts_of_plan: Iterable[plan.Part]) -> bool:
+    """All of a plan; whether everything was right."""
+    print(f"# The {name} plan", flush=True)
     parts = [
         part._replace(limit=SLOWER * part.limit, stages=tuple(map(patient, part.stages)))
-        for part in plan.full(plan.Setting(folder / "results.jsonl", "cpu"))
+        for part in parts_of_plan
     ]
     right = gpu.run(parts, gpu.fresh(folder), 3600)
     print(table(parts_of(Results(folder / "results.jsonl").cases())), flush=True)
@@ -101,8 +102,11 @@ def main() -> None:
     folder = args.folder.resolve()
     with gpu.surroundings(rehearsal=True):
         started = time.monotonic()
-        right = [whole(folder)]
+        setting = plan.Setting(folder / "results.jsonl", "cpu")
+        right = [whole(folder, "whole", plan.full(setting))]
         seconds = time.monotonic() - started
+        setting = plan.Setting(folder / "again" / "results.jsonl", "cpu")
+        right.append(whole(folder / "again", "second", plan.again(setting, {})))
         right.append(cut_short(folder / "short"))
         print("# Killed", flush=True)
         right += [killed(folder / "killed", seconds) for _ in range(args.kills)]

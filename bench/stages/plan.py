@@ -83,7 +83,7 @@ def full(setting: Setting) -> Iterator[Part]:
 
 
 def again(setting: Setting, before: dict[tuple[str, str], Record]) -> Iterator[Part]:
-    """After a fix: what had not passed, and the figures."""
+    """After a fix: what had not passed, other tiles, and the figures."""
     yield _begin(setting)
     yield from _smoke(setting)
     wrong: dict[str, list[str]] = {}
@@ -94,6 +94,7 @@ def again(setting: Setting, before: dict[tuple[str, str], Record]) -> Iterator[P
     for name, limit, kind in kinds:
         if some := tuple(kind(setting, wrong)):
             yield Part(f"{name} again", limit, some, TEST_WORKERS)
+    yield _alone("tiles", 60, setting.module("tiles", "tiles", 60, case=20))
     yield from figures(setting)
 
 

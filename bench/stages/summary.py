@@ -24,6 +24,7 @@ def summary(records: dict[tuple[str, str], Record]) -> str:
         "## Wrong\n\n" + ("\n".join(map(told, wrong(records))) or "Nothing."),
         "## Ceilings\n\n" + figures(r for r in every if r.stage == "ceilings"),
         "## Times\n\n" + times(every),
+        "## Tiles\n\n" + figures(r for r in every if r.stage == "tiles"),
         "## Counters\n\n" + figures(r for r in every if r.stage == "counters"),
         *(
             f"## Profile: {r.case}\n\n```\n{r.found['table']}\n```"

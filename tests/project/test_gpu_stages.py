@@ -154,7 +154,7 @@ def test_the_second_plan_runs_what_was_wrong_and_the_figures(results):
     parts = {part.name: part.stages for part in plan.again(setting, results.cases())}
     assert [*parts] == [
         "build", "smoke", "triage again", "tests again", "sanitizer again",
-        "ceilings", "losses", "pool", "unroll",
+        "tiles", "ceilings", "losses", "pool", "unroll",
     ]  # fmt: skip
     (triage,), (tests,) = parts["triage again"], parts["tests again"]
     assert triage.command[-3:] == ("sup_con", "tf32", "N=M=1000 D=64")
