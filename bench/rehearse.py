@@ -28,15 +28,16 @@ SHORT = 3.0  # seconds of a part that is cut short; none has ended by then
 
 
 def whole(folder: Path, name: str, parts_of_plan: Iterable[plan.Part]) -> bool:
-    """All of a plan; whether everything was right."""
+    """All of a plan; whether everything was right, and every part did something."""
     print(f"# The {name} plan", flush=True)
     parts = [
         part._replace(limit=SLOWER * part.limit, stages=tuple(map(patient, part.stages)))
         for part in parts_of_plan
     ]
     right = gpu.run(parts, gpu.fresh(folder), 3600)
-    print(table(parts_of(Results(folder / "results.jsonl").cases())), flush=True)
-    return right
+    head, *rows = parts_of(Results(folder / "results.jsonl").cases())
+    print(table([head, *rows]), flush=True)
+    return right and all(row[head.index("ok")] != "0" for row in rows)
 
 
 def patient(stage: Stage) -> Stage:

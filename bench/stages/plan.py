@@ -12,7 +12,7 @@ from stages.supervise import Stage
 
 TEST_WORKERS, TRIAGE_WORKERS, SANITIZER_WORKERS = 6, 8, 4
 _TESTED = re.compile(r"\b(device|kernel_device|needs_gpu|mark\.gpu)\b")
-_REHEARSED = ("test_kernel_bodies.py", "test_scatter_add_rows.py")
+_REHEARSED = ("test_host_waits.py", "test_triage.py")
 # Providers of the benchmarks, by what they are here for.
 OURS = ("mim4dd", "mim4dd, captured", "mim4dd, two info_nce", "mim4dd, single positive")
 FLOOR = ("torch", "gemms", "graph", "convolutions")

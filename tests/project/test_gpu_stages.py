@@ -163,6 +163,12 @@ def test_the_second_plan_runs_what_was_wrong_and_the_figures(results):
     assert not any("again" in part.name for part in plan.again(setting, {}))
 
 
+def test_a_rehearsal_has_tests_that_run_without_a_gpu():
+    stages = list(plan.files_of_tests(Setting(Path("new.jsonl"), "cpu")))
+    assert len(stages) == 2
+    assert all("kernel_device" in (ROOT / stage.name).read_text() for stage in stages)
+
+
 def test_tests_and_benchmarks_are_noted_one_by_one(results, tmp_path, monkeypatch):
     # Here tests may run in workers of xdist, within which pytest-benchmark times nothing.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
