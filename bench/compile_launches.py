@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cold_launch import constant_of, launch
+from cold_launch import launch
 from resources import on_every_cpu, source, usage_of
 from stages import carried
 from triton._C.libtriton import ir
@@ -63,6 +63,16 @@ def compilation_of(record: dict[str, Any]) -> Compilation:
     )
 
 
+def constant_of(value: Any) -> Any:
+    """A number, or a NamedTuple by its module, name and fields."""
+    if not isinstance(value, list):
+        return value
+    module, name, fields = value
+    if not module.startswith("mim4dd.kernels."):
+        raise ValueError(f"{module}.{name} is no type of mim4dd.kernels")
+    return getattr(importlib.import_module(module), name)(*fields)
+
+
 def cpu_seconds() -> float:
     """Of this process and of the assemblers that it started."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -74,8 +84,7 @@ def check(line: str, front_end: bool) -> Result:
     record = json.loads(line)
     started = cpu_seconds()
     try:
-        case = compilation_of(record)
-        wrong = translate(case) if front_end else compile_whole(case, record)
+        wrong = (translate if front_end else compile_whole)(compilation_of(record))
     except Exception as error:  # whatever a compiler raises is told beside the others
         wrong = f"{type(error).__name__}: {error}"
     return Result(record["kernel"], record["launches"], cpu_seconds() - started, wrong)
@@ -93,9 +102,9 @@ def translate(case: Compilation) -> str:
     return ""
 
 
-def compile_whole(case: Compilation, record: dict[str, Any]) -> str:
+def compile_whole(case: Compilation) -> str:
     """What is wrong with its machine code."""
-    usage = usage_of(case, *case.capabilities, launch(record))
+    usage = usage_of(case, *case.capabilities, launch(case))
     return f"{usage.spill_bytes} bytes spilled" if usage.spill_bytes else usage.slow
 
 

@@ -24,7 +24,6 @@ def take_kernels() -> dict:
 
     if not carried.ARCHIVE.exists():
         return {"kernels": 0}
-
     major, minor = torch.cuda.get_device_capability()
     return {"kernels": carried.unpack(carried.ARCHIVE, 10 * major + minor)}
 
