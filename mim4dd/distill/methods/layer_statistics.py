@@ -1,7 +1,6 @@
 """What goes into a network's layers: means and variances by channel and by place, for EDC."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,9 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.features import reading_inputs
 
-__all__ = ["RealStatistics", "layers_with_statistics", "moments", "real_statistics"]
+__all__ = [
+    "RealStatistics",
+    "layers_with_statistics",
+    "moments",
+    "moments_of_each",
+    "real_statistics",
+]
 
 _PATCH = 4  # pixels on a side, in the published code
 _BATCH = 64
@@ -29,7 +35,7 @@ def layers_with_statistics(network: nn.Module) -> list[nn.Module]:
     return [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.BatchNorm2d)]
 
 
-def moments(layer: nn.Module, inputs: Tensor, *, of_each: bool = False) -> list[Tensor]:
+def moments(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Mean and variance of what goes into a layer, by channel; of convolutions also by place.
 
     The places of a convolution are patches of 4 × 4 pixels, in maps that are enlarged to multiples
@@ -38,7 +44,6 @@ def moments(layer: nn.Module, inputs: Tensor, *, of_each: bool = False) -> list[
     Args:
         layer: A convolution or a BatchNorm layer.
         inputs: What goes into it. (B, channels, H, W)
-        of_each: Of every image by itself, with a leading axis B, in place of the batch's.
 
     Returns:
         Mean and biased variance (channels,), then of a convolution those of the places (P,).
@@ -50,19 +55,44 @@ def moments(layer: nn.Module, inputs: Tensor, *, of_each: bool = False) -> list[
         >>> moments(torch.nn.BatchNorm2d(1), maps)
         [tensor([1.5000]), tensor([1.2500])]
     """
-    found = _mean_and_variance(inputs.flatten(2), of_each)
+    return _of_all(moments_of_each(layer, inputs))
+
+
+def moments_of_each(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """What :func:`moments` gives of every image alone: (B, channels) twice, then (B, P) twice."""
+    found = _mean_and_variance(inputs, (2, 3))
     if isinstance(layer, nn.Conv2d):
-        size = [-(-length // _PATCH) * _PATCH for length in inputs.shape[2:]]
-        maps = F.interpolate(inputs, size, mode="bilinear")
-        patches = F.unfold(maps, _PATCH, stride=_PATCH)  # (B, channels · 16, P)
-        found += _mean_and_variance(patches.transpose(1, 2), of_each)
+        found += _by_place(inputs)
     return found
 
 
-def _mean_and_variance(values: Tensor, of_each: bool) -> list[Tensor]:
-    """Over the last axis, and over the images unless it is of each, of values (B, K, N)."""
-    axes = (2,) if of_each else (0, 2)
-    return [values.mean(axes), values.var(axes, correction=0)]
+def _by_place(inputs: Tensor) -> list[Tensor]:
+    """Mean and variance of every patch of every image, over its channels and pixels. (B, P)"""
+    size = [-(-length // _PATCH) * _PATCH for length in inputs.shape[2:]]
+    if list(inputs.shape[2:]) != size:
+        inputs = F.interpolate(inputs, size, mode="bilinear")
+    # The channels first, one pass over the maps: to unfold them would copy all of them.
+    of_pixels = [
+        part.unflatten(2, (-1, _PATCH)).unflatten(1, (-1, _PATCH)).transpose(2, 3).flatten(3)
+        for part in _mean_and_variance(inputs, (1,))
+    ]
+    return [part.flatten(1) for part in _of_parts(*of_pixels, axis=3)]
+
+
+def _mean_and_variance(values: Tensor, axes: Sequence[int]) -> list[Tensor]:
+    variance, mean = torch.var_mean(values, axes, correction=0)
+    return [mean, variance]
+
+
+def _of_parts(mean: Tensor, variance: Tensor, axis: int) -> list[Tensor]:
+    """Mean and variance of parts of equal size together, by the law of total variance."""
+    return [mean.mean(axis), variance.mean(axis) + mean.var(axis, correction=0)]
+
+
+def _of_all(of_each: Sequence[Tensor]) -> list[Tensor]:
+    """The moments of a batch by those of each of its images."""
+    pairs = zip(of_each[::2], of_each[1::2], strict=True)
+    return [part for pair in pairs for part in _of_parts(*pair, axis=0)]
 
 
 @torch.no_grad()
@@ -70,7 +100,7 @@ def real_statistics(network: nn.Module, data: ImageData, seed: int) -> list[Real
     """What the training images give at every layer of a network in eval mode.
 
     The running ones are means over batches of 64 in a random order; of a BatchNorm layer they are
-    its own. Those of a class are means over its images of what :func:`moments` gives of each.
+    its own. Those of a class are means over its images of what :func:`moments_of_each` gives.
 
     Args:
         network: The network.
@@ -82,16 +112,17 @@ def real_statistics(network: nn.Module, data: ImageData, seed: int) -> list[Real
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
     counts = torch.bincount(data.label_train, minlength=data.num_classes)
     sums: list[RealStatistics] = []
-    for rows in order.split(_BATCH):
-        labels = data.label_train[rows]
-        of_batch = _inputs_as(network, layers, data.image_train[rows])
-        if not sums:
-            sums = [_zeros(batch, each, data.num_classes) for batch, each in of_batch]
-        for total, (batch, each) in zip(sums, of_batch, strict=True):
-            for running, part in zip(total.running, batch, strict=True):
-                running += part * (len(rows) / size)
-            for of_classes, part in zip(total.of_classes, each, strict=True):
-                of_classes.index_add_(0, labels, part)
+    with progress_bar(total=size, desc="statistics of real images") as progress:
+        for rows in order.split(_BATCH):
+            labels = data.label_train[rows]
+            of_layers = _inputs_as(network, layers, data.image_train[rows])
+            sums = sums or [_zeros(of_each, data.num_classes) for of_each in of_layers]
+            for total, of_each in zip(sums, of_layers, strict=True):
+                for running, part in zip(total.running, _of_all(of_each), strict=True):
+                    running += part * (len(rows) / size)
+                for of_classes, part in zip(total.of_classes, of_each, strict=True):
+                    of_classes.index_add_(0, labels, part)
+            progress.update(len(rows))
     for layer, total in zip(layers, sums, strict=True):
         for of_classes in total.of_classes:
             of_classes /= counts.view(-1, 1)
@@ -101,16 +132,14 @@ def real_statistics(network: nn.Module, data: ImageData, seed: int) -> list[Real
     return sums
 
 
-_OfLayer = tuple[list[Tensor], list[Tensor]]  # of the batch, of each image
-
-
-def _inputs_as(network: nn.Module, layers: Sequence[nn.Module], images: Tensor) -> list[_OfLayer]:
-    """The moments of the batch and of each image, for every layer, in the order of ``layers``."""
-    found: dict[int, _OfLayer] = {}
+def _inputs_as(
+    network: nn.Module, layers: Sequence[nn.Module], images: Tensor
+) -> list[list[Tensor]]:
+    """The moments of each image at every layer, in the order of ``layers``."""
+    found: dict[int, list[Tensor]] = {}
 
     def read(layer: nn.Module, inputs: Tensor) -> Tensor:
-        of = partial(moments, layer, inputs)
-        found[id(layer)] = of(), of(of_each=True)
+        found[id(layer)] = moments_of_each(layer, inputs)
         return inputs
 
     with reading_inputs(network, layers, read):
@@ -118,8 +147,8 @@ def _inputs_as(network: nn.Module, layers: Sequence[nn.Module], images: Tensor) 
     return [found[id(layer)] for layer in layers]
 
 
-def _zeros(batch: Sequence[Tensor], each: Sequence[Tensor], num_classes: int) -> RealStatistics:
+def _zeros(of_each: Sequence[Tensor], num_classes: int) -> RealStatistics:
     return RealStatistics(
-        [torch.zeros_like(part) for part in batch],
-        [part.new_zeros((num_classes, *part.shape[1:])) for part in each],
+        [part.new_zeros(part.shape[1:]) for part in of_each],
+        [part.new_zeros((num_classes, *part.shape[1:])) for part in of_each],
     )

@@ -14,7 +14,7 @@ from mim4dd.distill.add_ons.mutual_information import MIM4DD
 from mim4dd.distill.loop import LoopSettings
 from mim4dd.distill.methods.base import Ingredients, RealData
 from mim4dd.distill.methods.edc import EDC, EDCSettings
-from mim4dd.distill.methods.layer_statistics import moments
+from mim4dd.distill.methods.layer_statistics import moments, moments_of_each
 from mim4dd.distill.methods.named_networks import parse_networks
 from mim4dd.distill.methods.rded import random_crop
 from mim4dd.distill.networks import AlexNet, ConvNet
@@ -74,9 +74,7 @@ def test_moments(layer, size):
     for found, expected in zip(moments(layer, maps), by_hand(layer, maps), strict=True):
         torch.testing.assert_close(found, expected)
     of_each = [by_hand(layer, maps[image : image + 1]) for image in range(2)]
-    for found, parts in zip(
-        moments(layer, maps, of_each=True), zip(*of_each, strict=True), strict=True
-    ):
+    for found, parts in zip(moments_of_each(layer, maps), zip(*of_each, strict=True), strict=True):
         torch.testing.assert_close(found, torch.stack(parts))
 
 
