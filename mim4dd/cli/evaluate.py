@@ -101,7 +101,6 @@ def evaluate(
     from mim4dd.distill.commands import cross
     from mim4dd.distill.commands.compare import accuracy_table
     from mim4dd.distill.commands.set_files import load_judged
-    from mim4dd.distill.evaluation import ByTeacher
     from mim4dd.distill.files.atomic import require_writable
     from mim4dd.distill.runs import is_set
 
@@ -128,7 +127,7 @@ def evaluate(
             typer.echo(f"{each.name}: {each.synthetic.provenance.source}", err=True)
     with joined_ranks(judged[0].config.device), sharing():
         if fairness:
-            gains = cross.cross_gains(judged, columns, ByTeacher() if regimes else None)
+            gains = cross.cross_gains(judged, columns, regimes)
             scores = cross.cross_scores(judged, columns, gains, baselines)
         else:
             table = cross.cross_evaluate(judged, columns, baselines, coresets)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from torch import nn
+
 from mim4dd.distill.config.commands import DistillConfig, ExpertsConfig
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.coresets import evaluate_coresets
@@ -17,6 +19,8 @@ from mim4dd.distill.evaluation.recipe import (
 from mim4dd.distill.experts import ExpertBuffer, train_experts
 from mim4dd.distill.loggers import Logger
 from mim4dd.distill.loop.loop import Moment, distill
+from mim4dd.distill.loop.state import Snapshot
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "judge_full",
     "judge_random_real",
     "judge_unchecked",
+    "labelling_network",
     "note_accuracies",
     "note_accuracy",
     "require_same_options",
@@ -99,6 +104,22 @@ def note_accuracies(
         with run.held():
             run.save_set(run.synthetic, noted)
     return noted
+
+
+def labelling_network(
+    config: DistillConfig, run: RunDirectory, data: ImageData
+) -> nn.Module | None:
+    """The network by which the method of a run labels images; None where it has none.
+
+    The run's last checkpoint holds it. Where that is gone, it is trained again.
+    """
+    if METHODS[config.method_name].judged_by is None:
+        return None
+    method = config.make_method(data)
+    if run.checkpoint.exists():  # of several ranks all have the same
+        snapshot = Snapshot(*run.load_checkpoint())
+        method.restore(snapshot.of_rank(0, data.image_train.device))
+    return method.labelling_network()
 
 
 def run_distillation(

@@ -105,7 +105,10 @@ def test_soft_labels_are_evaluated_beside_soft_labels(with_experts):
     _, *lines, note, _, scores, _ = out.splitlines()
     assert scores.split() == ["set", "network", "LRS", "ARS"]
     assert [line.split()[2] for line in lines] == ["soft", "hard", "hard"]
-    assert note.startswith("soft labels of random real images: of a network trained on the whole")
+    assert note == (
+        "soft labels of random real images: of the network that labelled the set, or else of one "
+        "trained on the whole training set"
+    )
 
 
 def test_runs_of_different_networks_share_a_baseline_on_a_third(mim4dd):

@@ -183,6 +183,10 @@ class MIM4DD(BaseMethod):
         """Where the base method starts."""
         return self.base.initial(real, ipc)
 
+    def labelling_network(self) -> nn.Module | None:
+        """That of the base method."""
+        return self.base.labelling_network()
+
     def relabel(self, image_syn: Tensor) -> Tensor | None:
         """The base method's labels of the result."""
         return self.base.relabel(image_syn)

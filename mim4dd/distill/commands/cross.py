@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
 from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
@@ -19,7 +21,14 @@ from mim4dd.distill.evaluation.fairness import Gain, fair_gains
 from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
 from mim4dd.distill.evaluation.teacher import ByTeacher
 from mim4dd.distill.files.atomic import write_csv
-from mim4dd.distill.job import judge, judge_coresets, judge_full, judge_random_real
+from mim4dd.distill.job import (
+    judge,
+    judge_coresets,
+    judge_full,
+    judge_random_real,
+    labelling_network,
+)
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.networks import NETWORKS
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
 from mim4dd.distill.runtime.progress import progress_bar
@@ -59,12 +68,16 @@ class AccuracyTable(dict[str, dict[str, Accuracy]]):
 
 
 class JudgedRun(NamedTuple):
-    """A distilled set, the configuration that it is judged by, and how that loads its data."""
+    """A distilled set, the configuration that it is judged by, and how that loads its data.
+
+    ``teacher`` gives the network by which the set's method labels images, where it has one.
+    """
 
     name: str
     synthetic: SyntheticSet
     config: DistillConfig
     load: Callable[[DistillConfig], ImageData] = DistillConfig.load_data
+    teacher: Callable[[ImageData], nn.Module | None] = lambda _: None
 
     def on_network(self, network: str | None) -> DistillConfig:
         """The configuration on another network; None stays on the run's own."""
@@ -102,7 +115,8 @@ def load_run(path: Path, iteration: int | None = None, **changes: int) -> Judged
     synthetic, reached = run.load_set(iteration)
     whole = reached == config.iterations
     name = str(path) if whole else f"{path}, {reached} of {config.iterations} iterations"
-    return JudgedRun(name, synthetic, config, partial(load_data_of, run=path))
+    load = partial(load_data_of, run=path)
+    return JudgedRun(name, synthetic, config, load, partial(labelling_network, config, run))
 
 
 def require_same_task(runs: Sequence[JudgedRun], networks: Sequence[str | None] = (None,)) -> None:
@@ -189,12 +203,12 @@ def cross_evaluate(
 def cross_gains(
     runs: Sequence[JudgedRun],
     networks: Sequence[str | None],
-    by_teacher: ByTeacher | None = None,
+    regimes: bool = False,
 ) -> dict[tuple[str, str], list[Gain]]:
     """What every set gains over random real images, on every network by every recipe.
 
-    With ``by_teacher`` one soft label for each image and a teacher's labels for every batch are
-    recipes, too.
+    With ``regimes`` one soft label for each image and a teacher's labels for every batch are
+    recipes, too. The latter trains as the set's method does; by default as RDED.
 
     Returns:
         Gains by names of the run and of the network.
@@ -208,10 +222,12 @@ def cross_gains(
     gains: dict[tuple[str, str], list[Gain]] = {}
     with progress_bar(len(networks) * len(runs), "evaluate") as progress:
         for run, data in _with_data(runs):
+            needed = regimes or run.synthetic.label_syn.is_floating_point()
+            teacher = run.teacher(data) if needed else None
             for network in networks:
                 config = run.on_network(network)
                 gains[run.name, config.network_name] = _gains(
-                    run.synthetic, config, data, by_teacher
+                    run.synthetic, config, data, _by_teacher(config, data, regimes), teacher
                 )
                 progress.update()
     return gains
@@ -273,12 +289,14 @@ def _require_real(run: JudgedRun, data: ImageData, way_out: str) -> None:
 
 
 def _gains(
-    synthetic: SyntheticSet, config: DistillConfig, data: ImageData, by_teacher: ByTeacher | None
+    synthetic: SyntheticSet,
+    config: DistillConfig,
+    data: ImageData,
+    by_teacher: ByTeacher | None,
+    teacher: nn.Module | None,
 ) -> list[Gain]:
     synthetic.require_data(data)
     synthetic = synthetic.to(config.device).decoded()
-    if by_teacher is not None and not data.has_images:
-        by_teacher = replace(by_teacher, mix="mixup")  # rows have no boxes to cut
     return fair_gains(
         lambda: config.make_network(data),
         synthetic.image_syn,
@@ -290,7 +308,17 @@ def _gains(
         lr_teacher=config.lr_teacher,
         classes=synthetic.class_syn,
         by_teacher=by_teacher,
+        teacher=teacher,
     )
+
+
+def _by_teacher(config: DistillConfig, data: ImageData, regimes: bool) -> ByTeacher | None:
+    """How a teacher's labels judge the sets of a configuration, if they shall."""
+    if not regimes:
+        return None
+    settings = METHODS[config.method_name].judged_by or ByTeacher()
+    # Rows have no boxes to cut and no squares to enlarge.
+    return settings if data.has_images else replace(settings, mix="mixup", least_area=1.0)
 
 
 def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData]]:
@@ -324,7 +352,8 @@ def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
     kinds = {each.recipe.labels for by_recipe in gains.values() for each in by_recipe}
     if "soft" in kinds:
         text += (
-            "\nsoft labels of random real images: of a network trained on the whole training set"
+            "\nsoft labels of random real images: of the network that labelled the set, or else of "
+            "one trained on the whole training set"
         )
     if "teacher" in kinds:
         text += "\nteacher: such a network's labels of every augmented, mixed batch"

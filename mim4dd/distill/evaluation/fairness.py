@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
@@ -17,7 +17,7 @@ from mim4dd.distill.evaluation.recipe import (
     trained_network,
 )
 from mim4dd.distill.evaluation.teacher import ByTeacher, evaluate_by_teacher
-from mim4dd.distill.training.passes import in_passes
+from mim4dd.distill.training.network import soft_labels
 
 __all__ = ["Gain", "Recipe", "fair_gains"]
 
@@ -55,6 +55,7 @@ def fair_gains(
     lr_teacher: float,
     classes: Tensor | None = None,
     by_teacher: ByTeacher | None = None,
+    teacher: nn.Module | None = None,
 ) -> list[Gain]:
     """Evaluate a set by its own recipe, and by hard labels with augmentation and without.
 
@@ -62,9 +63,9 @@ def fair_gains(
     augmentation bring to any images. So the same number of random real images is evaluated by each
     recipe too, step size included, and what counts is the gain.
 
-    Where a set has soft labels, so have the random real images in its own recipe: the outputs of a
-    network trained on the whole training set. Soft labels carry what was learned from all images;
-    against hard ones that would be credited to the synthetic images.
+    Where a set has soft labels, so have the random real images in its own recipe: the outputs of
+    the teacher. Soft labels carry what was learned from all images; against hard ones that would be
+    credited to the synthetic images.
 
     Args:
         make_network: Makes a freshly initialised network.
@@ -74,11 +75,12 @@ def fair_gains(
         data: Where random real and test images come from.
         evaluation: The recipe; its augmentation is the set's own.
         ipc: Random real images per class, a number for all or one for each.
-        lr_teacher: Step size of the network that labels random real images softly.
+        lr_teacher: Step size of the default teacher.
         classes: The classes that the images stand for; by default their most likely labels. (n,)
         by_teacher: Where it is given, also by the other two regimes: one soft label for each image,
-            and a teacher's labels for every batch. The network that labels random real images
-            softly is the teacher of both, and labels a set that has hard labels.
+            and a teacher's labels for every batch. The teacher of both also labels a set that has
+            hard labels.
+        teacher: In eval mode; by default a network trained by the recipe on all images.
 
     Returns:
         The own recipe first; what would be a recipe twice is there once.
@@ -98,13 +100,14 @@ def fair_gains(
     recipes = dict.fromkeys((own, Recipe("hard", own.dsa_strategy), Recipe("hard", "none")))
     if by_teacher is not None:
         recipes |= dict.fromkeys([Recipe("soft", own.dsa_strategy)])
-    teacher = None
-    if is_soft or by_teacher is not None:
+    if teacher is None and (is_soft or by_teacher is not None):
         teacher = _teacher(make_network, lr_teacher, data, evaluation, ipc)
     gains = []
     for recipe in recipes:
         by_recipe = replace(evaluation, eval_dsa_strategy=recipe.dsa_strategy)
-        label_real = None if teacher is None or recipe.labels == "hard" else _labels_of(teacher)
+        label_real = None
+        if teacher is not None and recipe.labels != "hard":
+            label_real = partial(soft_labels, teacher)
         given = labels if recipe == own else classes if label_real is None else label_real(images)
         synthetic = evaluate(make_network, images, given, lr, data, by_recipe)
         random_real = evaluate_random_real(make_network, ipc, lr, data, by_recipe, label_real)
@@ -112,7 +115,7 @@ def fair_gains(
     if by_teacher is not None and teacher is not None:
         judged = [
             evaluate_by_teacher(make_network, draw, teacher, data, evaluation, by_teacher)
-            for draw in (lambda _: images, lambda stream: data.sample(ipc, stream)[0])
+            for draw in (lambda _: (images, classes), partial(data.sample, ipc))
         ]
         gains.append(Gain(Recipe("teacher", own.dsa_strategy), *judged))
     return gains
@@ -129,13 +132,3 @@ def _teacher(
     seed, num_images = evaluation.eval_seed, sum(class_counts(ipc, data.num_classes))
     whole = data.image_train, data.label_train
     return trained_network(make_network, *whole, seed, lr, evaluation, num_images).eval()
-
-
-def _labels_of(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a teacher takes images for, as probabilities. (n, C)"""
-
-    @torch.no_grad()
-    def label(images: Tensor) -> Tensor:
-        return torch.cat([teacher(batch).softmax(1) for batch in in_passes(images)])
-
-    return label

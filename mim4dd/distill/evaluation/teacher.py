@@ -15,7 +15,7 @@ from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation, of_seeds
 from mim4dd.distill.settings import Settings
-from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.augment import augmentation, cropped
 from mim4dd.distill.training.network import accuracy, seeded_network
 from mim4dd.distill.training.precision import Precision, arithmetic
 
@@ -27,7 +27,11 @@ class ByTeacher(Settings):
     """How a network is trained on what a teacher says of its batches; the defaults are RDED's.
 
     Args:
-        temperature: Of both softmaxes; the loss is multiplied by its square.
+        loss: "kl" of softmaxes, or "mse" of logits, the mean over images and classes.
+        temperature: Of both softmaxes; "kl" is multiplied by its square.
+        hard_weight: Weight of the cross entropy at the images' classes, beside the teacher's loss.
+        least_area: Crop a square of every image, of at least this share of its area, and enlarge
+            it; 1: no crops.
         mix: What becomes of a batch once it is augmented.
         optimizer: "adamw", or "sgd" with momentum 0.9.
         lr: Its step size, which a cosine lowers.
@@ -41,7 +45,10 @@ class ByTeacher(Settings):
         0.001
     """
 
+    loss: Literal["kl", "mse"] = "kl"
     temperature: float = 20.0
+    hard_weight: float = 0.0
+    least_area: float = 1.0
     mix: Literal["cutmix", "mixup", "none"] = "cutmix"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -53,7 +60,9 @@ class ByTeacher(Settings):
         """Raise ValueError on values that cannot be used."""
         check_positive("temperature", self.temperature)
         check_positive("lr", self.lr)
-        self.require_at_least(weight_decay=0, smoothing=1)
+        self.require_at_least(hard_weight=0, weight_decay=0, smoothing=1)
+        if not 0 < self.least_area <= 1:
+            raise ValueError(f"least_area must lie in (0, 1], got {self.least_area}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
@@ -106,6 +115,7 @@ def train_by_teacher(
     network: nn.Module,
     teacher: nn.Module,
     images: Tensor,
+    classes: Tensor,
     settings: ByTeacher,
     *,
     num_steps: int,
@@ -120,19 +130,22 @@ def train_by_teacher(
         \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(t(x) / \tau) \,\big\|\,
             \mathrm{softmax}(s(x) / \tau)\big)
 
-    in the mean over a batch x that is augmented and mixed, at a step size of
+    or :math:`\|t(x) - s(x)\|^2 / C`, plus ``hard_weight`` times the cross entropy, in the mean over
+    a batch x that is augmented and mixed, at a step size of
     :math:`\tfrac12 (1 + \cos(\pi i / (\zeta n)))` of its first in step i of n, with ζ the
-    smoothing. RDED's code leaves :math:`\tau^2` out, which AdamW does not mind.
+    smoothing. RDED's code leaves :math:`\tau^2` out, which AdamW does not mind. A mixed image keeps
+    the class of the one that another was mixed into, as in EDC's code.
 
     Args:
         network: The student.
         teacher: In eval mode.
         images: What the batches are of. (n, C, H, W)
+        classes: Theirs, for ``hard_weight``. (n,)
         settings: How to train.
         num_steps: Number of steps.
         batch_size: Images per step; the last batch of an epoch may be smaller.
         generator: Source of every random draw, on the device of ``images``.
-        augment: Applied to every batch, before it is mixed.
+        augment: Applied to every batch, after it is cropped and before it is mixed.
         precision: Arithmetic of the passes through both networks.
 
     Returns:
@@ -140,7 +153,7 @@ def train_by_teacher(
 
     References:
         Sun et al. On the Diversity and Realism of Distilled Dataset (RDED). arXiv:2312.03526;
-        smoothing and average as in Shao et al. (EDC), arXiv:2404.13733.
+        the other loss, crops, smoothing and average as in Shao et al. (EDC), arXiv:2404.13733.
     """
     parameters, mix = list(network.parameters()), _MIXES[settings.mix]
     optimizer = _optimizer(parameters, settings)
@@ -153,7 +166,10 @@ def train_by_teacher(
         if not order:
             permutation = torch.randperm(len(images), generator=generator, device=images.device)
             order = list(permutation.split(batch_size))
-        batch = images[order.pop(0)]
+        rows = order.pop(0)
+        batch = images[rows]
+        if settings.least_area < 1:
+            batch = cropped(batch, settings.least_area, generator)
         batch = batch if augment is None else augment(batch, generator)
         batch = batch if mix is None else mix(batch, generator)
         for group in optimizer.param_groups:
@@ -161,11 +177,13 @@ def train_by_teacher(
             group["lr"] = settings.lr * (1 + math.cos(turn)) / 2
         with arithmetic(precision, images.device):
             with torch.no_grad():
-                told = (teacher(batch) / settings.temperature).log_softmax(1)
-            said = (network(batch) / settings.temperature).log_softmax(1)
-            loss = F.kl_div(said, told, reduction="batchmean", log_target=True)
+                told = teacher(batch)
+            said = network(batch)
+            loss = _distance(said, told, settings)
+            if settings.hard_weight:
+                loss = loss + settings.hard_weight * F.cross_entropy(said, classes[rows])
         optimizer.zero_grad()
-        (settings.temperature**2 * loss).backward()
+        loss.backward()
         optimizer.step()
         if average is not None:
             average.update_parameters(network)
@@ -174,6 +192,14 @@ def train_by_teacher(
     for averaged, own in zip(average.module.buffers(), network.buffers(), strict=True):
         averaged.copy_(own)
     return average.module
+
+
+def _distance(said: Tensor, told: Tensor, settings: ByTeacher) -> Tensor:
+    """How far a student's logits are from a teacher's, by the loss that is asked for. ()"""
+    if settings.loss == "mse":
+        return F.mse_loss(said, told)
+    said, told = ((logits / settings.temperature).log_softmax(1) for logits in (said, told))
+    return settings.temperature**2 * F.kl_div(said, told, reduction="batchmean", log_target=True)
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: ByTeacher) -> torch.optim.Optimizer:
@@ -186,7 +212,7 @@ def _optimizer(parameters: list[nn.Parameter], settings: ByTeacher) -> torch.opt
 
 def evaluate_by_teacher(
     make_network: Callable[[], nn.Module],
-    draw: Callable[[torch.Generator], Tensor],
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
     teacher: nn.Module,
     data: ImageData,
     evaluation: Evaluation,
@@ -199,7 +225,8 @@ def evaluate_by_teacher(
 
     Args:
         make_network: Makes a freshly initialised network.
-        draw: Gives the images of a network (n, C, H, W), by a stream of its seed.
+        draw: Gives the images of a network (n, C, H, W) and their classes (n,), by a stream of its
+            seed.
         teacher: In eval mode.
         data: Where the test images come from.
         evaluation: How many networks, epochs, images per step, and which augmentation.
@@ -212,20 +239,21 @@ def evaluate_by_teacher(
         >>> data = load_data("digits")
         >>> recipe = Evaluation(num_eval=1, eval_epochs=2, eval_dsa_strategy="none")
         >>> make_network = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        >>> images, teacher = data.image_train[:20], make_network().eval()
+        >>> few, teacher = (data.image_train[:20], data.label_train[:20]), make_network().eval()
         >>> accuracy = evaluate_by_teacher(
-        ...     make_network, lambda generator: images, teacher, data, recipe, ByTeacher()
+        ...     make_network, lambda generator: few, teacher, data, recipe, ByTeacher()
         ... )
         >>> len(accuracy.values)
         1
     """
 
     def judge(seed: int) -> float:
-        images = draw(torch.Generator().manual_seed(seed))
+        images, classes = draw(torch.Generator().manual_seed(seed))
         network = train_by_teacher(
             seeded_network(make_network, FIRST_SEED + seed).to(images.device),
             teacher,
             images,
+            classes,
             settings,
             num_steps=evaluation.eval_epochs * -(-len(images) // evaluation.eval_batch),
             batch_size=evaluation.eval_batch,

@@ -53,14 +53,20 @@ class Snapshot(NamedTuple):
         Raises:
             ValueError: If it is of more ranks than there are, or of fewer.
         """
-        of_all = _below(_METHOD, self.tensors)
-        if of_all and self.header.get("ranks") != num_ranks():
+        if self._of_ranks() and self.header.get("ranks") != num_ranks():
             raise ValueError(
                 f"the checkpoint holds the method's state on {self.header.get('ranks')} "
                 f"ranks, so exactly as many must continue it, got {num_ranks()}"
             )
-        of_this = _below(f"{rank()}.", of_all)
+        return self.of_rank(rank(), device)
+
+    def of_rank(self, number: int, device: torch.device) -> dict[str, Tensor]:
+        """What it holds of the method on one rank."""
+        of_this = _below(f"{number}.", self._of_ranks())
         return {name: value.to(device) for name, value in of_this.items()}
+
+    def _of_ranks(self) -> dict[str, Tensor]:
+        return _below(_METHOD, self.tensors)
 
 
 class LoopState:

@@ -12,7 +12,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import PerClass, draw_of_class
 from mim4dd.distill.experts.train import ExpertBuffer
 from mim4dd.distill.identity.describe import describe_network, describe_object
-from mim4dd.distill.training.network import seeded_network
+from mim4dd.distill.training.network import seeded_network, soft_labels
 
 __all__ = [
     "BaseMethod",
@@ -247,9 +247,20 @@ class BaseMethod(ABC):
         """
         return None
 
-    def relabel(self, image_syn: Tensor) -> Tensor | None:
-        """Probabilities (n, C) to label the result with; None keeps those of the distillation."""
+    def labelling_network(self) -> nn.Module | None:
+        """A network in eval mode that labels images, for methods that trained one.
+
+        It labels the result, and in evaluation by a teacher's labels all batches.
+        """
         return None
+
+    def relabel(self, image_syn: Tensor) -> Tensor | None:
+        """Probabilities (n, C) to label the result with; None keeps those of the distillation.
+
+        By default what :meth:`labelling_network` takes the images for, where there is one.
+        """
+        network = self.labelling_network()
+        return None if network is None else soft_labels(network, image_syn)
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the method was made for other data than ``data``."""

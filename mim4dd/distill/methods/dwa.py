@@ -13,7 +13,7 @@ from mim4dd.distill.data import ImageData
 from mim4dd.distill.identity.describe import describe_object
 from mim4dd.distill.methods.base import Objective, RealData
 from mim4dd.distill.methods.registry import method
-from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
+from mim4dd.distill.methods.sre2l import JUDGED_BY, SRe2L, SRe2LSettings
 from mim4dd.unroll import flatten_parameters
 
 __all__ = ["DWA", "DWASettings"]
@@ -40,7 +40,7 @@ class DWASettings(SRe2LSettings):
         self.require_at_least(ascent_steps=1, ascent_length=0, variance_weight=0)
 
 
-@method("dwa", title="DWA", settings=DWASettings)
+@method("dwa", title="DWA", settings=DWASettings, judged_by=JUDGED_BY)
 class DWA(SRe2L):
     r"""Recover every group of one image of each class as :class:`SRe2L`, from weights of its own.
 

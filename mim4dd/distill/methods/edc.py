@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation import ByTeacher
 from mim4dd.distill.identity.describe import describe_object
 from mim4dd.distill.methods.base import Ingredients, Objective, RealData
 from mim4dd.distill.methods.layer_statistics import (
@@ -23,7 +24,7 @@ from mim4dd.distill.methods.rded import random_crop
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import unchanged
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import TaughtMethod, require_tileable
+from mim4dd.distill.methods.teachers import LabellingMethod, require_tileable
 from mim4dd.distill.networks import make_network, networks_with
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.features import reading_inputs
@@ -70,8 +71,11 @@ class EDCSettings(SqueezeSettings):
         parse_networks("other_teachers", self.other_teachers)
 
 
-@method("edc", title="EDC", settings=EDCSettings)
-class EDC(TaughtMethod):
+_JUDGED_BY = ByTeacher(loss="mse", hard_weight=0.025, least_area=0.08, ema_decay=0.99)
+
+
+@method("edc", title="EDC", settings=EDCSettings, judged_by=_JUDGED_BY)
+class EDC(LabellingMethod):
     r"""Recover images that BatchNorm networks, in turn, take for their classes and for real data.
 
     .. math::
@@ -165,10 +169,6 @@ class EDC(TaughtMethod):
         metrics = {"cross_entropy": cross_entropy.item(), "statistics_distance": distance.item()}
         value = cross_entropy + self.settings.r_statistics * distance
         return Objective(value, [unchanged(teachers[0])], metrics)
-
-    def relabel(self, image_syn: Tensor) -> Tensor:
-        """What the teachers take the images for, in the mean. (n, C)"""
-        return self.teachers.mean_softmax(image_syn, self.data)
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teachers are not of ``data``, or these are no images to crop."""

@@ -60,7 +60,7 @@ def moments(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
 
 def moments_of_each(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What :func:`moments` gives of every image alone: (B, channels) twice, then (B, P) twice."""
-    found = _mean_and_variance(inputs, (2, 3))
+    found = _mean_and_variance(inputs, [2, 3])
     if isinstance(layer, nn.Conv2d):
         found += _by_place(inputs)
     return found
@@ -72,14 +72,15 @@ def _by_place(inputs: Tensor) -> list[Tensor]:
     if list(inputs.shape[2:]) != size:
         inputs = F.interpolate(inputs, size, mode="bilinear")
     # The channels first, one pass over the maps: to unfold them would copy all of them.
-    of_pixels = [
+    of_pixels = _mean_and_variance(inputs, [1])
+    mean, variance = (
         part.unflatten(2, (-1, _PATCH)).unflatten(1, (-1, _PATCH)).transpose(2, 3).flatten(3)
-        for part in _mean_and_variance(inputs, (1,))
-    ]
-    return [part.flatten(1) for part in _of_parts(*of_pixels, axis=3)]
+        for part in of_pixels
+    )
+    return [part.flatten(1) for part in _of_parts(mean, variance, axis=3)]
 
 
-def _mean_and_variance(values: Tensor, axes: Sequence[int]) -> list[Tensor]:
+def _mean_and_variance(values: Tensor, axes: list[int]) -> list[Tensor]:
     variance, mean = torch.var_mean(values, axes, correction=0)
     return [mean, variance]
 
@@ -92,7 +93,7 @@ def _of_parts(mean: Tensor, variance: Tensor, axis: int) -> list[Tensor]:
 def _of_all(of_each: Sequence[Tensor]) -> list[Tensor]:
     """The moments of a batch by those of each of its images."""
     pairs = zip(of_each[::2], of_each[1::2], strict=True)
-    return [part for pair in pairs for part in _of_parts(*pair, axis=0)]
+    return [part for mean, variance in pairs for part in _of_parts(mean, variance, axis=0)]
 
 
 @torch.no_grad()

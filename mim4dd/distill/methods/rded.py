@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.data.per_class import PerClass, class_counts
+from mim4dd.distill.evaluation import ByTeacher
 from mim4dd.distill.methods.base import Ingredients, Initial, Objective, RealData
 from mim4dd.distill.methods.registry import method
 from mim4dd.distill.methods.side_by_side import unchanged
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import TaughtMethod, require_tileable
+from mim4dd.distill.methods.teachers import LabellingMethod, require_tileable
 from mim4dd.distill.training.passes import in_passes
 from mim4dd.distill.training.tiles import mosaic
 
@@ -41,8 +42,8 @@ class RDEDSettings(SqueezeSettings):
         self.require_at_least(candidates=1, crops=1, mosaic=1)
 
 
-@method("rded", title="RDED", settings=RDEDSettings)
-class RDED(TaughtMethod):
+@method("rded", title="RDED", settings=RDEDSettings, judged_by=ByTeacher())
+class RDED(LabellingMethod):
     r"""Take the crops of real images that a teacher gives the least cross entropy.
 
     Of every class ``candidates`` real images are drawn, and of each ``crops`` random squares, which
@@ -108,10 +109,6 @@ class RDED(TaughtMethod):
         """0, and the teacher, into which an add-on may look."""
         (teacher,) = self.teachers.trained_on(self.data)
         return Objective(0 * image_syn.square().sum(), [unchanged(teacher)])
-
-    def relabel(self, image_syn: Tensor) -> Tensor:
-        """What the teacher takes the images for. (n, C)"""
-        return self.teachers.mean_softmax(image_syn, self.data)
 
     def require_data(self, data: ImageData) -> None:
         """Raise ValueError if the teacher is not of ``data``, or these are no images to crop."""

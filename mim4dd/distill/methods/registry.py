@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mim4dd.distill.evaluation import ByTeacher
 from mim4dd.distill.methods.base import BaseMethod
 from mim4dd.distill.registry import Entry, NoSettings, Registry
 from mim4dd.distill.settings import Settings
@@ -18,7 +19,8 @@ Class = TypeVar("Class", bound=type[BaseMethod])
 class MethodEntry(Entry):
     """How a method is made of a configuration.
 
-    ``learns`` is what it learns beside images: "syn_lr", "labels".
+    ``learns`` is what it learns beside images: "syn_lr", "labels". ``judged_by`` is how a teacher's
+    labels judge its sets; None: the method has no such evaluation of its own.
 
     Example:
         >>> from mim4dd.distill.methods import METHODS
@@ -30,6 +32,7 @@ class MethodEntry(Entry):
     needs_experts: bool = False
     learns: frozenset[str] = frozenset()
     presets: Presets = field(default_factory=dict)
+    judged_by: ByTeacher | None = None
 
 
 METHODS: Registry[MethodEntry] = Registry("method", "mim4dd.distill.methods", "mim4dd.methods")
@@ -43,6 +46,7 @@ def method(
     needs_experts: bool = False,
     learns: Iterable[str] = (),
     presets: Presets | None = None,
+    judged_by: ByTeacher | None = None,
 ) -> Callable[[Class], Class]:
     """Name a class of methods, for ``--method``, configurations and :func:`mim4dd.distill.resolve`.
 
@@ -57,6 +61,8 @@ def method(
             are the method's then.
         presets: Defaults of any options by data set and by images per class, "any" for all:
             ``{"cifar10": {"any": {"lr_img": 1.0}, "10": {"iterations": 5000}}}``.
+        judged_by: How networks learn from a teacher's labels of its sets, for methods with a
+            ``labelling_network``, which is the teacher.
 
     Raises:
         ValueError: If another module has registered the name.
@@ -68,10 +74,16 @@ def method(
     """
 
     def register(kind: Class) -> Class:
-        known = presets or {}
         METHODS.add(
             MethodEntry(
-                name, title or name, kind.make, settings, needs_experts, frozenset(learns), known
+                name,
+                title or name,
+                kind.make,
+                settings,
+                needs_experts,
+                frozenset(learns),
+                presets or {},
+                judged_by,
             )
         )
         return kind

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mim4dd.distill.data import ImageData
+from mim4dd.distill.evaluation import ByTeacher
 from mim4dd.distill.methods.base import (
     Ingredients,
     Objective,
@@ -23,12 +24,12 @@ from mim4dd.distill.methods.side_by_side import (
     unchanged,
 )
 from mim4dd.distill.methods.squeeze_settings import SqueezeSettings
-from mim4dd.distill.methods.teachers import TaughtMethod
+from mim4dd.distill.methods.teachers import LabellingMethod
 from mim4dd.distill.networks import networks_with
 from mim4dd.distill.training.augment import augmentation
 from mim4dd.distill.training.features import reading_inputs
 
-__all__ = ["SRe2L", "SRe2LSettings"]
+__all__ = ["JUDGED_BY", "SRe2L", "SRe2LSettings"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class SRe2LSettings(NetworksSettings, SqueezeSettings):
         self.require_at_least(r_bn=0, first_bn_multiplier=0, jitter=0)
 
 
-@method("sre2l", title="SRe2L", settings=SRe2LSettings)
-class SRe2L(TaughtMethod):
+JUDGED_BY = ByTeacher(temperature=30, mix="mixup", smoothing=1)
+
+
+@method("sre2l", title="SRe2L", settings=SRe2LSettings, judged_by=JUDGED_BY)
+class SRe2L(LabellingMethod):
     r"""Recover images that a trained BatchNorm network takes for its classes and for real data.
 
     .. math::
@@ -115,10 +119,6 @@ class SRe2L(TaughtMethod):
             return self._recovery(teachers[0], state, images, label_syn)
 
         return self._objective(for_each_network(parts, stack_networks(teachers), images).mean(0))
-
-    def relabel(self, image_syn: Tensor) -> Tensor:
-        """What the teachers take the images for, in the mean. (n, C)"""
-        return self.teachers.mean_softmax(image_syn, self.data)
 
     def require_per_class(self, counts: Sequence[int]) -> None:
         """Raise ValueError unless every class has as many images."""

@@ -13,9 +13,8 @@ from mim4dd.distill.identity.describe import describe_object, differences, named
 from mim4dd.distill.methods.base import BaseMethod
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.training.network import train_network
-from mim4dd.distill.training.passes import in_passes
 
-__all__ = ["TaughtMethod", "Teachers", "require_tileable"]
+__all__ = ["LabellingMethod", "TaughtMethod", "Teachers", "require_tileable"]
 
 
 class Teachers:
@@ -60,16 +59,6 @@ class Teachers:
                     self._train(index, network, data, progress.update)
             self.trained = True
         return self.networks
-
-    def mean_softmax(self, images: Tensor, data: ImageData) -> Tensor:
-        """What the networks, trained on ``data``, take images for, in the mean. (n, C)"""
-        networks = self.trained_on(data)
-        with torch.no_grad():
-            of_networks = [
-                torch.cat([network(part).softmax(1) for part in in_passes(images)])
-                for network in networks
-            ]
-            return torch.stack(of_networks).mean(0)
 
     def identity(self) -> dict[str, Any]:
         """How they are trained, whether they are already or not."""
@@ -153,6 +142,23 @@ class TaughtMethod(BaseMethod):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up the teachers."""
         self.teachers.restore(state)
+
+
+class LabellingMethod(TaughtMethod):
+    """A method whose teachers also label the images that it made."""
+
+    def labelling_network(self) -> nn.Module:
+        """All teachers, trained, by the mean of their logits."""
+        return _MeanLogits(self.teachers.trained_on(self.data)).eval()
+
+
+class _MeanLogits(nn.Module):
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([network(images) for network in self.networks]).mean(0)
 
 
 def require_tileable(method: str, option: str, tiles: int, data: ImageData) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mim4dd._layout import is_channels_last, planes
 
-__all__ = ["Augmentation", "ComposedAugmentation", "augmentation"]
+__all__ = ["Augmentation", "ComposedAugmentation", "augmentation", "cropped"]
 
 
 class Augmentation:
@@ -95,6 +95,27 @@ class ComposedAugmentation(Augmentation):
 
     def _drawn(self, generator: torch.Generator) -> list[str]:
         return self.families
+
+
+def cropped(images: Tensor, least_area: float, generator: torch.Generator) -> Tensor:
+    """A square of every image, anywhere in it, enlarged to the image's size. (B, C, H, W)
+
+    Its share of the area is uniform between ``least_area`` and 1.
+
+    Example:
+        >>> import torch
+        >>> from mim4dd.distill.training.augment import cropped
+        >>> cropped(torch.rand(4, 3, 32, 32), 0.08, torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 32, 32])
+    """
+    draws = _Draws(images, generator, shared=False)
+    area, right, down = (draws.uniform().flatten() for _ in range(3))
+    side = (least_area + (1 - least_area) * area).sqrt()
+    shift_x, shift_y = ((1 - side) * (2 * part - 1) for part in (right, down))
+    zero = torch.zeros_like(side)
+    maps = torch.stack([side, zero, shift_x, zero, side, shift_y], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def augmentation(strategy: str) -> Augmentation | None:

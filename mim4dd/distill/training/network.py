@@ -17,7 +17,7 @@ from mim4dd.distill.training.precision import Precision, arithmetic
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["accuracy", "seeded_network", "train_network"]
+__all__ = ["accuracy", "seeded_network", "soft_labels", "train_network"]
 
 
 def seeded_network(make_network: Callable[[], Network], seed: int) -> Network:
@@ -93,6 +93,12 @@ def train_network(
             optimizer.step()
             if not order and after_epoch is not None:
                 after_epoch()
+
+
+@torch.no_grad()
+def soft_labels(network: nn.Module, images: Tensor) -> Tensor:
+    """What a network in eval mode takes images for, as probabilities. (n, C)"""
+    return torch.cat([network(batch).softmax(1) for batch in in_passes(images)])
 
 
 @torch.no_grad()

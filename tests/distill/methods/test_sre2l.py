@@ -81,7 +81,7 @@ def test_the_result_has_the_labels_of_the_teachers(add_on, tmp_path):
     result = distill(method, data, LoopSettings(iterations=2, lr_img=0.1), run)
     teachers = [teacher.eval() for teacher in base.teachers.networks]
     with torch.no_grad():
-        expected = sum(teacher(result.image_syn).softmax(1) for teacher in teachers) / 2
+        expected = (sum(teacher(result.image_syn) for teacher in teachers) / 2).softmax(1)
     torch.testing.assert_close(result.label_syn, expected)
     assert result.class_syn.tolist() == [0, 1, 2]
 

@@ -64,7 +64,7 @@ def test_evaluation_trains_in_it():
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
     seen.clear()
     teacher = make_network(data).eval()
-    evaluate_by_teacher(spied, lambda _: images, teacher, data, recipe, ByTeacher())
+    evaluate_by_teacher(spied, lambda _: (images, labels), teacher, data, recipe, ByTeacher())
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
 
 
