@@ -52,6 +52,13 @@ def evaluate(
     eval_epochs: Annotated[
         int | None, typer.Option(help="Epochs of each; by default the run's.")
     ] = None,
+    num_tests: Annotated[
+        int,
+        typer.Option(
+            help="Tests of each network, evenly spread over its epochs. The last one counts. Of "
+            "several, the best is shown too: many papers report it, but the test images choose it."
+        ),
+    ] = 1,
     baselines: Annotated[
         bool, typer.Option(help="Also evaluate random real images and the whole training set.")
     ] = True,
@@ -98,7 +105,7 @@ def evaluate(
     images per class are used. --data, --data-path, --zca, --lr and --device are for sets in files.
     Under torchrun every process trains some of the networks.
     """
-    from mim4dd.distill.commands import cross
+    from mim4dd.distill.commands import cross, cross_tables
     from mim4dd.distill.commands.compare import accuracy_table
     from mim4dd.distill.commands.set_files import load_judged
     from mim4dd.distill.files.atomic import require_writable
@@ -108,6 +115,8 @@ def evaluate(
         raise ValueError("--regimes needs --fairness")
     if coresets and (fairness or not baselines):
         raise ValueError("--coresets takes neither --fairness nor --no-baselines")
+    if num_tests < 1:  # found out only once a network is trained
+        raise ValueError(f"--num-tests must be at least 1, got {num_tests}")
     named = None if networks is None else [name.strip() for name in networks.split(",")]
     columns = cross.network_columns(named)
     if csv is not None:
@@ -127,23 +136,25 @@ def evaluate(
             typer.echo(f"{each.name}: {each.synthetic.provenance.source}", err=True)
     with joined_ranks(judged[0].config.device), sharing():
         if fairness:
-            gains = cross.cross_gains(judged, columns, regimes)
+            gains = cross.cross_gains(judged, columns, regimes, num_tests)
             scores = cross.cross_scores(judged, columns, gains, baselines)
         else:
-            table = cross.cross_evaluate(judged, columns, baselines, coresets)
+            table = cross.cross_evaluate(judged, columns, baselines, coresets, num_tests)
             scores = cross.scores_of_table(judged, table) if baselines else {}
         if not leads():
             return
     if fairness:
-        typer.echo(cross.gain_table(gains))
+        typer.echo(cross_tables.gain_table(gains))
         if csv is not None:
-            cross.save_gains(csv, gains)
+            cross_tables.save_gains(csv, gains)
+    elif networks is None and num_tests > 1:
+        typer.echo(cross_tables.own_table(table))
     elif networks is None:
         own = {name: accuracy for name, row in table.items() for accuracy in row.values()}
         typer.echo(accuracy_table({name: accuracy.summary() for name, accuracy in own.items()}))
     else:
-        typer.echo(cross.cross_table(table))
+        typer.echo(cross_tables.cross_table(table))
     if csv is not None and not fairness:
-        cross.save_accuracies(csv, table)
-    if scored := cross.score_table(scores):
+        cross_tables.save_accuracies(csv, table)
+    if scored := cross_tables.score_table(scores):
         typer.echo(scored)

@@ -43,6 +43,8 @@ def judge(
     data: ImageData,
     config: DistillConfig,
     evaluation: Evaluation | None = None,
+    *,
+    num_tests: int = 1,
 ) -> Accuracy:
     """Evaluate a distilled set by a recipe, the configuration's where there is no other.
 
@@ -52,7 +54,7 @@ def judge(
         ValueError: If the set was made of other data.
     """
     synthetic.require_data(data)
-    return judge_unchecked(synthetic, data, config, evaluation)
+    return judge_unchecked(synthetic, data, config, evaluation, num_tests=num_tests)
 
 
 def judge_unchecked(
@@ -60,6 +62,8 @@ def judge_unchecked(
     data: ImageData,
     config: DistillConfig,
     evaluation: Evaluation | None = None,
+    *,
+    num_tests: int = 1,
 ) -> Accuracy:
     """As :func:`judge`, of a set that is known to be of ``data``: to find out reads all of it."""
     synthetic = synthetic.to(config.device).decoded()
@@ -70,6 +74,7 @@ def judge_unchecked(
         synthetic.syn_lr.item(),
         data,
         config if evaluation is None else evaluation,
+        num_tests=num_tests,
     )
 
 
@@ -205,21 +210,21 @@ def require_same_options(
         )
 
 
-def judge_random_real(data: ImageData, config: DistillConfig) -> Accuracy:
+def judge_random_real(data: ImageData, config: DistillConfig, *, num_tests: int = 1) -> Accuracy:
     """What random real images of the same count reach by the same recipe."""
-    return evaluate_random_real(
-        config.network_maker(data), config.per_class, config.lr_teacher, data, config
-    )
+    task = config.network_maker(data), config.per_class, config.lr_teacher, data, config
+    return evaluate_random_real(*task, num_tests=num_tests)
 
 
-def judge_coresets(data: ImageData, config: DistillConfig) -> dict[str, Accuracy]:
+def judge_coresets(
+    data: ImageData, config: DistillConfig, *, num_tests: int = 1
+) -> dict[str, Accuracy]:
     """What chosen real images of the same count reach by the same recipe, by the choice."""
-    return evaluate_coresets(
-        config.network_maker(data), config.per_class, config.lr_teacher, data, config
-    )
+    task = config.network_maker(data), config.per_class, config.lr_teacher, data, config
+    return evaluate_coresets(*task, num_tests=num_tests)
 
 
-def judge_full(data: ImageData, config: DistillConfig) -> Accuracy:
+def judge_full(data: ImageData, config: DistillConfig, *, num_tests: int = 1) -> Accuracy:
     """What the whole training set reaches by the same recipe, in as many steps."""
-    make_network = config.network_maker(data)
-    return evaluate_full(make_network, config.per_class, config.lr_teacher, data, config)
+    task = config.network_maker(data), config.per_class, config.lr_teacher, data, config
+    return evaluate_full(*task, num_tests=num_tests)

@@ -1,6 +1,7 @@
 """`mim4dd evaluate`, as a user types it: its tables, files and errors."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,26 @@ def test_evaluation_across_architectures_and_recipes(with_experts):
     assert labels == ["hard", "hard", "soft", "teacher"]
     assert out.splitlines()[6].startswith("teacher: such a network's labels of every augmented")
     assert out.splitlines()[-2].split() == ["set", "network", "LRS", "ARS"]
+    status, out, err = mim4dd(
+        "evaluate one --fairness --regimes --num-tests 2 --csv best.csv " + few
+    )
+    assert status == 0, err
+    assert re.split("  +", out.splitlines()[0])[-5:] == [
+        "% of 1 networks", "best over epochs", "random real", "best over epochs", "gain"
+    ]  # fmt: skip
+    with open("best.csv") as file:
+        for row in csv.DictReader(file):
+            for prefix in ("", "random_real_"):
+                best = float(row[f"{prefix}best_over_epochs_mean"])
+                assert best >= float(row[f"{prefix}mean"])
+    status, out, err = mim4dd("evaluate one --num-tests 3 --num-eval 1 --eval-epochs 3")
+    assert status == 0, err
+    header, own, *_ = out.splitlines()
+    assert re.split("  +", header)[-2:] == ["last epoch", "best over epochs"]
+    last, best = (float(cell) for cell in own.replace("(–)", "").split()[1:])
+    assert best >= last
+    status, _, err = mim4dd("evaluate one --num-tests 0")
+    assert (status, "--num-tests must be at least 1, got 0" in err) == (1, True)
     status, _, err = mim4dd("evaluate one --regimes")
     assert (status, "--regimes needs --fairness" in err) == (1, True)
 

@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mim4dd.distill.commands.cross_tables import cross_table
 from mim4dd.distill.config.commands import DistillConfig, TaskSettings, part
 from mim4dd.distill.config.file import load_data_of, read_config
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.evaluation.dd_ranking import (
-    TITLE,
     Scores,
     score_gains,
     score_hard_labels,
 )
 from mim4dd.distill.evaluation.fairness import Gain, fair_gains
-from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation, percent
+from mim4dd.distill.evaluation.recipe import Accuracy, Evaluation
 from mim4dd.distill.evaluation.teacher import ByTeacher
-from mim4dd.distill.files.atomic import write_csv
 from mim4dd.distill.job import (
     judge,
     judge_coresets,
@@ -40,14 +39,9 @@ __all__ = [
     "cross_evaluate",
     "cross_gains",
     "cross_scores",
-    "cross_table",
-    "gain_table",
     "load_run",
     "network_columns",
     "require_same_task",
-    "save_accuracies",
-    "save_gains",
-    "score_table",
     "scores_of_table",
 ]
 
@@ -153,6 +147,7 @@ def cross_evaluate(
     networks: Sequence[str | None],
     baselines: bool,
     coresets: bool = False,
+    num_tests: int = 1,
 ) -> AccuracyTable:
     """Judge every set on every network, by the recipe and the step size that it comes with.
 
@@ -163,6 +158,7 @@ def cross_evaluate(
             then must be of one task.
         coresets: Whether real images that are chosen by what a network trained on all of them says
             are rows, too; only with ``baselines``.
+        num_tests: Tests of each network, evenly spread over its training. The last one counts.
 
     Returns:
         Accuracies by names of the row and of the network.
@@ -180,7 +176,9 @@ def cross_evaluate(
                 _require_real(run, data, "--no-baselines leaves the baselines out")
             for network in networks:
                 config = run.on_network(network)
-                table[run.name][config.network_name] = judge(run.synthetic, data, config)
+                table[run.name][config.network_name] = judge(
+                    run.synthetic, data, config, num_tests=num_tests
+                )
                 progress.update()
         if baselines:
             rows = {
@@ -191,9 +189,9 @@ def cross_evaluate(
             for network in networks:
                 config = run.on_network(network)
                 for row, judge_real in rows.items():
-                    table[row][config.network_name] = judge_real(data, config)
+                    table[row][config.network_name] = judge_real(data, config, num_tests=num_tests)
                 if coresets:
-                    for name, accuracy in judge_coresets(data, config).items():
+                    for name, accuracy in judge_coresets(data, config, num_tests=num_tests).items():
                         row = f"{config.ipc_title} real images per class by {name}"
                         table.setdefault(row, {})[config.network_name] = accuracy
                 progress.update()
@@ -204,11 +202,13 @@ def cross_gains(
     runs: Sequence[JudgedRun],
     networks: Sequence[str | None],
     regimes: bool = False,
+    num_tests: int = 1,
 ) -> dict[tuple[str, str], list[Gain]]:
     """What every set gains over random real images, on every network by every recipe.
 
     With ``regimes`` one soft label for each image and a teacher's labels for every batch are
-    recipes, too. The latter trains as the set's method does; by default as RDED.
+    recipes, too. The latter trains as the set's method does; by default as RDED. Each network is
+    tested ``num_tests`` times; the last test counts.
 
     Returns:
         Gains by names of the run and of the network.
@@ -227,7 +227,7 @@ def cross_gains(
             for network in networks:
                 config = run.on_network(network)
                 gains[run.name, config.network_name] = _gains(
-                    run.synthetic, config, data, _by_teacher(config, data, regimes), teacher
+                    run.synthetic, config, data, teacher, regimes, num_tests
                 )
                 progress.update()
     return gains
@@ -292,8 +292,9 @@ def _gains(
     synthetic: SyntheticSet,
     config: DistillConfig,
     data: ImageData,
-    by_teacher: ByTeacher | None,
     teacher: nn.Module | None,
+    regimes: bool,
+    num_tests: int,
 ) -> list[Gain]:
     synthetic.require_data(data)
     synthetic = synthetic.to(config.device).decoded()
@@ -307,15 +308,14 @@ def _gains(
         ipc=config.per_class,
         lr_teacher=config.lr_teacher,
         classes=synthetic.class_syn,
-        by_teacher=by_teacher,
+        by_teacher=_by_teacher(config, data) if regimes else None,
         teacher=teacher,
+        num_tests=num_tests,
     )
 
 
-def _by_teacher(config: DistillConfig, data: ImageData, regimes: bool) -> ByTeacher | None:
-    """How a teacher's labels judge the sets of a configuration, if they shall."""
-    if not regimes:
-        return None
+def _by_teacher(config: DistillConfig, data: ImageData) -> ByTeacher:
+    """How a teacher's labels judge the sets of a configuration."""
     settings = METHODS[config.method_name].judged_by or ByTeacher()
     # Rows have no boxes to cut and no squares to enlarge.
     return settings if data.has_images else replace(settings, mix="mixup", least_area=1.0)
@@ -324,87 +324,3 @@ def _by_teacher(config: DistillConfig, data: ImageData, regimes: bool) -> ByTeac
 def _with_data(runs: Sequence[JudgedRun]) -> Iterator[tuple[JudgedRun, ImageData]]:
     for run in runs:
         yield run, run.load(run.config)
-
-
-def cross_table(table: Mapping[str, Mapping[str, Accuracy]]) -> str:
-    """Sets by networks, mean and in brackets deviation over networks, in percent."""
-    first = next(iter(table.values()))
-    num_eval = len(next(iter(first.values())).values)
-    rows = [[f"%, of {num_eval} networks each", *first]]
-    rows += [
-        [name, *(percent(accuracy.summary()) for accuracy in row.values())]
-        for name, row in table.items()
-    ]
-    return _aligned(rows, num_names=1)
-
-
-def gain_table(gains: Mapping[tuple[str, str], Sequence[Gain]]) -> str:
-    """A line for every set, network and recipe, mean and deviation over networks in percent."""
-    num_eval = len(next(iter(gains.values()))[0].gain.values)
-    accuracy = f"% of {num_eval} networks"
-    rows = [["set", "network", "labels", "augmentation", accuracy, "random real", "gain"]]
-    for names, by_recipe in gains.items():
-        for each in by_recipe:
-            accuracies = [percent(one.summary()) for one in (each.synthetic, each.random_real)]
-            gain = percent(each.gain.summary(), "+")
-            rows.append([*names, *each.recipe, *accuracies, gain])
-    text = _aligned(rows, num_names=4)
-    kinds = {each.recipe.labels for by_recipe in gains.values() for each in by_recipe}
-    if "soft" in kinds:
-        text += (
-            "\nsoft labels of random real images: of the network that labelled the set, or else of "
-            "one trained on the whole training set"
-        )
-    if "teacher" in kinds:
-        text += "\nteacher: such a network's labels of every augmented, mixed batch"
-    return text
-
-
-def score_table(scores: Mapping[tuple[str, str], Scores]) -> str:
-    """A line for every set and network; nothing where there is no score."""
-    columns = {
-        "LRS": [each.label_robust for each in scores.values()],
-        "ARS": [each.augmentation_robust for each in scores.values()],
-    }
-    shown = {name: column for name, column in columns.items() if any(column)}
-    if not shown:
-        return ""
-    rows = [["set", "network", *shown]]
-    for names, *values in zip(scores, *shown.values(), strict=True):
-        rows.append([*names, *("" if one is None else percent(one.summary()) for one in values)])
-    return f"{TITLE}\n{_aligned(rows, num_names=2)}"
-
-
-def save_accuracies(path: Path, table: Mapping[str, Mapping[str, Accuracy]]) -> None:
-    """Write a CSV file with a line for every set and network; accuracies are fractions."""
-    rows: list[Sequence[Any]] = [("set", "network", "mean", "std", "seeds")]
-    for name, row in table.items():
-        for network, accuracy in row.items():
-            rows.append((name, network, *accuracy.summary().values()))
-    write_csv(path, rows)
-
-
-def save_gains(path: Path, gains: Mapping[tuple[str, str], Sequence[Gain]]) -> None:
-    """Write a CSV file with a line for every set, network and recipe; accuracies are fractions."""
-    rows: list[Sequence[Any]] = [
-        ("set", "network", "labels", "augmentation", "mean", "std", "random_real_mean",
-         "random_real_std", "gain_mean", "gain_std", "seeds")
-    ]  # fmt: skip
-    for names, by_recipe in gains.items():
-        for each in by_recipe:
-            accuracies = (each.synthetic, each.random_real, each.gain)
-            moments = [moment for one in accuracies for moment in (one.mean, one.std)]
-            rows.append((*names, *each.recipe, *moments, len(each.gain.values)))
-    write_csv(path, rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
-    """Columns with names to the left, those with numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < num_names else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

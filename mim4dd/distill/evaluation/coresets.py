@@ -126,6 +126,8 @@ def evaluate_coresets(
     lr: float,
     data: ImageData,
     evaluation: Evaluation,
+    *,
+    num_tests: int = 1,
 ) -> dict[str, Accuracy]:
     """As :func:`~mim4dd.distill.evaluation.evaluate`, on each of ``CORESETS``.
 
@@ -138,6 +140,7 @@ def evaluate_coresets(
         lr: Step size of all networks.
         data: Where training and test images come from.
         evaluation: The recipe.
+        num_tests: As of :func:`~mim4dd.distill.evaluation.evaluate`.
 
     Raises:
         ValueError: If a class has fewer images, or the network no linear layer.
@@ -157,7 +160,7 @@ def evaluate_coresets(
     teacher = trained_network(make_network, *whole, seed, lr, evaluation, num_images)
     look = partial(_look, teacher.eval(), data)
     return {
-        name: evaluate(make_network, *chosen, lr, data, evaluation)
+        name: evaluate(make_network, *chosen, lr, data, evaluation, num_tests=num_tests)
         for name, chosen in choose_coresets(look, data, ipc).items()
     }
 

@@ -56,6 +56,7 @@ def fair_gains(
     classes: Tensor | None = None,
     by_teacher: ByTeacher | None = None,
     teacher: nn.Module | None = None,
+    num_tests: int = 1,
 ) -> list[Gain]:
     """Evaluate a set by its own recipe, and by hard labels with augmentation and without.
 
@@ -81,6 +82,7 @@ def fair_gains(
             and a teacher's labels for every batch. The teacher of both also labels a set that has
             hard labels.
         teacher: In eval mode; by default a network trained by the recipe on all images.
+        num_tests: Tests of each network, evenly spread over its training. The last one counts.
 
     Returns:
         The own recipe first; what would be a recipe twice is there once.
@@ -109,12 +111,16 @@ def fair_gains(
         if teacher is not None and recipe.labels != "hard":
             label_real = partial(soft_labels, teacher)
         given = labels if recipe == own else classes if label_real is None else label_real(images)
-        synthetic = evaluate(make_network, images, given, lr, data, by_recipe)
-        random_real = evaluate_random_real(make_network, ipc, lr, data, by_recipe, label_real)
+        synthetic = evaluate(make_network, images, given, lr, data, by_recipe, num_tests=num_tests)
+        random_real = evaluate_random_real(
+            make_network, ipc, lr, data, by_recipe, label_real, num_tests=num_tests
+        )
         gains.append(Gain(recipe, synthetic, random_real))
     if by_teacher is not None and teacher is not None:
         judged = [
-            evaluate_by_teacher(make_network, draw, teacher, data, evaluation, by_teacher)
+            evaluate_by_teacher(
+                make_network, draw, teacher, data, evaluation, by_teacher, num_tests=num_tests
+            )
             for draw in (lambda _: (images, classes), partial(data.sample, ipc))
         ]
         gains.append(Gain(Recipe("teacher", own.dsa_strategy), *judged))

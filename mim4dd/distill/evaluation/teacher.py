@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mim4dd._checks import check_positive
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data import ImageData
-from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation, of_seeds
+from mim4dd.distill.evaluation.recipe import FIRST_SEED, Accuracy, Evaluation, Examiner, of_seeds
 from mim4dd.distill.settings import Settings
 from mim4dd.distill.training.augment import augmentation, cropped
-from mim4dd.distill.training.network import accuracy, seeded_network
+from mim4dd.distill.training.network import seeded_network
 from mim4dd.distill.training.precision import Precision, arithmetic
 
 __all__ = ["ByTeacher", "cut_mix", "evaluate_by_teacher", "mix_up", "train_by_teacher"]
@@ -123,6 +123,7 @@ def train_by_teacher(
     generator: torch.Generator,
     augment: Augment | None = None,
     precision: Precision = "float32",
+    test: Examiner | None = None,
 ) -> nn.Module:
     r"""Train a network in place to say of every batch what a teacher says of it.
 
@@ -147,6 +148,7 @@ def train_by_teacher(
         generator: Source of every random draw, on the device of ``images``.
         augment: Applied to every batch, after it is cropped and before it is mixed.
         precision: Arithmetic of the passes through both networks.
+        test: Tests on the way what is to be tested.
 
     Returns:
         What is to be tested: the network, or the average of its weights with its own buffers.
@@ -187,6 +189,13 @@ def train_by_teacher(
         optimizer.step()
         if average is not None:
             average.update_parameters(network)
+        if test is not None and test.is_due(step + 1):
+            test.after_step(_to_be_tested(network, average), step + 1)
+    return _to_be_tested(network, average)
+
+
+def _to_be_tested(network: nn.Module, average: AveragedModel | None) -> nn.Module:
+    """The network, or the average of its weights with its own buffers as they are now."""
     if average is None:
         return network
     for averaged, own in zip(average.module.buffers(), network.buffers(), strict=True):
@@ -217,6 +226,8 @@ def evaluate_by_teacher(
     data: ImageData,
     evaluation: Evaluation,
     settings: ByTeacher,
+    *,
+    num_tests: int = 1,
 ) -> Accuracy:
     """Train networks on what a teacher says of the images, as many steps as the recipe, and test.
 
@@ -231,6 +242,7 @@ def evaluate_by_teacher(
         data: Where the test images come from.
         evaluation: How many networks, epochs, images per step, and which augmentation.
         settings: How to train.
+        num_tests: Tests of each network, evenly spread over its training. The last one counts.
 
     Example:
         >>> from torch import nn
@@ -247,20 +259,23 @@ def evaluate_by_teacher(
         1
     """
 
-    def judge(seed: int) -> float:
+    def judge(seed: int) -> list[float]:
         images, classes = draw(torch.Generator().manual_seed(seed))
-        network = train_by_teacher(
+        num_steps = evaluation.num_steps(len(images))
+        test = Examiner(data, num_steps, num_tests)
+        train_by_teacher(
             seeded_network(make_network, FIRST_SEED + seed).to(images.device),
             teacher,
             images,
             classes,
             settings,
-            num_steps=evaluation.eval_epochs * -(-len(images) // evaluation.eval_batch),
+            num_steps=num_steps,
             batch_size=evaluation.eval_batch,
             generator=torch.Generator(images.device).manual_seed(FIRST_SEED + seed),
             augment=augmentation(evaluation.eval_dsa_strategy),
             precision=evaluation.precision,
+            test=test,
         )
-        return accuracy(network, data.image_test, data.label_test)
+        return test.accuracies
 
     return of_seeds(judge, evaluation)

@@ -42,6 +42,7 @@ def train_network(
     augment: Augment | None = None,
     lr_drop: int | None = None,
     after_epoch: Callable[[], object] | None = None,
+    after_step: Callable[[int], object] | None = None,
     precision: Precision = "float32",
 ) -> None:
     """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
@@ -62,6 +63,7 @@ def train_network(
         lr_drop: Step at which ``lr`` falls to a tenth and the momentum starts anew: the field makes
             its optimiser again there.
         after_epoch: Called whenever all images have been seen once more.
+        after_step: Called after every step with the number of steps so far.
         precision: Arithmetic of the passes through the network.
     """
 
@@ -91,6 +93,8 @@ def train_network(
                 loss = F.cross_entropy(network(batch), labels[rows])
             loss.backward()
             optimizer.step()
+            if after_step is not None:
+                after_step(step + 1)
             if not order and after_epoch is not None:
                 after_epoch()
 

@@ -89,9 +89,9 @@ def test_a_network_trained_on_all_images_chooses(monkeypatch):
     data = make_data()
     made, judged = partial(make_network, data), []
 
-    def spy(make_network, images, labels, lr, data, evaluation):
+    def spy(make_network, images, labels, lr, data, evaluation, **options):
         judged.append(images)
-        return evaluate(make_network, images, labels, lr, data, evaluation)
+        return evaluate(make_network, images, labels, lr, data, evaluation, **options)
 
     monkeypatch.setattr("mim4dd.distill.evaluation.coresets.evaluate", spy)
     found = evaluate_coresets(made, 2, 0.05, data, EVALUATION)

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from mim4dd.distill.commands.cross import score_table
+from mim4dd.distill.commands.cross_tables import score_table
 from mim4dd.distill.evaluation.dd_ranking import (
     Scores,
     augmentation_robust_score,

@@ -1,11 +1,12 @@
 """Evaluation: the field's recipe, on the held-out images, with the step size and draws it says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_data, make_network
+from tiny import make_data, make_network, maker
 from torch import nn
 
 from mim4dd import flatten_parameters
@@ -13,9 +14,11 @@ from mim4dd.distill.data import from_tensors
 from mim4dd.distill.evaluation.recipe import (
     Accuracy,
     Evaluation,
+    Examiner,
     evaluate,
     evaluate_full,
     evaluate_random_real,
+    of_seeds,
     trained_network,
 )
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
@@ -38,6 +41,40 @@ def test_accuracy_is_of_the_held_out_images():
     honest = evaluate_full(lambda: make_network(data), 1, 0.05, data, EVALUATION)
     assert honest.mean > 0.9
     assert evaluate_full(lambda: make_network(data), 1, 0.05, crossed, EVALUATION).mean < 0.1
+
+
+def test_the_last_test_counts_and_the_best_stands_beside_it():
+    """Tests on the way change nothing; a network tested after fewer steps is one trained less."""
+    data = make_data()
+    images, labels = data.sample(2, torch.Generator().manual_seed(0))
+    recipe = replace(EVALUATION, eval_epochs=9, eval_batch=4)  # of 6 images: 18 steps
+
+    def made():
+        return maker(data, "batch")(0)
+
+    plain = evaluate(made, images, labels, 0.01, data, recipe)
+    often = evaluate(made, images, labels, 0.01, data, recipe, num_tests=6)
+    assert plain.best == ()
+    assert often.values == plain.values
+    seen = []
+    for seed in range(2):
+        on_the_way = Examiner(data, 18, 6)
+        trained_network(made, images, labels, 2**31 + seed, 0.01, recipe, 6, on_the_way)
+        seen.append(on_the_way.accuracies)
+    assert all(len(tests) == 6 for tests in seen)
+    assert often.best == tuple(max(tests) for tests in seen)
+    assert all(len(set(tests)) > 1 for tests in seen)
+    falling = of_seeds(lambda seed: [0.2, math.nan, 0.9, 0.5 + seed], recipe)
+    assert falling == Accuracy((0.5, 1.5), best=(0.9, 1.5))
+
+
+def test_tests_are_spread_evenly_and_the_last_step_is_one():
+    data = make_data()
+    assert Examiner(data, 10, 1).steps == {10}
+    assert Examiner(data, 10, 4).steps == {3, 5, 8, 10}
+    assert Examiner(data, 3, 20).steps == {1, 2, 3}
+    with pytest.raises(ValueError, match="num_tests must be at least 1, got 0"):
+        Examiner(data, 10, 0)
 
 
 def test_the_step_size_counts():
@@ -124,6 +161,7 @@ def schedule_of(monkeypatch, call):
 
     def spy(network, images, labels, **options):
         asked.append((len(images), options["num_steps"], options["lr_drop"]))
+        options["after_step"](options["num_steps"])
 
     monkeypatch.setattr("mim4dd.distill.evaluation.recipe.train_network", spy)
     call()

@@ -179,9 +179,9 @@ def test_soft_labels_of_hard_sets_are_the_teachers(monkeypatch):
     data = make_data()
     made, seen = partial(make_network, data), []
 
-    def spy(make_network, images, labels, *others):
+    def spy(make_network, images, labels, *others, **options):
         seen.append(labels)
-        return evaluate(make_network, images, labels, *others)
+        return evaluate(make_network, images, labels, *others, **options)
 
     monkeypatch.setattr("mim4dd.distill.evaluation.fairness.evaluate", spy)
     images, labels = data.sample(1, torch.Generator().manual_seed(0))

@@ -56,6 +56,8 @@ def test_soft_labels_have_soft_labels_to_beat(task, monkeypatch):
     def spy(network, images, labels, **options):
         is_augmented = options["augment"] is not None
         trained_on.append((len(images), labels, options["lr"], is_augmented))
+        if options["after_step"] is not None:  # none of the teacher's
+            options["after_step"](options["num_steps"])
 
     monkeypatch.setattr("mim4dd.distill.evaluation.recipe.train_network", spy)
     gains = gains_of(task, soft)
@@ -85,9 +87,9 @@ def test_random_real_images_are_labelled_by_what_the_whole_set_teaches(task, mon
     long = replace(EVALUATION, num_eval=1, eval_epochs=100)
     seen = []
 
-    def spy(make_network, ipc, lr, data, evaluation, label=None):
+    def spy(make_network, ipc, lr, data, evaluation, label=None, **options):
         seen.append(label)
-        return evaluate_random_real(make_network, ipc, lr, data, evaluation, label)
+        return evaluate_random_real(make_network, ipc, lr, data, evaluation, label, **options)
 
     monkeypatch.setattr("mim4dd.distill.evaluation.fairness.evaluate_random_real", spy)
     gains_of(task, F.one_hot(labels, 3).float(), long)

@@ -29,9 +29,9 @@ def judged(monkeypatch):
     """Who judged by a teacher's labels, and how."""
     seen = []
 
-    def spy(make_network, draw, teacher, data, evaluation, settings):
+    def spy(make_network, draw, teacher, data, evaluation, settings, **options):
         seen.append((teacher, settings))
-        return original(make_network, draw, teacher, data, evaluation, settings)
+        return original(make_network, draw, teacher, data, evaluation, settings, **options)
 
     from mim4dd.distill.evaluation import fairness
 
