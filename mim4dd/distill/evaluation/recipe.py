@@ -138,6 +138,37 @@ class Evaluation(PrecisionSettings):
         return self.eval_epochs * -(-num_images // self.eval_batch)
 
 
+class Examiner:
+    """Test accuracies of a network after some steps of its training, evenly spread.
+
+    Args:
+        data: Where the test images come from.
+        num_steps: Steps of the whole training; the last test comes after the last step.
+        num_tests: How many tests, or as many as there are steps.
+
+    Raises:
+        ValueError: If there shall be none.
+    """
+
+    def __init__(self, data: ImageData, num_steps: int, num_tests: int) -> None:
+        if num_tests < 1:
+            raise ValueError(f"num_tests must be at least 1, got {num_tests}")
+        self.data = data
+        self.steps = {-(-num_steps * turn // num_tests) for turn in range(1, num_tests + 1)}
+        self.accuracies: list[float] = []
+
+    def is_due(self, step: int) -> bool:
+        """Whether the network is to be tested after so many steps."""
+        return step in self.steps
+
+    def after_step(self, network: nn.Module, step: int) -> None:
+        """Test the network if it is its turn, and leave it in the mode that it is in."""
+        if self.is_due(step):
+            training = network.training
+            self.accuracies.append(accuracy(network, self.data.image_test, self.data.label_test))
+            network.train(training)
+
+
 def evaluate(
     make_network: Callable[[], nn.Module],
     images: Tensor,
@@ -251,7 +282,7 @@ def trained_network(
     lr: float,
     evaluation: Evaluation,
     num_images: int,
-    test: "Examiner | None" = None,
+    test: Examiner | None = None,
 ) -> nn.Module:
     """A network trained by the recipe, for as many steps as its epochs over ``num_images`` are.
 
@@ -304,37 +335,6 @@ def _evaluate(
         return test.accuracies
 
     return of_seeds(judge, evaluation)
-
-
-class Examiner:
-    """Test accuracies of a network after some steps of its training, evenly spread.
-
-    Args:
-        data: Where the test images come from.
-        num_steps: Steps of the whole training; the last test comes after the last step.
-        num_tests: How many tests, or as many as there are steps.
-
-    Raises:
-        ValueError: If there shall be none.
-    """
-
-    def __init__(self, data: ImageData, num_steps: int, num_tests: int) -> None:
-        if num_tests < 1:
-            raise ValueError(f"num_tests must be at least 1, got {num_tests}")
-        self.data = data
-        self.steps = {-(-num_steps * turn // num_tests) for turn in range(1, num_tests + 1)}
-        self.accuracies: list[float] = []
-
-    def is_due(self, step: int) -> bool:
-        """Whether the network is to be tested after so many steps."""
-        return step in self.steps
-
-    def after_step(self, network: nn.Module, step: int) -> None:
-        """Test the network if it is its turn, and leave it in the mode that it is in."""
-        if self.is_due(step):
-            training = network.training
-            self.accuracies.append(accuracy(network, self.data.image_test, self.data.label_test))
-            network.train(training)
 
 
 def of_seeds(judge: Callable[[int], list[float]], evaluation: Evaluation) -> Accuracy:

@@ -250,7 +250,8 @@ class BaseMethod(ABC):
     def labelling_network(self) -> nn.Module | None:
         """A network in eval mode that labels images, for methods that trained one.
 
-        It labels the result, and in evaluation by a teacher's labels all batches.
+        It labels the result. If the method is registered with ``judged_by``, it also labels all
+        batches in evaluation by a teacher's labels.
         """
         return None
 

@@ -48,10 +48,9 @@ def by_logits(said, told):
     ("options", "loss_of"),
     [({"temperature": 3.0}, by_softmax), ({"loss": "mse", "hard_weight": 0.4}, by_logits)],
 )
-def test_steps_are_those_of_the_formula(task, options, loss_of, monkeypatch):
+def test_steps_are_those_of_the_formula(task, options, loss_of):
     student, teacher, images = task
     settings = ByTeacher(**options, smoothing=2.0, **PLAIN)
-    monkeypatch.setattr(torch, "randperm", lambda size, **_: torch.arange(size))
     weights = [parameter.detach().clone() for parameter in student.parameters()]
     velocity = [torch.zeros_like(weight) for weight in weights]
     for step in range(3):
@@ -195,7 +194,7 @@ def test_soft_labels_of_hard_sets_are_the_teachers(monkeypatch):
     assert F.cross_entropy(soft.log(), labels) < math.log(3)
 
 
-def test_a_teacher_that_is_given_labels_all(monkeypatch):
+def test_a_teacher_that_is_given_labels_all():
     """The set and random real images, softly and batch by batch."""
     data = make_data()
     made, labelled = partial(make_network, data), []

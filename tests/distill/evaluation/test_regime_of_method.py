@@ -5,7 +5,7 @@ import torch
 
 from mim4dd.distill.commands.cross import cross_gains, load_run
 from mim4dd.distill.config.commands import DistillConfig
-from mim4dd.distill.evaluation import ByTeacher
+from mim4dd.distill.evaluation import ByTeacher, fairness
 from mim4dd.distill.job import run_distillation
 from mim4dd.distill.methods import METHODS
 from mim4dd.distill.runs import RunDirectory
@@ -32,8 +32,6 @@ def judged(monkeypatch):
     def spy(make_network, draw, teacher, data, evaluation, settings, **options):
         seen.append((teacher, settings))
         return original(make_network, draw, teacher, data, evaluation, settings, **options)
-
-    from mim4dd.distill.evaluation import fairness
 
     original = fairness.evaluate_by_teacher
     monkeypatch.setattr(fairness, "evaluate_by_teacher", spy)
