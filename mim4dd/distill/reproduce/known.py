@@ -47,6 +47,15 @@ _SMALL_NETWORKS: Mapping[int, dict[str, Any]] = {
 # times larger go as far, where few are taken.
 _DM_STEPS = {"iterations": 150, "batch_real": 64}
 _FEW_MATCHES = {"iterations": 100, "batch_real": 64}
+# A fifth of the inner epochs, of five times the step size, train the networks as far. With the
+# published step size they learn little, and the set at width 32 has 95.0 instead of 96.1 %.
+_FAST_MATCHES = {
+    "iterations": 200,
+    "batch_real": 64,
+    "inner_loop": 10,
+    "lr_net": 0.05,
+    "lr_img": 0.3,
+}
 _FEW_EXPERTS = {"num_experts": 5, "train_epochs": 6}
 # Some networks, few epochs, a sample of every class; AdamW's steps are as much longer as fewer.
 _NCFM_STEPS = {
@@ -59,7 +68,11 @@ _NCFM_STEPS = {
 _SMALL: Mapping[str, dict[int, dict[str, Any]]] = {
     "dm": {1: _DM_STEPS, 10: {**_DM_STEPS, "lr_img": 10.0}, 50: {**_DM_STEPS, "lr_img": 50.0}},
     "dc": {1: {"batch_real": 64}, 10: _FEW_MATCHES, 50: _FEW_MATCHES},
-    "dsa": {1: {"batch_real": 64}, 10: _FEW_MATCHES, 50: _FEW_MATCHES},
+    "dsa": {
+        1: {"iterations": 500, "batch_real": 64},
+        10: _FAST_MATCHES,
+        50: _FEW_MATCHES,
+    },
     "mtt": {
         1: {"iterations": 500, **_FEW_EXPERTS},
         10: {"iterations": 500, "max_start_epoch": 4, **_FEW_EXPERTS},
