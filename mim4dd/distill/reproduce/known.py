@@ -47,8 +47,8 @@ _SMALL_NETWORKS: Mapping[int, dict[str, Any]] = {
 # times larger go as far, where few are taken.
 _DM_STEPS = {"iterations": 150, "batch_real": 64}
 _FEW_MATCHES = {"iterations": 100, "batch_real": 64}
-# A fifth of the inner epochs, of five times the step size, train the networks as far. With the
-# published step size they learn little, and the set at width 32 has 95.0 instead of 96.1 %.
+# A fifth of the inner epochs with five times the step size takes the networks as far, for a fifth
+# of the time (docs/reproduce has figures). Few steps of the images have to be longer.
 _FAST_MATCHES = {
     "iterations": 200,
     "batch_real": 64,
