@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -178,6 +179,10 @@ class MIM4DD(BaseMethod):
     def tiles(self) -> int:
         """The base method's."""
         return self.base.tiles
+
+    def prepare(self, folder: Path) -> None:
+        """As the base method."""
+        self.base.prepare(folder)
 
     def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
         """Where the base method starts."""

@@ -1,6 +1,5 @@
 """Expert trajectories: networks trained on real data, their parameters stored after every epoch."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -28,6 +27,7 @@ from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.runtime.ranks import from_first, leads
 from mim4dd.distill.training.augment import augmentation
+from mim4dd.distill.training.kept import KeptTraining
 from mim4dd.distill.training.network import accuracy, seeded_network, train_network
 from mim4dd.distill.training.precision import PrecisionSettings
 from mim4dd.unroll import flatten_parameters
@@ -96,10 +96,10 @@ def train_experts(
 ) -> "ExpertBuffer":
     """Train the experts that ``folder`` does not hold yet, one file each, and open them.
 
-    A file is written when its expert is done, so an interrupted or killed call continues with the
-    next. An expert's bits depend on its seed, the device and the threads of torch, but not on which
-    worker trains it: by default workers share the threads, and with one thread in all, as with
-    OMP_NUM_THREADS=1, any number of workers gives the same experts.
+    The same call continues after an interruption or a kill, which costs a minute of an expert's
+    training at most. An expert's bits depend on its seed, the device and the threads of torch, but
+    not on which worker trains it: by default workers share the threads, and with one thread in all,
+    as with OMP_NUM_THREADS=1, any number of workers gives the same experts.
 
     Args:
         make_network: Makes a freshly initialised network; with more than one worker it is
@@ -159,9 +159,18 @@ def train_experts(
 
 
 def _missing(folder: Path, num_experts: int) -> list[int]:
+    """Those that are not done, or of which a kill left what is kept until they are."""
     return from_first(
-        lambda: [index for index in range(num_experts) if not expert_path(folder, index).exists()]
+        lambda: [
+            index
+            for index in range(num_experts)
+            if not expert_path(folder, index).exists() or _kept_path(folder, index).exists()
+        ]
     )
+
+
+def _kept_path(folder: Path, index: int) -> Path:
+    return folder / f"training_{index:04d}.safetensors"
 
 
 class _Trainer:
@@ -182,13 +191,31 @@ class _Trainer:
         self.data = data.to(devices[worker % len(devices)])
 
     def __call__(self, index: int) -> None:
-        started = time.perf_counter()
+        path, kept_path = expert_path(self.folder, index), _kept_path(self.folder, index)
+        if not path.exists():
+            if not self.folder.exists():
+                raise gone(self.folder)
+            with hold(self.folder, lock=False):  # also in a worker, so that it is not made anew
+                self._train(index, path, kept_path)
+        kept_path.unlink(missing_ok=True)
+
+    def _train(self, index: int, path: Path, kept_path: Path) -> None:
         data, training = self.data, self.training
         seed, device = training.seed + index, data.image_train.device
         network = seeded_network(lambda: self.make_network(data), seed).to(device)
-        # flatten_parameters copies: MTT stores p.detach().cpu(), on a CPU a view of live weights.
-        trajectory = [flatten_parameters(network).cpu()]
+        kept = KeptTraining(kept_path, {**self.header, "index": index})
         steps_per_epoch = -(-len(data.image_train) // training.batch_train)
+        # flatten_parameters copies: MTT stores p.detach().cpu(), on a CPU a view of live weights.
+        initial = flatten_parameters(network).cpu()[None]
+        trajectory = kept.beside.setdefault("trajectory", initial)
+        if trajectory.shape != (kept.step // steps_per_epoch + 1, initial.shape[1]):
+            raise ValueError(f"{kept_path} does not hold the trajectory up to its step: remove it")
+
+        def after_epoch() -> None:
+            nonlocal trajectory
+            trajectory = torch.cat([trajectory, flatten_parameters(network).cpu()[None]])
+            kept.beside["trajectory"] = trajectory
+
         drop = training.decay_epoch
         train_network(
             network,
@@ -202,23 +229,15 @@ class _Trainer:
             generator=torch.Generator(device).manual_seed(seed),
             augment=augmentation(training.dsa_strategy),
             lr_drop=None if drop is None else drop * steps_per_epoch,
-            after_epoch=lambda: trajectory.append(flatten_parameters(network).cpu()),
+            after_epoch=after_epoch,
             precision=training.precision,
+            kept=kept,
         )
-        stacked = torch.stack(trajectory)
-        if (epoch := first_not_finite(stacked)) is not None:
+        if (epoch := first_not_finite(trajectory)) is not None:
+            kept_path.unlink(missing_ok=True)
             raise FloatingPointError(
                 f"expert {index} diverged in epoch {epoch}: lower lr_expert {training.lr_expert}"
             )
         score = accuracy(network, data.image_test, data.label_test)
-        seconds = time.perf_counter() - started
-        if not self.folder.exists():
-            raise gone(self.folder)
-        save_expert(
-            expert_path(self.folder, index),
-            stacked,
-            parameter_shapes(network),
-            self.header,
-            score,
-            seconds,
-        )
+        shapes, seconds = parameter_shapes(network), kept.seconds
+        save_expert(path, trajectory, shapes, self.header, score, seconds)

@@ -22,7 +22,12 @@ from mim4dd.distill.loop.settings import LoopSettings
 from mim4dd.distill.loop.state import LoopState, copied_state, save
 from mim4dd.distill.methods.base import BaseMethod, Initial, Objective, RealData
 from mim4dd.distill.runs import RunDirectory, SyntheticSet
-from mim4dd.distill.runtime.interruption import Interrupted, Stop, interruptible
+from mim4dd.distill.runtime.interruption import (
+    Interrupted,
+    Stop,
+    interruptible,
+    stopping_at_once,
+)
 from mim4dd.distill.runtime.progress import progress_bar
 from mim4dd.distill.runtime.ranks import agree, any_rank, rank, sharing, wait_for_ranks
 from mim4dd.distill.runtime.threads import working_threads
@@ -163,8 +168,9 @@ def _distill(
             run.change_config(config)
         return run.load_result()
     if snapshot is not None:
-        # Also before the start is made anew, which may need teachers that took hours.
+        # Also before what takes hours, such as the teachers that a start may need, is made anew.
         method.restore(snapshot.of_method(device))
+    _prepare(method, run)
     state = _initial_state(method, data, settings)
     state.identity, state.normalization, state.tiles = identity, data.normalization, method.tiles
     state.options = config
@@ -178,9 +184,11 @@ def _distill(
         run.change_config(config)  # before the checkpoint: if killed between, it goes on by this
     if snapshot is not None:
         run.drop_result()
-        # With what is asked for from here on, whenever this is stopped.
+    if any_rank(snapshot is not None or run.preparation.exists(), device):
+        # With what is asked for from here on, and what was prepared, whenever this is stopped.
         state.last_good = state.snapshot(copied_state(method))
         save(state, state.last_good, run)
+        run.drop_preparation()
     run.rewind(state.iteration)
 
     def judge(row: dict[str, Any]) -> Accuracy | None:
@@ -230,6 +238,14 @@ def _distill(
         result = result.with_accuracy(network, judged.values, first_seed)
     run.save_set(run.synthetic, result)
     return result
+
+
+def _prepare(method: BaseMethod, run: RunDirectory) -> None:
+    # At once: a training that may take hours is kept as it goes.
+    with stopping_at_once(
+        lambda: f"stopped before the first iteration; continue with --resume {run.path}"
+    ):
+        method.prepare(run.preparation)
 
 
 def _initial_state(method: BaseMethod, data: ImageData, settings: LoopSettings) -> LoopState:

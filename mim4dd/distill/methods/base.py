@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -239,6 +240,15 @@ class BaseMethod(ABC):
         is called for evaluation and for add-ons. :meth:`loss` has to call it by itself.
         """
         return 1
+
+    def prepare(self, folder: Path) -> None:
+        """Do what takes long before the first step, such as training networks on the real data.
+
+        The loop calls it before :meth:`initial`. It may be stopped at any moment. What it keeps in
+        ``folder``, the next call may go on from. The loop removes the folder when a checkpoint
+        holds what :meth:`state` gives.
+        """
+        return
 
     def initial(self, real: RealData, ipc: PerClass) -> Initial | None:
         """Where the set starts, for methods that choose it; None leaves that to the loop.

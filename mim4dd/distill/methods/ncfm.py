@@ -71,8 +71,8 @@ class NCFM(TaughtMethod):
     with D of :func:`characteristic_distance` at fresh normal frequencies, ψ what the last linear
     layer reads, divided by its length, d the decoding into tiles, and A_c, A'_c one transformation
     of all families for all images of class c. θ = l θ₀ + (1 − l) θ_* lies between the initial and
-    the trained weights of one of the networks, l uniform in [0, 1). They are trained in the first
-    step. The set starts from mosaics of real images.
+    the trained weights of one of the networks, l uniform in [0, 1). They are trained before the
+    first step. The set starts from mosaics of real images.
 
     Args:
         new_network: Makes an untrained network with the initial weights of a seed.

@@ -65,8 +65,8 @@ class SRe2L(LabellingMethod):
     with the mean and variance of the input of BatchNorm layer l, per channel, over one synthetic
     image of every class, and the running ones of the teacher, which is in eval mode. Where there
     are more images per class, the loss is the mean over such groups: each is recovered by itself.
-    The teachers are trained in the first step; in the end they label the images. Augmentation is
-    of both the real images that they learn and the synthetic ones.
+    The teachers are trained before the first step; in the end they label the images. Augmentation
+    is of both the real images that they learn and the synthetic ones.
 
     Args:
         make_teacher: Makes an untrained teacher with the initial weights of a seed.

@@ -1,6 +1,8 @@
 """Networks that a method trains on the real data before it distils."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from mim4dd.distill.identity.data import describe_data
 from mim4dd.distill.identity.describe import describe_object, differences, named_differences
 from mim4dd.distill.methods.base import BaseMethod
 from mim4dd.distill.runtime.progress import progress_bar
+from mim4dd.distill.training.kept import KeptTraining
 from mim4dd.distill.training.network import train_network
 
 __all__ = ["LabellingMethod", "TaughtMethod", "Teachers", "require_tileable"]
@@ -46,18 +49,30 @@ class Teachers:
         self.augment = augment
         self.trained = False
 
-    def trained_on(self, data: ImageData) -> list[nn.Module]:
+    def trained_on(self, data: ImageData, folder: Path | None = None) -> list[nn.Module]:
         """The networks, trained.
+
+        Args:
+            data: What they are trained on.
+            folder: Where the training is kept as it goes, a file for each, so that another call
+                goes on from there after a stop.
 
         Raises:
             FloatingPointError: If one diverges.
+            ValueError: If what ``folder`` holds is of other networks, another training or data.
         """
-        if not self.trained:
-            total = self.epochs * len(self.networks)
-            with progress_bar(total=total, desc="teachers") as progress:
-                for index, network in enumerate(self.networks):
-                    self._train(index, network, data, progress.update)
-            self.trained = True
+        if self.trained:
+            return self.networks
+        identity = {"teachers": self.identity(), "data": describe_data(data)}
+        with progress_bar(self._num_steps(data) * len(self.networks), "teachers") as progress:
+            for index in range(len(self.networks)):
+                kept = None
+                if folder is not None:
+                    path = folder / f"teacher_{index:04d}.safetensors"
+                    kept = KeptTraining(path, identity | {"index": index})
+                    progress.update(kept.step)
+                self._train(index, data, lambda _step: progress.update(), kept)
+        self.trained = True
         return self.networks
 
     def identity(self) -> dict[str, Any]:
@@ -93,28 +108,42 @@ class Teachers:
         own.eval()
         self.trained = True
 
+    def _num_steps(self, data: ImageData) -> int:
+        return self.epochs * -(-len(data.image_train) // self.batch)
+
     def _train(
-        self, index: int, network: nn.Module, data: ImageData, after_epoch: Callable[[], object]
+        self,
+        index: int,
+        data: ImageData,
+        after_step: Callable[[int], object],
+        kept: KeptTraining | None,
     ) -> None:
-        images = data.image_train
-        num_steps = self.epochs * -(-len(images) // self.batch)
-        train_network(
-            network,
-            images,
-            data.label_train,
-            num_steps=num_steps,
-            lr=self.lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            batch_size=self.batch,
-            generator=torch.Generator(images.device).manual_seed(self.seed + index),
-            augment=self.augment,
-            lr_drop=num_steps // 2,
-            after_epoch=after_epoch,
-        )
+        network, images, num_steps = self.networks[index], data.image_train, self._num_steps(data)
+        initial = deepcopy(network.state_dict())
+        try:
+            train_network(
+                network,
+                images,
+                data.label_train,
+                num_steps=num_steps,
+                lr=self.lr,
+                momentum=0.9,
+                weight_decay=5e-4,
+                batch_size=self.batch,
+                generator=torch.Generator(images.device).manual_seed(self.seed + index),
+                augment=self.augment,
+                lr_drop=num_steps // 2,
+                after_step=after_step,
+                kept=kept,
+            )
+            if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+                if kept is not None:
+                    kept.path.unlink(missing_ok=True)
+                raise FloatingPointError(f"teacher {index} diverged: lower its step size {self.lr}")
+        except BaseException:  # from what it is now another call would go on
+            network.load_state_dict(initial)
+            raise
         network.eval()
-        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-            raise FloatingPointError(f"teacher {index} diverged: lower its step size {self.lr}")
 
 
 class TaughtMethod(BaseMethod):
@@ -134,6 +163,10 @@ class TaughtMethod(BaseMethod):
             raise ValueError(
                 f"data must be what the teachers are trained on, got {named_differences(found)}"
             )
+
+    def prepare(self, folder: Path) -> None:
+        """Train the teachers."""
+        self.teachers.trained_on(self.data, folder)
 
     def state(self) -> dict[str, Tensor]:
         """The teachers, once they are trained."""

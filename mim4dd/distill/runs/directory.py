@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -102,6 +103,23 @@ class RunDirectory:
         folder = self.path / "pictures"
         require_within(folder, self.path)
         return folder
+
+    @property
+    def preparation(self) -> Path:
+        """Where a method keeps what it does before the first step.
+
+        Raises:
+            ValueError: If a link leads out of the run.
+        """
+        folder = self.path / "preparation"
+        require_within(folder, self.path)
+        return folder
+
+    def drop_preparation(self) -> None:
+        """Remove what a method kept, once a checkpoint holds it."""
+        if not self.read_only and self.preparation.exists():
+            with self._writing(self.preparation):
+                shutil.rmtree(self.preparation)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

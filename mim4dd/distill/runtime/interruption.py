@@ -69,13 +69,18 @@ def interruptible() -> Iterator[Stop]:
 
 @contextmanager
 def stopping_at_once(message: Callable[[], str]) -> Iterator[None]:
-    """Raise :class:`Interrupted` at Ctrl-C and SIGTERM, where it is for workers to save a state.
+    """Raise :class:`Interrupted` at Ctrl-C and SIGTERM, where the state is saved already, or is for
+    workers to save.
 
     Args:
         message: Says how far it got, and how to go on.
     """
 
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    asked = int(signal.SIGINT)  # for which Python raises KeyboardInterrupt by itself
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        nonlocal asked
+        asked = number
         raise KeyboardInterrupt
 
     previous: Any = None  # None is also of a program that embeds Python
@@ -86,7 +91,7 @@ def stopping_at_once(message: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(message()) from None
+        raise Interrupted(message(), asked) from None
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)

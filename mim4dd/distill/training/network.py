@@ -12,6 +12,7 @@ from mim4dd._turns import alone_with
 from mim4dd._unroll.steps import Augment
 from mim4dd.distill.data.byte_images import ByteImages, Images
 from mim4dd.distill.runtime.threads import working_threads
+from mim4dd.distill.training.kept import KeptTraining
 from mim4dd.distill.training.passes import in_passes
 from mim4dd.distill.training.precision import Precision, arithmetic
 
@@ -44,6 +45,7 @@ def train_network(
     after_epoch: Callable[[], object] | None = None,
     after_step: Callable[[int], object] | None = None,
     precision: Precision = "float32",
+    kept: KeptTraining | None = None,
 ) -> None:
     """Train ``network`` in place by SGD for ``num_steps`` batches of reshuffled images.
 
@@ -65,6 +67,11 @@ def train_network(
         after_epoch: Called whenever all images have been seen once more.
         after_step: Called after every step with the number of steps so far.
         precision: Arithmetic of the passes through the network.
+        kept: Where the state is written as it goes, and read at the start. ``after_epoch`` and
+            ``after_step`` are called before it is.
+
+    Raises:
+        ValueError: If what is kept is not of this training.
     """
 
     def make_optimizer(lr: float) -> torch.optim.SGD:
@@ -73,10 +80,16 @@ def train_network(
         )
 
     optimizer = make_optimizer(lr)
-    network.train()
     order: list[Tensor] = []
+    first_step = 0 if kept is None else kept.step
+    if kept is not None and first_step > 0:
+        if lr_drop is not None and first_step > lr_drop:
+            optimizer = make_optimizer(0.1 * lr)
+        left = kept.restore(network, optimizer, generator, len(images))
+        order = list(left.to(images.device).split(batch_size)) if len(left) else []
+    network.train()
     with working_threads(network, images[:batch_size]):
-        for step in range(num_steps):
+        for step in range(first_step, num_steps):
             if not order:
                 permutation = torch.randperm(len(images), generator=generator, device=images.device)
                 order = list(permutation.split(batch_size))
@@ -97,6 +110,9 @@ def train_network(
                 after_step(step + 1)
             if not order and after_epoch is not None:
                 after_epoch()
+            if kept is not None:
+                is_last = step + 1 == num_steps
+                kept.note(step + 1, network, optimizer, generator, order, is_last)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from mim4dd.distill.experts.buffer import (
     save_expert,
 )
 from mim4dd.distill.files.atomic import load_tensors, save_tensors
+from mim4dd.distill.training import kept
 
 
 def test_a_stored_epoch_is_a_copy_of_its_moment(tmp_path):
@@ -52,6 +53,71 @@ def test_interrupted_training_continues_with_the_same_result(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random stream is left alone
     for expert in range(2):
         assert torch.equal(whole.segment(expert, 4, 0)[0], parts.segment(expert, 4, 0)[0])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 11, 12, 13])
+def test_a_stop_amid_an_expert_costs_no_more_than_the_last_write(stop, tmp_path, monkeypatch):
+    """An expert is four epochs of three steps."""
+    data, folder = make_data(), tmp_path / "parts"
+    monkeypatch.setattr(kept, "_SECONDS", 0.0)
+    whole = make_experts(data, tmp_path / "whole")
+    step, calls = torch.optim.SGD.step, []
+
+    def stopped_at(number):
+        def stop(*arguments):
+            calls.append(None)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        return stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", stopped_at(stop))
+        with pytest.raises(KeyboardInterrupt):
+            make_experts(data, folder)
+    calls.clear()
+    monkeypatch.setattr(torch.optim.SGD, "step", stopped_at(0))
+    parts = make_experts(data, folder)
+    assert len(calls) == 2 * 4 * 3 - (stop - 1)
+    for expert in range(2):
+        assert torch.equal(whole.trajectory(expert), parts.trajectory(expert))
+    assert names_in(folder) == names_in(tmp_path / "whole")
+    assert len(names_in(folder)) == 2
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_kill_left_beside_a_finished_expert_goes(tmp_path):
+    """It is there until the expert is written, and a kill can come between."""
+    data, left = make_data(), tmp_path / "training_0001.safetensors"
+    make_experts(data, tmp_path)
+    expert = expert_path(tmp_path, 1)
+    left.write_bytes(b"whatever it is")
+    before = expert.stat().st_mtime_ns
+    make_experts(data, tmp_path)
+    assert not left.exists()
+    assert expert.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["another training", "another trajectory"])
+def test_a_stopped_expert_of_another_kind_is_refused(change, tmp_path, monkeypatch):
+    data, path = make_data(), tmp_path / "training_0000.safetensors"
+    monkeypatch.setattr(kept, "_SECONDS", 0.0)
+    monkeypatch.setattr("mim4dd.distill.experts.train.accuracy", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_experts(data, tmp_path)
+    if change == "another training":
+        training, message = dataclasses.replace(TRAINING, lr_expert=0.1), "another training"
+    else:
+        tensors, header = load_tensors(path)
+        short = {"beside.trajectory": tensors["beside.trajectory"][:2].clone()}
+        save_tensors(path, tensors | short, header)
+        training, message = TRAINING, "the trajectory up to its step"
+    with pytest.raises(ValueError, match=rf"training_0000\.safetensors .*{message}"):
+        make_experts(data, tmp_path, training)
 
 
 def test_workers_train_what_one_process_trains(tmp_path):
