@@ -11,8 +11,9 @@ __all__ = ["adopt_threads", "process_threads", "use_threads", "user_threads"]
 
 # What torch chose, noted when mim4dd is imported: a program that calls set_num_threads differs.
 _default: int | None = torch.get_num_threads()
-# torch reads both when it starts.
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# torch reads both when it starts. A worker has its parent's word instead: its own environment is
+# that of the process that starts workers, which may be older.
+_variables: tuple[str, ...] = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 _outside: ContextVar[int | None] = ContextVar("threads outside of use_threads", default=None)
 
@@ -38,7 +39,7 @@ def user_threads() -> int | None:
         >>> torch.set_num_threads(threads)
     """
     threads = process_threads()
-    said = threads != _default or any(os.environ.get(name) for name in _VARIABLES)
+    said = threads != _default or any(os.environ.get(name) for name in _variables)
     return threads if said else None
 
 
@@ -60,6 +61,6 @@ def use_threads(threads: int) -> Iterator[None]:
 
 def adopt_threads(threads: int, of_user: bool) -> None:
     """Start a worker process with its share of the threads, which a user set or torch chose."""
-    global _default
+    global _default, _variables
     torch.set_num_threads(threads)
-    _default = None if of_user else threads
+    _default, _variables = None if of_user else threads, ()

@@ -12,6 +12,7 @@ from mim4dd.distill.config.commands import DistillConfig
 from mim4dd.distill.config.file import load_data_of
 from mim4dd.distill.data import ImageData
 from mim4dd.distill.files.atomic import readable
+from mim4dd.distill.methods import METHODS
 from mim4dd.distill.pictures import (
     class_similarity,
     draw_curves,
@@ -225,12 +226,19 @@ def draw_run_features(
     config = DistillConfig.of(**(values | {"device": device}))
     try:
         data = load_data_of(config, run.path)
+    except ValueError as error:
+        if train:
+            raise
+        return _without_features(run, error)
+    try:
         trained = expert_network(config, data)
     except ValueError as error:
-        if not train:
+        if train:
+            trained = train_on_real(config, data)
+        elif METHODS[config.method_name].needs_experts:
             return _without_features(run, error)
-        data = load_data_of(config, run.path)
-        trained = train_on_real(config, data)
+        else:
+            return _without_features(run, "the run has no experts; --features trains a network")
     return draw_features(run, data, trained, layers, iteration, paper=paper)
 
 

@@ -105,6 +105,15 @@ def test_what_cannot_be_drawn_is_said(runs, capsys):
     )
 
 
+def test_a_method_without_experts_is_not_told_that_they_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = "--method dm --width 8 --iterations 1 --eval-every 0 --num-eval 1 --eval-epochs 1"
+    assert call("distill", *options.split(), "--out", "run") == 0
+    assert call("show", "run") == 0
+    *_, reason = capsys.readouterr().out.splitlines()
+    assert reason.endswith("left out: the run has no experts; --features trains a network")
+
+
 def test_a_run_of_python_without_a_configuration_is_shown(runs, capsys):
     (runs[0] / "config.json").unlink()
     assert call("show", str(runs[0])) == 0
