@@ -38,6 +38,8 @@ from mim4dd.distill.sweep.grid import base_of, make_grid
 from mim4dd.distill.sweep.job import Result
 from mim4dd.distill.sweep.jobs import claim, claim_sources
 from mim4dd.distill.sweep.table import summarize
+from mim4dd.distill.training.kept import KeptTraining
+from mim4dd.distill.training.network import train_network
 
 __all__ = ["FORMATS", "Format"]
 
@@ -175,6 +177,25 @@ def _make_experts(folder: Path) -> None:
         save_expert(
             expert_path(folder, index), trajectory, parameter_shapes(network), header, 0.5, 1.5
         )
+
+
+def _train(folder: Path) -> None:
+    """Train and keep it, or go on from where it is."""
+    network, data = _network(), _data()
+    kept = KeptTraining(folder / "training.safetensors", {"data": data.name})
+    train_network(
+        network,
+        data.image_train,
+        data.label_train,
+        num_steps=4,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=0.0,
+        batch_size=5,
+        generator=torch.Generator().manual_seed(0),
+        kept=kept,
+    )
+    assert kept.seconds > 0
 
 
 def _read_experts(folder: Path) -> None:
@@ -410,6 +431,7 @@ FORMATS = {
     "mtt before zip": Format(_make_mtt_before_zip, _read_foreign),
     "dc": Format(_make_dc, _read_foreign),
     "experts": Format(_make_experts, _read_experts),
+    "training": Format(_train, _train),
     "replay buffers": Format(_make_replay, _read_replay),
     "json": Format(_make_json, _read_json),
     "yaml": Format(_make_yaml, _read_yaml),

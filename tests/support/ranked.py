@@ -4,20 +4,23 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 
 import torch
-from tiny import make_data, make_network
+from tiny import make_data, make_network, maker
 
 from mim4dd.__main__ import main
 from mim4dd._unroll.diagnostics import DivergenceError
 from mim4dd.distill.loop import LoopSettings, distill
 from mim4dd.distill.methods.base import BaseMethod, Objective
 from mim4dd.distill.methods.dc import DC, DCSettings
+from mim4dd.distill.methods.sre2l import SRe2L, SRe2LSettings
 from mim4dd.distill.runs import RunDirectory
 from mim4dd.distill.runtime.processes import run_parallel
 from mim4dd.distill.runtime.ranks import joined_ranks, num_ranks, rank, share, sharing
+from mim4dd.distill.training import kept
 from mim4dd.distill.training.network import seeded_network
 
 SETTINGS = LoopSettings(iterations=6, lr_img=0.1, lr_lr=0.0, checkpoint_every=1)
@@ -53,6 +56,26 @@ def make_dc(data):
     """Networks that serve in several iterations, so that a checkpoint must hold them."""
     settings = DCSettings(outer_loop=4, lr_net=0.1, batch_real=4)
     return DC(lambda seed: seeded_network(lambda: make_network(data), seed), settings)
+
+
+def make_sre2l(data):
+    """Six steps of a teacher, another six, and then the images'."""
+    settings = SRe2LSettings(num_networks=2, squeeze_epochs=2, squeeze_batch=16)
+    return SRe2L(maker(data, "batch"), data, 0, settings)
+
+
+def _stop_teachers_at(number):
+    """Be asked to stop in a step of theirs; each is written as if it took a minute."""
+    kept._SECONDS = 0.0
+    step, taken = torch.optim.SGD.step, []
+
+    def stopped(*arguments):
+        taken.append(None)
+        if len(taken) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
+
+    torch.optim.SGD.step = stopped
 
 
 def who_does(task):
@@ -130,6 +153,13 @@ def _main(scenario, folder, rank, port):
             run = RunDirectory(folder / name, read_only=rank != 0)
             run.path.mkdir(exist_ok=True)
             distill(make_dc(data), data, settings, run, resume=True)
+            return
+        if scenario.startswith("sre2l"):
+            name, stop = scenario.split()[1:]
+            run = RunDirectory(folder / name, read_only=rank != 0)
+            run.path.mkdir(exist_ok=True)
+            _stop_teachers_at(int(stop))
+            distill(make_sre2l(data), data, SETTINGS, run, resume=True)
             return
         blind = scenario == "blind" and rank == 1  # does not see the first one's files
         run = RunDirectory(folder / ("elsewhere" if blind else "run"), read_only=rank != 0)

@@ -185,6 +185,19 @@ def test_every_rank_continues_with_the_networks_it_had(tmp_path):
         distill(make_dc(data), data, SETTINGS, RunDirectory(parts), resume=True, from_iteration=5)
 
 
+def test_ranks_that_are_stopped_amid_their_teachers_continue_bit_for_bit(tmp_path):
+    """All train them alike, and the first one keeps them for all."""
+    assert [status for status, _ in run_ranks("sre2l whole 0", tmp_path)] == [0, 0]
+    for status, err in run_ranks("sre2l parts 9", tmp_path):
+        assert status == 1
+        assert "Interrupted: stopped before the first iteration" in err
+    kept = tmp_path / "parts" / "preparation"
+    assert [path.name[:12] for path in sorted(kept.iterdir())] == ["teacher_0000", "teacher_0001"]
+    assert [status for status, _ in run_ranks("sre2l parts 0", tmp_path)] == [0, 0]
+    assert leavings(tmp_path / "parts") == leavings(tmp_path / "whole")
+    assert not kept.exists()
+
+
 def test_one_gpu_for_all_ranks_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     message = "device must be 'cuda' under torchrun, which numbers the GPUs, got 'cuda:1'"
