@@ -100,9 +100,7 @@ class RunDirectory:
         Raises:
             ValueError: If a link leads out of the run.
         """
-        folder = self.path / "pictures"
-        require_within(folder, self.path)
-        return folder
+        return self._within("pictures")
 
     @property
     def preparation(self) -> Path:
@@ -111,15 +109,18 @@ class RunDirectory:
         Raises:
             ValueError: If a link leads out of the run.
         """
-        folder = self.path / "preparation"
-        require_within(folder, self.path)
-        return folder
+        return self._within("preparation")
 
     def drop_preparation(self) -> None:
         """Remove what a method kept, once a checkpoint holds it."""
         if not self.read_only and self.preparation.exists():
             with self._writing(self.preparation):
                 shutil.rmtree(self.preparation)
+
+    def _within(self, name: str) -> Path:
+        folder = self.path / name
+        require_within(folder, self.path)
+        return folder
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
