@@ -9,6 +9,7 @@ import socket
 import sys
 
 import torch
+from sgd_steps import acting_at
 from tiny import make_data, make_network, maker
 
 from mim4dd.__main__ import main
@@ -67,15 +68,7 @@ def make_sre2l(data):
 def _stop_teachers_at(number):
     """Be asked to stop in a step of theirs; each is written as if it took a minute."""
     kept._SECONDS = 0.0
-    step, taken = torch.optim.SGD.step, []
-
-    def stopped(*arguments):
-        taken.append(None)
-        if len(taken) == number:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*arguments)
-
-    torch.optim.SGD.step = stopped
+    torch.optim.SGD.step, _ = acting_at(number, lambda: signal.raise_signal(signal.SIGTERM))
 
 
 def who_does(task):

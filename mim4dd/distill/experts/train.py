@@ -206,15 +206,18 @@ class _Trainer:
         kept = KeptTraining(kept_path, {**self.header, "index": index})
         steps_per_epoch = -(-len(data.image_train) // training.batch_train)
         # flatten_parameters copies: MTT stores p.detach().cpu(), on a CPU a view of live weights.
-        initial = flatten_parameters(network).cpu()[None]
-        trajectory = kept.beside.setdefault("trajectory", initial)
-        if trajectory.shape != (kept.step // steps_per_epoch + 1, initial.shape[1]):
+        initial = flatten_parameters(network).cpu()
+        trajectory = initial.new_empty((training.train_epochs + 1, len(initial)))
+        so_far = kept.beside.setdefault("trajectory", initial[None])
+        epochs = min(kept.step // steps_per_epoch, training.train_epochs)
+        if so_far.shape != (epochs + 1, len(initial)):
             raise ValueError(f"{kept_path} does not hold the trajectory up to its step: remove it")
+        trajectory[: epochs + 1] = so_far
 
         def after_epoch() -> None:
-            nonlocal trajectory
-            trajectory = torch.cat([trajectory, flatten_parameters(network).cpu()[None]])
-            kept.beside["trajectory"] = trajectory
+            epoch = len(kept.beside["trajectory"])
+            trajectory[epoch] = flatten_parameters(network).cpu()
+            kept.beside["trajectory"] = trajectory[: epoch + 1]
 
         drop = training.decay_epoch
         train_network(

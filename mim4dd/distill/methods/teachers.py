@@ -63,7 +63,10 @@ class Teachers:
         """
         if self.trained:
             return self.networks
-        identity = {"teachers": self.identity(), "data": describe_data(data)}
+        # Only where it is kept: to describe the data is to read all of it.
+        identity: dict[str, Any] = {}
+        if folder is not None:
+            identity = {"teachers": self.identity(), "data": describe_data(data)}
         with progress_bar(self._num_steps(data) * len(self.networks), "teachers") as progress:
             for index in range(len(self.networks)):
                 kept = None

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from sgd_steps import acting_at
 from tiny import TRAINING, make_data, make_experts, make_network
 
 from mim4dd import flatten_parameters
@@ -61,23 +62,16 @@ def test_a_stop_amid_an_expert_costs_no_more_than_the_last_write(stop, tmp_path,
     data, folder = make_data(), tmp_path / "parts"
     monkeypatch.setattr(kept, "_SECONDS", 0.0)
     whole = make_experts(data, tmp_path / "whole")
-    step, calls = torch.optim.SGD.step, []
 
-    def stopped_at(number):
-        def stop(*arguments):
-            calls.append(None)
-            if len(calls) == number:
-                raise KeyboardInterrupt
-            return step(*arguments)
-
-        return stop
+    def interrupt():
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.SGD, "step", stopped_at(stop))
+        patched.setattr(torch.optim.SGD, "step", acting_at(stop, interrupt)[0])
         with pytest.raises(KeyboardInterrupt):
             make_experts(data, folder)
-    calls.clear()
-    monkeypatch.setattr(torch.optim.SGD, "step", stopped_at(0))
+    noted, calls = acting_at(0, interrupt)
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
     parts = make_experts(data, folder)
     assert len(calls) == 2 * 4 * 3 - (stop - 1)
     for expert in range(2):

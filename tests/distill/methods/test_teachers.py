@@ -8,6 +8,7 @@ import pytest
 import torch
 from recovered import maker
 from same_run import leavings
+from sgd_steps import acting_at
 from tiny import make_data, with_loss
 
 from mim4dd import MIM4DDLoss
@@ -73,15 +74,8 @@ def start(path):
 
 def signal_at(monkeypatch, number, step):
     """Send it to this process once, in a step that then is lost."""
-    inner, calls = torch.optim.SGD.step, []
-
-    def stop(optimizer, *rest):
-        calls.append(None)
-        if len(calls) == step:
-            os.kill(os.getpid(), number)
-        return inner(optimizer, *rest)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", stop)
+    stopped, _ = acting_at(step, lambda: os.kill(os.getpid(), number))
+    monkeypatch.setattr(torch.optim.SGD, "step", stopped)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -163,16 +157,11 @@ def test_a_half_trained_teacher_is_trained_from_its_start(monkeypatch):
     class Stopped(Exception):
         pass
 
-    step, calls = torch.optim.SGD.step, []
-
-    def stop(*arguments):
-        calls.append(None)
-        if len(calls) == 5:
-            raise Stopped
-        return step(*arguments)
+    def stop():
+        raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.SGD, "step", stop)
+        patched.setattr(torch.optim.SGD, "step", acting_at(5, stop)[0])
         with pytest.raises(Stopped):
             method.teachers.trained_on(data)
     assert method.state() == {}
